@@ -1,0 +1,25 @@
+"""The two ways in which a command ends badly; the command line turns them into exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class TpcliError(Exception):
+    """A failure that the user can read: one sentence, no traceback. Exit code 1."""
+
+    exit_code = 1
+
+
+class UserError(TpcliError):
+    """The user's mistake: names the wrong value, what is accepted and what to do. Exit code 2."""
+
+    exit_code = 2
+
+
+def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
+    """A trailing ' Did you mean ...?' with the names nearest to `name`, or nothing."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, list(known), n=limit, cutoff=0.5)
+    return f" Did you mean {', '.join(near)}?" if near else ""

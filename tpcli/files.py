@@ -1,0 +1,79 @@
+"""Files that are either whole or not there: write beside the target, then rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tpcli.errors import TpcliError, UserError
+
+
+def check_output(path: Path, force: bool = True) -> None:
+    """Fail now if `path` could not be written later.
+
+    Raises:
+        UserError: it exists and `force` is off, its folder is missing and can't be made, or is not
+            writable.
+    """
+    if path.exists() and not force:
+        raise UserError(f"{path} exists already; choose another --out or add --force.")
+    folder = path.resolve().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{path} can't be written: {folder} is a file; choose another --out.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path} can't be written: no permission in {folder}; choose another --out.")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place if the body succeeds, and vanishes if not.
+
+    The body may create a file or a folder there. A folder that is replaced is moved aside first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # a folder of its own, so that what the body writes keeps the suffix of its name
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    fresh = work / path.name
+    try:
+        yield fresh
+        if path.is_dir() and not path.is_symlink():
+            path.rename(work / "replaced")
+        os.replace(fresh, path)
+    except OSError as error:
+        raise TpcliError(f"{path} could not be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def write_text(path: Path, text: str, force: bool = True) -> None:
+    """Write `text` atomically."""
+    check_output(path, force)
+    with replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, document: Any, force: bool = True) -> None:
+    """Write `document` as indented JSON, atomically."""
+    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n", force)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not a readable JSON file: {error}.") from None

@@ -1,0 +1,92 @@
+"""Pooling options: one frozen value that says how tokens are pooled, and its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+from tpcli.errors import UserError, did_you_mean
+
+DEFAULT_METHOD = "k-medoids"
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "metric": ("tokens", "normalized", "keys"),
+    "weights": ("size", "significance", "uniform", "class"),
+    "start": ("top-k", "matching", "even"),
+    "reduce": ("mean", "significance", "medoid"),
+    "position": ("block", "attention"),
+}
+
+
+@dataclass(frozen=True)
+class PoolingOptions:
+    """How tokens are pooled, apart from how many.
+
+    method: name in the registry. metric: what distances are measured on. metric_dim: channels of a
+    random projection of the metric, or None for all. weights: clustering weight of a token.
+    start: tokens that clustering starts from. reduce: how a cluster becomes a token.
+    iterations: steps (or rounds) of the method. position: after the block, or between its attention
+    and its MLP. proportional_attention: a token that stands for s tokens counts s times as a key.
+
+    Raises:
+        UserError: a value is not among those accepted.
+    """
+
+    method: str = DEFAULT_METHOD
+    metric: str = "normalized"
+    metric_dim: int | None = None
+    weights: str = "size"
+    start: str = "matching"
+    reduce: str = "mean"
+    iterations: int = 3
+    position: str = "block"
+    proportional_attention: bool = True
+
+    def __post_init__(self) -> None:
+        for name, accepted in CHOICES.items():
+            value = getattr(self, name)
+            if value not in accepted:
+                raise UserError(
+                    f"--{name} {value!r} is unknown; use one of {', '.join(accepted)}."
+                    f"{did_you_mean(str(value), accepted)}"
+                )
+        if self.iterations < 0:
+            raise UserError(f"--iterations {self.iterations} is negative; use 0 or more.")
+        if self.metric_dim is not None and self.metric_dim < 1:
+            raise UserError(f"--metric-dim {self.metric_dim} is below 1; use 1 or more channels.")
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether attention has to be looked at, which costs a second softmax(QK^T)."""
+        return self.weights in ("significance", "class") or self.reduce == "significance"
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def pooling_options(method: str | None = None, **given: object) -> PoolingOptions:
+    """Options for `method`: what is given (None means not given), else the method's own defaults.
+
+    Raises:
+        UserError: the method or one of the values is unknown.
+    """
+    from tpcli.pooling import get_method
+
+    name = method or DEFAULT_METHOD
+    known = {f.name for f in fields(PoolingOptions)} - {"method"}
+    for key in given:
+        if key not in known:
+            raise UserError(
+                f"pooling option {key!r} is unknown; use one of {', '.join(sorted(known))}."
+            )
+    values: dict[str, object] = dict(get_method(name).defaults)
+    values.update({key: value for key, value in given.items() if value is not None})
+    return PoolingOptions(method=name, **values)  # type: ignore[arg-type]
+
+
+def options_from_dict(values: Mapping[str, object]) -> PoolingOptions:
+    """Options from what `PoolingOptions.to_dict` wrote; missing keys take the method's defaults."""
+    rest = {key: value for key, value in values.items() if key != "method"}
+    method = values.get("method")
+    return pooling_options(None if method is None else str(method), **rest)

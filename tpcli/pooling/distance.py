@@ -1,0 +1,29 @@
+"""Squared Euclidean distances in float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """||a_i - b_j||^2 as one batched product: (B, N, D), (B, M, D) -> (B, N, M), never negative."""
+    norms_a = a.square().sum(-1, keepdim=True)  # (B, N, 1)
+    norms_b = b.square().sum(-1).unsqueeze(1)  # (B, 1, M)
+    return torch.baddbmm(norms_a + norms_b, a, b.transpose(1, 2), alpha=-2).clamp_(min=0)
+
+
+def pairwise_squared_distances(z: Tensor) -> Tensor:
+    """D_ij = ||z_i - z_j||^2, exactly symmetric and exactly zero on the diagonal.
+
+    Symmetry matters: both members of a pair are equally good medoids, and that tie must not be
+    decided by rounding.
+
+    z: (B, N, D). Returns (B, N, N).
+    """
+    # centring takes the common offset out of the norms, and most of the cancellation with it
+    z = z - z.mean(1, keepdim=True)
+    d = squared_distances(z, z)
+    d = (d + d.transpose(1, 2)) / 2
+    eye = torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
+    return d.masked_fill(eye, 0.0)

@@ -1,0 +1,65 @@
+"""K-Means by Lloyd's algorithm (Marin et al., WACV 2023, section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .clusters import lowest_member, mask_at, positions_of
+from .distance import squared_distances
+from .registry import Assignment, Method, register
+from .starts import start_medoids
+
+
+def k_means(
+    z: Tensor, k: int, *, weights: Tensor, sizes: Tensor, start: str, iterations: int
+) -> Assignment:
+    """Weighted Lloyd steps from a start of K tokens: assign, then move each centre to its mean.
+
+    An emptied cluster keeps its centre; after the last assignment every cluster that is empty gets
+    the token farthest from its own centre among those that their cluster can spare.
+
+    z: (B, N, D). weights, sizes: (B, N). Returns labels in [0, K).
+    """
+    z = z - z.mean(1, keepdim=True)
+    medoids = start_medoids(start, z, k, weights=weights, sizes=sizes)
+    centres = z.gather(1, positions_of(medoids, k).unsqueeze(-1).expand(-1, -1, z.shape[-1]))  # (B, K, D)
+    distances = squared_distances(z, centres)
+    for _ in range(iterations):
+        members = torch.zeros_like(distances).scatter_(
+            2, distances.argmin(-1, keepdim=True), weights.unsqueeze(-1)
+        )  # (B, N, K)
+        mass = members.sum(1).unsqueeze(-1)  # (B, K, 1)
+        means = torch.bmm(members.transpose(1, 2), z) / mass.clamp(min=torch.finfo(z.dtype).tiny)
+        centres = torch.where(mass > 0, means, centres)
+        distances = squared_distances(z, centres)
+    nearest, labels = distances.min(-1)
+    return Assignment(fill_empty_clusters(labels, nearest, k))
+
+
+def fill_empty_clusters(labels: Tensor, distance: Tensor, k: int) -> Tensor:
+    """Give each empty cluster the farthest token that its own cluster can spare (all but one).
+
+    labels: (B, N) in [0, K). distance: (B, N) to the token's own centre. Returns (B, N), every
+    cluster non-empty; unchanged where none was empty.
+    """
+    occupied = mask_at(labels, k)
+    empty = positions_of(~occupied, k)  # empty clusters first
+    empties = (~occupied).sum(1, keepdim=True)  # (B, 1)
+
+    position = torch.arange(labels.shape[1], device=labels.device)
+    keeps = lowest_member(labels) == position
+    rank = distance.masked_fill(keeps, -1.0).argsort(dim=1, descending=True, stable=True)
+    rank = rank.argsort(dim=1)  # (B, N) 0 for the farthest token that can be spared
+    chosen = empty.gather(1, rank.clamp(max=k - 1))
+    return torch.where(rank < empties, chosen, labels)
+
+
+register(
+    Method(
+        name="k-means",
+        summary="K-Means by Lloyd's algorithm; centres are means.",
+        paper="Marin et al., Token Pooling in Vision Transformers, WACV 2023",
+        assign=k_means,
+    )
+)

@@ -1,0 +1,226 @@
+"""Schedules: how many patch tokens leave each block. Parse, validate, read and write; no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tpcli.errors import UserError
+from tpcli.files import read_json, write_json
+
+FORMAT = "tpcli-schedule/1"
+FORMS = "flops:0.58, r:13, r:13-0, keep:0.7@3,6,9, tokens:183,170,..., a .json file, or none"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Patch tokens that leave each block, `tokens[i]` for block i, out of `patch_tokens` at first.
+
+    spec: what the user typed, or an equivalent `tokens:` form.
+    method: pooling options that came with a schedule file, empty otherwise.
+    made_by: where a schedule file is from, empty otherwise.
+
+    Raises:
+        UserError: a number grows, or is below 1; names the block and the number.
+    """
+
+    tokens: tuple[int, ...]
+    patch_tokens: int
+    spec: str = ""
+    method: dict[str, object] | None = None
+    made_by: dict[str, object] | None = None
+
+    def __post_init__(self) -> None:
+        before = self.patch_tokens
+        for block, tokens in enumerate(self.tokens):
+            if tokens < 1:
+                raise UserError(
+                    f"schedule {self.name!r} leaves {tokens} tokens after block {block}; "
+                    "every block needs at least 1."
+                )
+            if tokens > before:
+                raise UserError(
+                    f"schedule {self.name!r} grows from {before} to {tokens} tokens at block "
+                    f"{block}; a block can keep or remove tokens, never add any."
+                )
+            before = tokens
+
+    @property
+    def name(self) -> str:
+        """The spec, or the tokens where there is none."""
+        return self.spec or self.tokens_spec
+
+    @property
+    def tokens_spec(self) -> str:
+        """The `tokens:` form, which means the same on every model with as many blocks."""
+        return "tokens:" + ",".join(map(str, self.tokens)) if self.pools else "none"
+
+    @property
+    def pools(self) -> bool:
+        """Whether any token is removed at all."""
+        return bool(self.tokens) and self.tokens[-1] < self.patch_tokens
+
+    def tokens_in(self, block: int) -> int:
+        """Patch tokens that enter `block`."""
+        return self.patch_tokens if block == 0 else self.tokens[block - 1]
+
+    def save(self, path: Path, force: bool = False) -> None:
+        """Write the schedule as JSON, atomically."""
+        document = {
+            "format": FORMAT,
+            "tokens": list(self.tokens),
+            "method": self.method or {},
+            "made_by": self.made_by or {},
+        }
+        write_json(path, document, force=force)
+
+
+def constant_removal(patch_tokens: int, depth: int, total: int) -> tuple[int, ...]:
+    """Remove `total` tokens over `depth` blocks, evenly; never more than half of a block's tokens.
+
+    The limit is ToMe's (Bolya et al., 2023), and keeps any r from emptying the last blocks.
+    """
+    cuts = [total * (i + 1) // depth - total * i // depth for i in range(depth)]
+    return _remove(patch_tokens, cuts)
+
+
+def parse(
+    spec: str,
+    patch_tokens: int,
+    depth: int,
+    solve: Callable[[float], tuple[int, ...]] | None = None,
+) -> Schedule:
+    """A schedule for a model with `patch_tokens` tokens and `depth` blocks from its written form.
+
+    solve: turns the share of a `flops:` form into tokens per block.
+
+    Raises:
+        UserError: the form is unknown, a number is none, or the result is not valid.
+    """
+    kind, _, rest = spec.partition(":")
+    if spec == "none":
+        tokens: tuple[int, ...] = (patch_tokens,) * depth
+    elif spec.endswith(".json"):
+        return _from_file(Path(spec), patch_tokens, depth)
+    elif kind == "flops" and rest:
+        share = parse_budget(rest, spec)
+        if solve is None:
+            raise UserError(f"schedule {spec!r} needs a model to be solved for; load one first.")
+        tokens = solve(share)
+    elif kind == "r" and rest:
+        tokens = _removal(spec, rest, patch_tokens, depth)
+    elif kind == "keep" and rest:
+        tokens = _keep(spec, rest, patch_tokens, depth)
+    elif kind == "tokens" and rest:
+        tokens = tuple(_whole(spec, item, f"block {i}") for i, item in enumerate(rest.split(",")))
+        _check_length(spec, tokens, depth)
+    else:
+        raise UserError(f"schedule {spec!r} is unknown; use {FORMS}.")
+    return Schedule(tokens, patch_tokens, spec)
+
+
+def parse_budget(text: str, where: str = "") -> float:
+    """A share of the base model's FLOPs in (0, 1].
+
+    Raises:
+        UserError: not a number, or out of range.
+    """
+    value = _number(where or text, text, "the budget")
+    if not 0 < value <= 1:
+        raise UserError(f"budget {text} is out of range; use a share of the FLOPs in (0, 1].")
+    return value
+
+
+def _removal(spec: str, text: str, patch_tokens: int, depth: int) -> tuple[int, ...]:
+    first_text, dash, last_text = text.partition("-")
+    if not first_text:
+        raise UserError(f"schedule {spec!r} is negative, so tokens would grow; remove 0 or more.")
+    first = _number(spec, first_text, "the number removed")
+    last = _number(spec, last_text, "the number removed at the end") if dash else first
+    if max(first, last) > patch_tokens // 2:
+        raise UserError(
+            f"schedule {spec!r} removes more than half of the {patch_tokens} tokens at one block, "
+            f"which would soon leave below 1; use at most {patch_tokens // 2}."
+        )
+    if not dash:
+        return constant_removal(patch_tokens, depth, round(first * depth))
+    steps = max(depth - 1, 1)
+    return _remove(patch_tokens, [round(first + (last - first) * i / steps) for i in range(depth)])
+
+
+def _remove(patch_tokens: int, cuts: Sequence[int]) -> tuple[int, ...]:
+    tokens, left = [], patch_tokens
+    for cut in cuts:
+        left -= min(cut, left // 2)
+        tokens.append(left)
+    return tuple(tokens)
+
+
+def _keep(spec: str, text: str, patch_tokens: int, depth: int) -> tuple[int, ...]:
+    rate_text, at, blocks_text = text.partition("@")
+    if not at:
+        raise UserError(f"schedule {spec!r} names no blocks; write it like keep:0.7@3,6,9.")
+    rate = _number(spec, rate_text, "the keep rate")
+    if not 0 < rate <= 1:
+        raise UserError(f"schedule {spec!r} has a keep rate of {rate_text}; use one in (0, 1].")
+    blocks = [_whole(spec, item, "a block") for item in blocks_text.split(",")]
+    for block in blocks:
+        if not 0 <= block < depth:
+            raise UserError(
+                f"schedule {spec!r} names block {block}; the model has blocks 0 to {depth - 1}."
+            )
+    tokens, left = [], patch_tokens
+    for block in range(depth):
+        if block in blocks:
+            left = math.floor(left * rate + 1e-9)
+        tokens.append(left)
+    return tuple(tokens)
+
+
+def _from_file(path: Path, patch_tokens: int, depth: int) -> Schedule:
+    document = read_json(path)
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise UserError(f"{path} is no schedule file; it needs \"format\": \"{FORMAT}\".")
+    entries = document.get("tokens")
+    if not isinstance(entries, list):
+        raise UserError(f'{path} has no list "tokens"; it needs one number per block.')
+    tokens = tuple(_whole(str(path), json.dumps(e), f"block {i}") for i, e in enumerate(entries))
+    _check_length(str(path), tokens, depth)
+    return Schedule(
+        tokens,
+        patch_tokens,
+        str(path),
+        document.get("method") or None,
+        document.get("made_by") or None,
+    )
+
+
+def _check_length(spec: str, tokens: Sequence[int], depth: int) -> None:
+    if len(tokens) != depth:
+        long_or_short = "too long" if len(tokens) > depth else "too short"
+        raise UserError(
+            f"schedule {spec!r} is {long_or_short}: it has {len(tokens)} numbers, "
+            f"the model has {depth} blocks."
+        )
+
+
+def _number(spec: str, text: str, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{text!r} in schedule {spec!r} is not a number; {what} must be one.")
+    return value
+
+
+def _whole(spec: str, text: str, what: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(
+            f"{text!r} in schedule {spec!r} is not a whole number; {what} needs one."
+        ) from None

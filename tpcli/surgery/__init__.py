@@ -1,0 +1,16 @@
+"""Insert pooling into timm models and take it out again; the one place that knows timm's blocks."""
+
+from .insert import PoolingSpec, check_supported, pool, pooling_spec, unpool
+from .layer import PooledTokens, TokenPooling
+from .trace import trace
+
+__all__ = [
+    "PooledTokens",
+    "PoolingSpec",
+    "TokenPooling",
+    "check_supported",
+    "pool",
+    "pooling_spec",
+    "trace",
+    "unpool",
+]

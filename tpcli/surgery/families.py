@@ -1,0 +1,81 @@
+"""Block families of timm: where their attention is, and how they split into attention and MLP.
+
+Only the residual lines of a block are restated here, for the place between them; attention, MLP,
+norms, LayerScale and DropPath are timm's own modules. A test holds each pair of halves against
+the block's own forward, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models import eva
+from timm.models import vision_transformer as vit
+from torch import Tensor, nn
+
+Half = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of block.
+
+    attention: the module that holds `q_norm`, `k_norm` and `scale`.
+    heads_first: whether queries and keys leave those norms as (B, H, N, D), else (B, N, H, D).
+    halves: attention half and MLP half, or None where attention and MLP run side by side.
+    """
+
+    attention: Callable[[Any], nn.Module]
+    heads_first: bool = True
+    halves: tuple[Half, Half] | None = None
+
+
+def _pre_norm_attention(block: vit.Block, x: Tensor, **kwargs: Any) -> Tensor:
+    return x + block.drop_path1(block.ls1(block.attn(block.norm1(x), **kwargs)))
+
+
+def _pre_norm_mlp(block: vit.Block, x: Tensor) -> Tensor:
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def _post_norm_attention(block: Any, x: Tensor, **kwargs: Any) -> Tensor:
+    return x + block.drop_path1(block.norm1(block.attn(x, **kwargs)))
+
+
+def _post_norm_mlp(block: Any, x: Tensor) -> Tensor:
+    return x + block.drop_path2(block.norm2(block.mlp(x)))
+
+
+def _things_attention(block: vit.ParallelThingsBlock, x: Tensor, **kwargs: Any) -> Tensor:
+    branches = [b.drop_path(b.ls(b.attn(b.norm(x), **kwargs))) for b in block.attns]
+    return x + torch.stack(branches).sum(dim=0)
+
+
+def _things_mlp(block: vit.ParallelThingsBlock, x: Tensor) -> Tensor:
+    return x + torch.stack([branch(x) for branch in block.ffns]).sum(dim=0)
+
+
+def _eva_attention(block: eva.EvaBlock, x: Tensor, **kwargs: Any) -> Tensor:
+    y = block.attn(block.norm1(x), **kwargs)
+    return x + block.drop_path1(y if block.gamma_1 is None else block.gamma_1 * y)
+
+
+def _eva_mlp(block: eva.EvaBlock, x: Tensor) -> Tensor:
+    y = block.mlp(block.norm2(x))
+    return x + block.drop_path2(y if block.gamma_2 is None else block.gamma_2 * y)
+
+
+FAMILIES: dict[type[nn.Module], Family] = {
+    vit.Block: Family(lambda b: b.attn, halves=(_pre_norm_attention, _pre_norm_mlp)),
+    vit.ResPostBlock: Family(lambda b: b.attn, halves=(_post_norm_attention, _post_norm_mlp)),
+    vit.ParallelThingsBlock: Family(
+        lambda b: b.attns[-1].attn, halves=(_things_attention, _things_mlp)
+    ),
+    vit.ParallelScalingBlock: Family(lambda b: b, heads_first=False),
+    vit.DiffParallelScalingBlock: Family(lambda b: b),
+    eva.EvaBlock: Family(lambda b: b.attn, halves=(_eva_attention, _eva_mlp)),
+    eva.EvaBlockPostNorm: Family(lambda b: b.attn, halves=(_post_norm_attention, _post_norm_mlp)),
+}

@@ -1,0 +1,104 @@
+"""Where pooled tokens leave the blocks: the final norm, and heads that read all tokens."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tpcli.errors import TpcliError, UserError
+
+from .layer import PooledTokens
+
+
+class Exit:
+    """Hands token sizes from the final norm to the head, which takes them off again.
+
+    Only heads that read all tokens need them; for others `needed` is off and nothing is kept.
+    """
+
+    def __init__(self, needed: bool) -> None:
+        self.needed = needed
+        self.sizes: Tensor | None = None
+
+    def take(self) -> Tensor | None:
+        """The sizes of the last forward, once."""
+        sizes, self.sizes = self.sizes, None
+        return sizes
+
+
+def exit_forward(norm: nn.Module, exit_: Exit, x: Tensor | PooledTokens) -> Tensor:
+    """Forward of the final norm: takes the tokens out of their tuple."""
+    if isinstance(x, tuple):
+        tokens, sizes = x
+        if exit_.needed:
+            exit_.sizes = sizes
+    else:
+        tokens = x
+    normalized: Tensor = type(norm).forward(norm, tokens)
+    return normalized
+
+
+def pooled_head(model: nn.Module, exit_: Exit, x: Tensor, pool_type: str | None = None) -> Tensor:
+    """The model's own `pool`, with every token counted as many times as its size.
+
+    x: (B, P + N, C). Returns (B, C).
+    """
+    sizes = exit_.take()
+    if sizes is None:
+        plain: Tensor = type(model).pool(model, x, pool_type)  # type: ignore[attr-defined]
+        return plain
+    prefix = int(model.num_prefix_tokens)  # type: ignore[arg-type]
+    if sizes.shape != (x.shape[0], x.shape[1] - prefix):
+        raise TpcliError("forward_head got tokens that are not those of the last forward_features.")
+    include_prefix = bool(getattr(model, "pool_include_prefix", _reads_prefix(model)))
+    weights = F.pad(sizes, (prefix, 0), value=1.0) if include_prefix else sizes
+    tokens = x if include_prefix else x[:, prefix:]
+    if model.attn_pool is not None:
+        mask = weights.log()[:, None, None, :].to(x.dtype)
+        attended: Tensor = model.attn_pool(tokens, attn_mask=mask)  # type: ignore[operator]
+        return attended
+    share = (weights / weights.sum(1, keepdim=True)).unsqueeze(-1).to(x.dtype)
+    mean = (tokens * share).sum(1)
+    kind = pool_type or model.global_pool
+    return 0.5 * (tokens.amax(1) + mean) if kind == "avgmax" else mean
+
+
+def _reads_prefix(model: nn.Module) -> bool:
+    """Eva has no `pool_include_prefix`: its attention pool reads all tokens, its mean does not."""
+    return model.attn_pool is not None
+
+
+def check_head(model: nn.Module) -> None:
+    """Raise where the head can't weight tokens by size."""
+    attn_pool = getattr(model, "attn_pool", None)
+    if attn_pool is None:
+        return
+    if type(attn_pool).__name__ != "AttentionPoolLatent":
+        raise UserError(
+            f"the {type(attn_pool).__name__} head reads its tokens in a way that takes no sizes, "
+            "so its model can't be pooled."
+        )
+    if attn_pool.pos_embed is not None:
+        raise UserError(
+            "the attention-pooling head has position embeddings of its own, one per patch, "
+            "so its model can't be pooled."
+        )
+
+
+def install(model: nn.Module) -> None:
+    """Make the model's norm and head take pooled tokens."""
+    reads_all = getattr(model, "attn_pool", None) is not None
+    reads_all = reads_all or getattr(model, "global_pool", "") in ("avg", "avgmax")
+    exit_ = Exit(needed=reads_all and hasattr(model, "pool"))
+    norm: nn.Module = model.norm  # type: ignore[assignment]
+    norm.forward = partial(exit_forward, norm, exit_)  # type: ignore[method-assign]
+    if exit_.needed:
+        model.pool = partial(pooled_head, model, exit_)  # type: ignore[assignment]
+
+
+def uninstall(model: nn.Module) -> None:
+    """Give norm and head their own ways back."""
+    vars(model.norm).pop("forward", None)
+    vars(model).pop("pool", None)

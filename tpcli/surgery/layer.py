@@ -1,0 +1,221 @@
+"""The pooling layer inside a block, and the tokens that travel between pooled blocks."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tpcli.errors import TpcliError
+from tpcli.options import PoolingOptions
+from tpcli.pooling import Clusters, get_method, reduce_tokens
+from tpcli.pooling.clusters import cluster_sums, medoids_near_mean
+
+from .families import Family
+
+
+class PooledTokens(NamedTuple):
+    """What one pooled block hands to the next.
+
+    Sizes travel with the tokens, not on the model: blocks that are run again (gradient
+    checkpointing) or by several callers see what belongs to their input.
+
+    x: (B, P + N, C) prefix and patch tokens. sizes: (B, N) float32.
+    """
+
+    x: Tensor
+    sizes: Tensor
+
+
+class TokenPooling(nn.Module):
+    """Turns N patch tokens into K inside one block; has no parameters and no persistent buffers."""
+
+    projection: Tensor | None
+
+    def __init__(
+        self,
+        options: PoolingOptions,
+        family: Family,
+        *,
+        tokens_in: int,
+        tokens_out: int,
+        prefix_tokens: int,
+        channels: int,
+    ) -> None:
+        super().__init__()
+        self.options = options
+        self.family = family
+        self.tokens_in = tokens_in
+        self.tokens_out = tokens_out
+        self.prefix_tokens = prefix_tokens
+        self.assignments: list[Tensor] | None = None  # collects (B, N) indices while traced
+        self._hooks: list[RemovableHandle] = []
+        self._queries: Tensor | None = None
+        self._keys: Tensor | None = None
+        projection = None
+        if options.metric_dim is not None:
+            generator = torch.Generator().manual_seed(0)
+            projection = torch.randn(channels, options.metric_dim, generator=generator)
+            projection /= options.metric_dim**0.5
+        self.register_buffer("projection", projection, persistent=False)
+
+    def extra_repr(self) -> str:
+        return f"{self.tokens_in} -> {self.tokens_out}, {self.options.method}"
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether queries or keys have to be captured in this block."""
+        pools = self.tokens_out < self.tokens_in
+        return pools and (self.options.needs_scores or self.options.metric == "keys")
+
+    def attach_hooks(self, attention: nn.Module) -> None:
+        """Capture queries and keys of the block's attention, only where they are needed.
+
+        `q_norm` and `k_norm` are modules in every attention of timm (identities where a model has
+        no such norm), so timm's fused attention stays as it is.
+        """
+        if self.reads_attention:
+            q_norm, k_norm = attention.q_norm, attention.k_norm
+            self._hooks = [
+                q_norm.register_forward_hook(self.capture_queries),  # type: ignore[operator, union-attr]
+                k_norm.register_forward_hook(self.capture_keys),  # type: ignore[operator, union-attr]
+            ]
+
+    def detach_hooks(self) -> None:
+        """Undo `attach_hooks`."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def capture_queries(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        """Forward hook of the attention's `q_norm`."""
+        self._queries = output if self.family.heads_first else output.transpose(1, 2)
+
+    def capture_keys(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        """Forward hook of the attention's `k_norm`."""
+        self._keys = output if self.family.heads_first else output.transpose(1, 2)
+
+    def tokens_to_keep(self, tokens: int) -> int:
+        """K for `tokens` patch tokens: the schedule's, or its share for another image size."""
+        if tokens == self.tokens_in:
+            return self.tokens_out
+        return max(1, round(tokens * self.tokens_out / self.tokens_in))
+
+    def attention_mask(self, x: Tensor, sizes: Tensor | None) -> Tensor | None:
+        """log(size) for every key, to be added to the attention logits (ToMe, eq. 1): (B, 1, 1, P+N).
+
+        None where all sizes are 1 or proportional attention is off.
+        """
+        if sizes is None or not self.options.proportional_attention:
+            return None
+        return F.pad(sizes.log(), (self.prefix_tokens, 0))[:, None, None, :].to(x.dtype)
+
+    def forward(
+        self, x: Tensor, sizes: Tensor | None, scale: float, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Pool the patch tokens of x.
+
+        x: (B, P + N, C). sizes: (B, N), or None while all are 1. scale, mask: the block's attention
+        scale and mask, for scores. Returns (B, P + K, C) and (B, K).
+        """
+        queries, keys = self._queries, self._keys
+        self._queries = self._keys = None
+        prefix = self.prefix_tokens
+        n = x.shape[1] - prefix
+        k = self.tokens_to_keep(n)
+        if k >= n:
+            return x, sizes
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self._pool(x, sizes, k, queries, keys, scale, mask)
+        return self._pool(x, sizes, k, queries, keys, scale, mask)
+
+    def _pool(
+        self,
+        x: Tensor,
+        sizes: Tensor | None,
+        k: int,
+        queries: Tensor | None,
+        keys: Tensor | None,
+        scale: float,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        options, prefix = self.options, self.prefix_tokens
+        patches = x[:, prefix:]
+        if sizes is None:
+            sizes = torch.ones(patches.shape[:2], device=x.device)
+        scores: dict[str, Tensor] = {"size": sizes, "uniform": torch.ones_like(sizes)}
+        if options.needs_scores:
+            assert queries is not None
+            assert keys is not None
+            attention = _attention(queries.detach(), keys.detach(), scale, mask)
+            scores["significance"] = attention.sum(2).mean(1)[:, prefix:]
+            scores["class"] = attention[:, :, 0].mean(1)[:, prefix:]
+        weights = scores[options.weights]
+        metric = self._metric(patches.detach(), keys)
+        labels, medoids = get_method(options.method).assign(
+            metric,
+            k,
+            weights=weights,
+            sizes=sizes,
+            start=options.start,
+            iterations=options.iterations,
+        )
+        clusters = Clusters.from_labels(labels, k)
+        if options.reduce == "medoid":
+            if medoids is None:
+                medoids = medoids_near_mean(metric, clusters, weights)
+            share = medoids.to(weights.dtype)
+        else:
+            share = sizes if options.reduce == "mean" else scores["significance"]
+        pooled = reduce_tokens(patches, clusters, share)
+        if self.assignments is not None:
+            self.assignments.append(clusters.index)
+        new_sizes = cluster_sums(sizes, clusters.index, k)
+        return torch.cat([x[:, :prefix], pooled], dim=1), new_sizes
+
+    def _metric(self, patches: Tensor, keys: Tensor | None) -> Tensor:
+        """What distances are measured on: (B, N, D) float32."""
+        if self.options.metric == "keys":
+            assert keys is not None
+            metric = keys.detach().float().mean(1)[:, self.prefix_tokens :]
+        else:
+            metric = patches.float()
+            if self.options.metric == "normalized":
+                metric = F.layer_norm(metric, metric.shape[-1:])
+        if self.projection is not None:
+            metric = metric @ self.projection.float()
+        return metric
+
+
+def _attention(queries: Tensor, keys: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """softmax(Q K^T scale + mask) in float32: (B, H, N, D), (B, H or fewer, N, D) -> (B, H, N, N)."""
+    if keys.shape[1] != queries.shape[1]:
+        keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
+    logits = (queries.float() * scale) @ keys.float().transpose(-2, -1)
+    return (logits if mask is None else logits + mask.float()).softmax(dim=-1)
+
+
+def pooled_forward(block: nn.Module, x: Tensor | PooledTokens, *args: Any, **kwargs: Any) -> Any:
+    """Forward of a block with a pooling layer: timm's own, with the layer at its place."""
+    layer: TokenPooling = block.token_pooling  # type: ignore[assignment]
+    tokens, sizes = x if isinstance(x, tuple) else (x, None)
+    if args or kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
+        raise TpcliError("a pooled model takes no attention mask of its own; unpool it first.")
+    attention = layer.family.attention(block)
+    scale = float(attention.scale)  # type: ignore[arg-type]
+    mask = layer.attention_mask(tokens, sizes)
+    kwargs["attn_mask"] = mask
+    if layer.options.position == "attention":
+        assert layer.family.halves is not None
+        attend, transform = layer.family.halves
+        tokens = attend(block, tokens, **kwargs)
+        tokens, sizes = layer(tokens, sizes, scale, mask)
+        tokens = transform(block, tokens)
+    else:
+        tokens = type(block).forward(block, tokens, **kwargs)
+        tokens, sizes = layer(tokens, sizes, scale, mask)
+    return tokens if sizes is None else PooledTokens(tokens, sizes)

@@ -1,0 +1,49 @@
+"""Record which patch token went where, only while asked to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from .layer import TokenPooling
+
+
+@dataclass
+class Trace:
+    """Source maps of one forward pass.
+
+    assignments: per pooling layer that removed tokens, (B, N) the cluster of each token it was
+    given.
+    """
+
+    assignments: list[Tensor] = field(default_factory=list)
+
+    @property
+    def sources(self) -> list[Tensor]:
+        """Per pooling layer (B, N_0): the token that stands for each original patch after it."""
+        maps: list[Tensor] = []
+        for index in self.assignments:
+            maps.append(index.gather(1, maps[-1]) if maps else index)
+        return maps
+
+
+@contextmanager
+def trace(model: nn.Module) -> Iterator[Trace]:
+    """Record the assignments of the forward passes in the body (one pass, to be of use).
+
+    with tpcli.trace(model) as t:
+        model(images)
+    t.sources[-1]  # (B, N_0)
+    """
+    record = Trace()
+    layers = [module for module in model.modules() if isinstance(module, TokenPooling)]
+    for layer in layers:
+        layer.assignments = record.assignments
+    try:
+        yield record
+    finally:
+        for layer in layers:
+            layer.assignments = None
