@@ -1,6 +1,6 @@
 """Insert pooling into timm models and take it out again; the one place that knows timm's blocks."""
 
-from .insert import PoolingSpec, check_supported, pool, pooling_spec, unpool
+from .insert import PoolingSpec, check_supported, pool, pooling_spec, unpool, unpooled
 from .layer import PooledTokens, TokenPooling
 from .trace import trace
 
@@ -13,4 +13,5 @@ __all__ = [
     "pooling_spec",
     "trace",
     "unpool",
+    "unpooled",
 ]

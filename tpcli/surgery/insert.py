@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -166,6 +167,18 @@ def unpool(model: ModelT) -> ModelT:
         vars(model).pop("forward_intermediates", None)
         del model.token_pooling_spec
     return model
+
+
+@contextmanager
+def unpooled(model: nn.Module) -> Iterator[None]:
+    """The model without its pooling, in the body only."""
+    spec = pooling_spec(model)
+    unpool(model)
+    try:
+        yield
+    finally:
+        if spec is not None:
+            pool(model, spec.schedule, spec.options)
 
 
 def _install(

@@ -1,0 +1,51 @@
+"""Prune pretrained timm Vision Transformers by Token Pooling.
+
+The public functions are looked up on first use, so that importing tpcli imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tpcli.version import __version__
+
+if TYPE_CHECKING:
+    from tpcli.evaluation import evaluate
+    from tpcli.flops import count_flops
+    from tpcli.models import load, save
+    from tpcli.schedule import Schedule
+    from tpcli.surgery import pool, trace, unpool
+
+_HOME = {
+    "Schedule": "tpcli.schedule",
+    "count_flops": "tpcli.flops",
+    "evaluate": "tpcli.evaluation",
+    "load": "tpcli.models",
+    "pool": "tpcli.surgery",
+    "save": "tpcli.models",
+    "trace": "tpcli.surgery",
+    "unpool": "tpcli.surgery",
+}
+
+__all__ = [
+    "Schedule",
+    "__version__",
+    "count_flops",
+    "evaluate",
+    "load",
+    "pool",
+    "save",
+    "trace",
+    "unpool",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'tpcli' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,81 @@
+"""`tpcli apply`: pool a model and save it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tpcli.cli.options import (
+    ForceOption,
+    JsonOption,
+    ModelArgument,
+    ModelGroup,
+    PoolingGroup,
+    spread,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("apply")(spread(apply))
+
+
+def apply(
+    model: ModelArgument = "demo",
+    *,
+    loading: ModelGroup,
+    pooling: PoolingGroup,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write.", show_default="MODEL-pooled")
+    ] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Pool a model and save it as a folder that plain timm loads too (unpooled).
+
+    Example: tpcli apply deit_small_patch16_224 --schedule flops:0.6 --out pooled/
+    """
+    from tpcli.cli import render
+    from tpcli.files import check_output
+    from tpcli.flops import count_flops
+    from tpcli.models import base_name, save
+    from tpcli.surgery import pooling_spec, unpooled
+
+    render.quiet()
+    out = out or Path(f"{base_name(model)}-pooled")
+    check_output(out, force)
+    loaded = loading.load(model)
+    pooling.apply_to(loaded, default_schedule="flops:0.6")
+    count = count_flops(loaded.model)
+    with unpooled(loaded.model):
+        base = count_flops(loaded.model).total
+    save(loaded.model, out, force=force)
+    spec = pooling_spec(loaded.model)
+    assert spec is not None
+    result = {
+        "model": loaded.name,
+        "out": str(out),
+        "schedule": spec.schedule.name,
+        "tokens": list(spec.schedule.tokens),
+        "method": spec.options.to_dict(),
+        "flops": count.total,
+        "base_flops": base,
+        "ratio": count.total / base,
+    }
+    if as_json:
+        render.print_json(result)
+        return
+    render.print_facts(
+        [
+            ("model", f"{loaded.name}, pooled by {spec.options.method}"),
+            ("schedule", f"{spec.schedule.name}: {', '.join(map(str, spec.schedule.tokens))}"),
+            (
+                "GFLOPs",
+                f"{render.gigas(count.total)} of {render.gigas(base)} "
+                f"({100 * count.total / base:.1f}%; {render.CONVENTION})",
+            ),
+            ("saved", f"{out}/  (try: tpcli eval {out})"),
+        ]
+    )

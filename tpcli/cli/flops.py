@@ -1,0 +1,99 @@
+"""`tpcli flops`: what a model costs."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from tpcli.cli.options import JsonOption, ModelArgument, ModelGroup, PoolingGroup, spread
+
+
+class By(str, Enum):
+    """How the table is cut."""
+
+    block = "block"
+    module = "module"
+    op = "op"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("flops")(spread(flops))
+
+
+def flops(
+    model: ModelArgument = "demo",
+    *,
+    loading: ModelGroup,
+    pooling: PoolingGroup,
+    by: Annotated[By, typer.Option(help="Rows of the table.")] = By.block,
+    as_json: JsonOption = False,
+) -> None:
+    """Count FLOPs with fvcore, clustering included and shown apart. Pools only where asked to.
+
+    Example: tpcli flops deit_small_patch16_224 --no-pretrained --schedule flops:0.58
+    """
+    from tpcli.cli import render
+    from tpcli.flops import CONVENTION, count_flops
+    from tpcli.surgery import pooling_spec, unpooled
+
+    render.quiet()
+    loaded = loading.load(model)
+    pooling.apply_to(loaded)
+    spec = pooling_spec(loaded.model)
+    count = count_flops(loaded.model)
+    if spec:
+        with unpooled(loaded.model):
+            base = count_flops(loaded.model).total
+    else:
+        base = count.total
+    schedule = spec.schedule.name if spec else "none"
+    if as_json:
+        render.print_json(
+            {
+                "model": loaded.name,
+                "schedule": schedule,
+                "tokens": list(spec.schedule.tokens) if spec else [],
+                "method": spec.options.to_dict() if spec else {},
+                "flops": count.total,
+                "pooling_flops": count.pooling,
+                "base_flops": base,
+                "ratio": count.total / base,
+                "params": count.params,
+                "convention": CONVENTION,
+                "blocks": [vars(block) for block in count.blocks],
+                "modules": count.by_module,
+                "ops": count.by_op,
+            }
+        )
+        return
+    title = f"{loaded.name}, schedule {schedule}"
+    caption = (
+        f"GFLOPs {render.gigas(count.total)} of {render.gigas(base)} "
+        f"({100 * count.total / base:.1f}%), pooling {100 * count.pooling / count.total:.1f}%, "
+        f"{count.params / 1e6:.2f} M parameters. {CONVENTION}."
+    )
+    if by is By.block:
+        columns = ["block", "tokens in", "tokens out", "GFLOPs", "pooling"]
+        rows = [
+            [
+                str(b.index),
+                str(b.tokens_in),
+                str(b.tokens_out),
+                render.gigas(b.flops),
+                render.gigas(b.pooling_flops),
+            ]
+            for b in count.blocks
+        ]
+        rest = count.total - sum(b.flops for b in count.blocks)
+        rows.append(["stem and head", "", "", render.gigas(rest), ""])
+    else:
+        cut = count.by_module if by is By.module else count.by_op
+        columns = [by.value, "GFLOPs", "share"]
+        rows = [
+            [name or "(model)", render.gigas(f), f"{100 * f / count.total:.1f}%"]
+            for name, f in cut.items()
+        ]
+    render.print_table(title, columns, rows, caption)

@@ -1,0 +1,83 @@
+"""The `tpcli` program: commands, exit codes, and nothing heavy at import."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import typer
+
+from tpcli.version import __version__
+
+COMMANDS = ("apply", "eval", "flops")
+DEBUG = "--debug"
+
+app = typer.Typer(
+    name="tpcli",
+    help="Prune pretrained timm Vision Transformers by Token Pooling, and tell the truth about "
+    "what it costs.\n\nEvery command runs bare, on a built-in model and data: "
+    "[bold]tpcli pareto --out plot.png[/bold].",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"tpcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Show the version and stop."
+    ),
+    debug: bool = typer.Option(False, DEBUG, help="Show a traceback on errors (any position)."),
+) -> None:
+    """Options before the command."""
+
+
+for _name in COMMANDS:
+    import_module(f"tpcli.cli.{_name}").register(app)
+
+
+def main() -> None:
+    """Run the program and exit: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
+    arguments = [a for a in sys.argv[1:] if a != DEBUG]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        sys.exit(_explain(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> int:
+    """Print one sentence on stderr; the exit code."""
+    from click import ClickException
+    from click.exceptions import Abort
+
+    from tpcli.errors import TpcliError
+
+    if isinstance(error, Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    if isinstance(error, ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, TpcliError):
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(
+        f"error: {type(error).__name__}: {error} (this is a bug; run again with {DEBUG} for where)",
+        file=sys.stderr,
+    )
+    return 1

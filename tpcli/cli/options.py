@@ -1,0 +1,268 @@
+"""Option groups shared by commands, and the decorator that spreads them over a signature."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from tpcli.data import ImageData
+    from tpcli.models import LoadedModel
+    from tpcli.options import PoolingOptions
+
+Result = TypeVar("Result")
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        help="demo, a timm name, hf-hub:org/name, or a folder with config.json.", metavar="[MODEL]"
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+
+MODEL_PANEL, POOLING_PANEL, DATA_PANEL, RUN_PANEL = "Model", "Pooling", "Data", "Run"
+
+
+@dataclass(frozen=True)
+class ModelGroup:
+    """How the model is loaded."""
+
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="Weights: .safetensors, or .pth of weights.", rich_help_panel=MODEL_PANEL),
+    ] = None
+    pretrained: Annotated[
+        bool, typer.Option(help="Take pretrained weights.", rich_help_panel=MODEL_PANEL)
+    ] = True
+    img_size: Annotated[
+        int | None, typer.Option(help="Image size in pixels.", rich_help_panel=MODEL_PANEL)
+    ] = None
+    num_classes: Annotated[
+        int | None, typer.Option(help="Classes of a new head.", rich_help_panel=MODEL_PANEL)
+    ] = None
+    model_kwargs: Annotated[
+        list[str] | None,
+        typer.Option(help="More for timm: name=value.", rich_help_panel=MODEL_PANEL),
+    ] = None
+
+    def load(self, model: str) -> LoadedModel:
+        """Load `model`."""
+        from tpcli.models import load, parse_model_kwargs
+
+        return load(
+            model,
+            checkpoint=self.checkpoint,
+            pretrained=self.pretrained,
+            img_size=self.img_size,
+            num_classes=self.num_classes,
+            model_kwargs=parse_model_kwargs(self.model_kwargs or []),
+        )
+
+
+@dataclass(frozen=True)
+class MethodGroup:
+    """How tokens are pooled, apart from the method's name and the schedule."""
+
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Distances on: tokens, normalized, keys.", rich_help_panel=POOLING_PANEL),
+    ] = None
+    metric_dim: Annotated[
+        int | None,
+        typer.Option(help="Channels of a random projection.", rich_help_panel=POOLING_PANEL),
+    ] = None
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Weight of a token: size, significance, uniform, class.",
+            rich_help_panel=POOLING_PANEL,
+        ),
+    ] = None
+    start: Annotated[
+        str | None,
+        typer.Option(help="Start: top-k, matching, even, ward.", rich_help_panel=POOLING_PANEL),
+    ] = None
+    reduce: Annotated[
+        str | None,
+        typer.Option(
+            help="A cluster becomes its: mean, significance (mean), medoid.",
+            rich_help_panel=POOLING_PANEL,
+        ),
+    ] = None
+    iterations: Annotated[
+        int | None, typer.Option(help="Steps of the method.", rich_help_panel=POOLING_PANEL)
+    ] = None
+    position: Annotated[
+        str | None,
+        typer.Option(
+            help="Pool after the block, or inside after its attention: block, attention.",
+            rich_help_panel=POOLING_PANEL,
+        ),
+    ] = None
+    proportional_attention: Annotated[
+        bool | None,
+        typer.Option(
+            "--proportional-attention/--no-proportional-attention",
+            help="Count a token as often as its size.",
+            rich_help_panel=POOLING_PANEL,
+        ),
+    ] = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the user typed; the rest takes the method's defaults."""
+        values = {f.name: getattr(self, f.name) for f in fields(MethodGroup)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def options(self, method: str | None) -> PoolingOptions:
+        """Complete options for `method`."""
+        from tpcli.options import pooling_options
+
+        return pooling_options(method, **self.given)
+
+
+@dataclass(frozen=True)
+class PoolingGroup(MethodGroup):
+    """How, and how much."""
+
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="flops:0.6, r:13, r:13-0, keep:0.7@3,6,9, tokens:..., FILE.json, none.",
+            rich_help_panel=POOLING_PANEL,
+        ),
+    ] = None
+    method: Annotated[
+        str | None,
+        typer.Option(help="Pooling method (tpcli methods).", rich_help_panel=POOLING_PANEL),
+    ] = None
+
+    def apply_to(self, loaded: LoadedModel, default_schedule: str | None = None) -> None:
+        """Pool the model as asked; leave it as it was loaded where nothing was asked.
+
+        Options given for a model that is pooled already replace its own, one by one.
+        """
+        from tpcli.options import pooling_options
+        from tpcli.surgery import pool, pooling_spec
+
+        own = pooling_spec(loaded.model)
+        if own is None:
+            schedule = self.schedule or default_schedule
+            if schedule is not None:
+                pool(loaded.model, schedule, self.method, **self.given)
+        elif self.schedule is not None or self.method is not None or self.given:
+            keep = {} if self.method else own.options.to_dict()
+            method = self.method or str(keep.pop("method"))
+            options = pooling_options(method, **{**keep, **self.given})
+            pool(loaded.model, self.schedule or own.schedule, options)
+
+
+@dataclass(frozen=True)
+class DataGroup:
+    """Which images."""
+
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="demo, a folder, a .tar, or a timm data set such as torch/cifar10.",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = None
+    data_dir: Annotated[
+        str | None,
+        typer.Option(help="Where a named data set is kept.", rich_help_panel=DATA_PANEL),
+    ] = None
+    split: Annotated[
+        str, typer.Option(help="Split to measure on.", rich_help_panel=DATA_PANEL)
+    ] = "validation"
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch a named set.", rich_help_panel=DATA_PANEL)
+    ] = False
+    limit: Annotated[
+        int | None,
+        typer.Option(help="At most N images, spread evenly.", rich_help_panel=DATA_PANEL),
+    ] = None
+
+    def open(self, loaded: LoadedModel) -> ImageData:
+        """Open the data for this model, and hold its classes against the head."""
+        from tpcli.data import check_classes, create
+        from tpcli.errors import UserError
+
+        if self.data is None and loaded.name != "demo":
+            raise UserError(f"model {loaded.name} needs data of its own; add --data.")
+        data = create(
+            self.data or "demo",
+            loaded.data_config,
+            split=self.split,
+            data_dir=self.data_dir,
+            download=self.download,
+            limit=self.limit,
+        )
+        check_classes(data, int(loaded.model.num_classes), loaded.name)  # type: ignore[arg-type]
+        return data
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """On what, and how fast."""
+
+    batch_size: Annotated[
+        int, typer.Option(help="Images in a batch.", min=1, rich_help_panel=RUN_PANEL)
+    ] = 128
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, mps.", rich_help_panel=RUN_PANEL)
+    ] = "auto"
+    amp: Annotated[
+        bool, typer.Option("--amp/--no-amp", help="16-bit autocast.", rich_help_panel=RUN_PANEL)
+    ] = False
+    workers: Annotated[
+        int, typer.Option(help="Processes that decode images.", min=0, rich_help_panel=RUN_PANEL)
+    ] = 2
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Stop at an unreadable image.", rich_help_panel=RUN_PANEL),
+    ] = False
+
+
+def spread(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Let typer see the fields of dataclass parameters as options of their own.
+
+    `def command(model: ModelGroup)` becomes a command with one option per field of `ModelGroup`;
+    the function itself is called with the groups put together again.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, type[Any]] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        hint = hints[name]
+        if not is_dataclass(hint):
+            parameters.append(parameter.replace(annotation=hint))
+            continue
+        groups[name] = hint  # type: ignore[assignment]
+        field_hints = get_type_hints(hint, include_extras=True)
+        for field in fields(hint):
+            parameters.append(
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=field.default,
+                    annotation=field_hints[field.name],
+                )
+            )
+
+    @functools.wraps(function)
+    def command(**values: Any) -> Result:
+        for name, group in groups.items():
+            values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})
+        return function(**values)
+
+    parameters.sort(key=lambda p: p.kind)
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command

@@ -1,0 +1,1 @@
+"""The built-in demo: a small pretrained ViT and the real images it is measured on."""

@@ -1,0 +1,182 @@
+"""Accuracy and speed of a model on a data set."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tpcli.data import UNREADABLE, ImageData, batches
+from tpcli.errors import TpcliError, UserError
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What was measured.
+
+    count: images that were read and counted. top1, top5: percent. loss: mean cross entropy.
+    top1_ci95: 95% Wilson interval of top1, in percent. images_per_second: time in the model alone.
+    unreadable: names (or positions) of images that could not be read. correct: (count,) whether
+    each image's best guess was right, in the data's order.
+    """
+
+    count: int
+    top1: float
+    top5: float
+    loss: float
+    top1_ci95: tuple[float, float]
+    images_per_second: float
+    unreadable: tuple[str, ...] = ()
+    correct: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool), repr=False)
+
+
+def evaluate(
+    model: nn.Module,
+    data: ImageData,
+    *,
+    batch_size: int = 128,
+    device: str | torch.device = "auto",
+    amp: bool = False,
+    workers: int = 0,
+    strict: bool = False,
+    source: Batches | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> EvalResult:
+    """Measure top-1, top-5 and loss of `model` on all images of `data`.
+
+    Args:
+        device: "auto" takes an accelerator if there is one.
+        amp: autocast to bfloat16 (float16 where a CUDA device has no bfloat16).
+        workers: processes that decode images.
+        strict: stop at the first unreadable image instead of leaving it out.
+        source: batches of `data` that are in memory already.
+        on_batch: called with the number of images in each batch that is done.
+
+    Raises:
+        UserError: out of memory (says the batch size to try), or an unreadable image with `strict`.
+    """
+    target_device = pick_device(device)
+    model = model.to(target_device).eval()
+    pin = target_device.type == "cuda"
+    source = source or batches(data, batch_size, workers, pin_memory=pin)
+    right1: list[Tensor] = []
+    right5: list[Tensor] = []
+    losses: list[Tensor] = []
+    unreadable: list[str] = []
+    seen, measured, timed_images = 0, 0.0, 0
+    with torch.inference_mode(), explain_out_of_memory(batch_size):
+        for images, targets in source:
+            bad = (targets == UNREADABLE).nonzero().flatten().tolist()
+            if bad:
+                names = [data.names[seen + i] if data.names else f"image {seen + i}" for i in bad]
+                if strict:
+                    raise UserError(f"{names[0]} can't be read; mend it, or leave out --strict.")
+                unreadable += names
+            seen += len(targets)
+            if len(bad) < len(targets):
+                if bad:
+                    keep = targets != UNREADABLE
+                    images, targets = images[keep], targets[keep]
+                images = data.normalize(images.to(target_device, non_blocking=True))
+                targets = targets.to(target_device, non_blocking=True)
+                synchronize(target_device)
+                began = time.perf_counter()
+                with autocast(target_device, amp):
+                    logits = model(images)
+                synchronize(target_device)
+                if right1:  # the first batch warms up
+                    measured += time.perf_counter() - began
+                    timed_images += len(targets)
+                elif timed_images == 0:
+                    first = (len(targets), time.perf_counter() - began)
+                logits = logits.float()
+                best = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets.unsqueeze(1)
+                right1.append(best[:, 0])
+                right5.append(best.any(1))
+                losses.append(F.cross_entropy(logits, targets, reduction="none"))
+            if on_batch is not None:
+                on_batch(len(targets) + len(bad))
+    if not right1:
+        raise UserError(f"none of the images in {data.spec} can be read.")
+    if timed_images == 0:
+        timed_images, measured = first
+    correct = torch.cat(right1).cpu().numpy()
+    count = len(correct)
+    loss = float(torch.cat(losses).double().mean())
+    if not math.isfinite(loss):
+        raise TpcliError("the model's output is not finite; try without --amp, or check its weights.")
+    low, high = wilson_interval(int(correct.sum()), count)
+    return EvalResult(
+        count=count,
+        top1=100 * float(correct.mean()),
+        top5=100 * float(torch.cat(right5).double().mean()),
+        loss=loss,
+        top1_ci95=(100 * low, 100 * high),
+        images_per_second=timed_images / measured,
+        unreadable=tuple(unreadable),
+        correct=correct,
+    )
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (95% by default), in [0, 1]."""
+    p = successes / trials
+    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """A device by name; "auto" is the accelerator of this machine, else the CPU.
+
+    Raises:
+        UserError: the device is unknown or not there.
+    """
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {str(device)!r} can't be used ({reason}); try auto or cpu.") from None
+    return chosen
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, so that a clock read next to it means something."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[object]:
+    """bfloat16 autocast, float16 on CUDA devices without it; nothing if not enabled."""
+    if not enabled:
+        return nullcontext()
+    half = device.type == "cuda" and not torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, dtype=torch.float16 if half else torch.bfloat16)
+
+
+@contextmanager
+def explain_out_of_memory(batch_size: int) -> Iterator[None]:
+    """Turn an allocator's failure into a sentence with the batch size to try."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not is_memory and "allocate memory" not in text and "out of memory" not in text:
+            raise
+        advice = f"try --batch-size {batch_size // 2}" if batch_size > 1 else "use a smaller model"
+        raise UserError(f"out of memory at batch size {batch_size}; {advice}.") from error

@@ -1,0 +1,253 @@
+"""MODEL specs: from what the user typed to a timm model, and back to a folder."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.models import load_state_dict, save_for_hf
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import nn
+
+from tpcli.errors import TpcliError, UserError, did_you_mean
+from tpcli.files import check_output, read_json, replacing
+from tpcli.surgery import PoolingSpec, check_supported, pool, pooling_spec
+
+DEMO = Path(__file__).parent / "demo" / "model"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, the name it goes by, and how its images are prepared."""
+
+    model: nn.Module
+    name: str
+    data_config: dict[str, Any]
+
+
+def load(
+    spec: str = "demo",
+    *,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = True,
+    img_size: int | None = None,
+    num_classes: int | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> LoadedModel:
+    """Load a Vision Transformer; pooled where its folder says so.
+
+    Args:
+        spec: `demo`, a timm name, `hf-hub:org/name`, or a folder in timm's local-dir layout.
+        checkpoint: weights to load on top, .safetensors or a .pth of plain weights.
+        pretrained: take pretrained weights (not with a checkpoint).
+        model_kwargs: more arguments for `timm.create_model`.
+
+    Raises:
+        UserError: the model is unknown or no ViT, or weights don't fit; names the keys.
+    """
+    arguments = dict(model_kwargs or {})
+    if img_size is not None:
+        arguments["img_size"] = img_size
+    if num_classes is not None:
+        arguments["num_classes"] = num_classes
+    timm_name, folder = _timm_name(spec)
+    if folder is None and not timm_name.startswith("hf-hub:"):
+        _check_architecture(timm_name, arguments)
+    use_pretrained = pretrained and checkpoint is None
+    model = _create(spec, timm_name, use_pretrained, arguments)
+    check_supported(model)
+    if checkpoint is not None:
+        load_weights(model, Path(checkpoint))
+    if folder is not None:
+        stored = read_json(folder / "config.json").get("token_pooling")
+        if stored is not None:
+            remembered = PoolingSpec.from_dict(stored)
+            pool(model, remembered.schedule, remembered.options)
+    return LoadedModel(model, _display_name(spec), resolve_data_config({}, model=model))
+
+
+def save(model: nn.Module, folder: Path, force: bool = False, **extra: Any) -> None:
+    """Write a folder in timm's local-dir layout, atomically.
+
+    Plain timm loads it unpooled; tpcli pools it again, from the key `token_pooling` of
+    `config.json`. `extra` adds keys there.
+
+    Raises:
+        UserError: the folder exists and `force` is off.
+    """
+    check_output(folder, force)
+    spec = pooling_spec(model)
+    config = dict(extra)
+    labels = model.pretrained_cfg.get("label_names")  # type: ignore[operator, union-attr]
+    if labels:
+        config["label_names"] = labels
+    if spec is not None:
+        config["token_pooling"] = spec.to_dict()
+    with replacing(folder) as fresh:
+        save_for_hf(model, str(fresh), model_config=config, safe_serialization=True)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a checkpoint file into `model`, through timm's own key clean-up and resampling.
+
+    Raises:
+        UserError: the file is missing, holds more than weights, or its keys or shapes don't fit.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist; check the path.")
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except (pickle.UnpicklingError, EOFError, KeyError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"checkpoint {path} is not a file of plain weights, and nothing else is ever unpickled; "
+            "save its state_dict as .safetensors or with torch.save."
+        ) from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise UserError(f"checkpoint {path} is not a valid .safetensors file ({error}).") from error
+    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+        raise UserError(f"checkpoint {path} holds no state_dict; save the model's state_dict alone.")
+    state = checkpoint_filter_fn(state, model)
+    own = model.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unexpected:
+        raise UserError(
+            f"checkpoint {path} does not fit: missing {_some(missing)}; unexpected "
+            f"{_some(unexpected)}. Check the architecture and --num-classes."
+        )
+    wrong = [
+        f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
+        for key, value in own.items()
+        if state[key].shape != value.shape
+    ]
+    if wrong:
+        raise UserError(
+            f"checkpoint {path} does not fit: shape of {_some(wrong)}. "
+            "Check the architecture, --img-size and --num-classes."
+        )
+    model.load_state_dict(state)
+
+
+def parse_model_kwargs(items: Sequence[str]) -> dict[str, Any]:
+    """`k=v` items to keyword arguments; values are Python literals, else strings.
+
+    Raises:
+        UserError: an item has no `=`.
+    """
+    values: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"--model-kwargs {item!r} is not of the form name=value.")
+        try:
+            values[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[key] = text
+    return values
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over all weights and their names."""
+    digest = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _timm_name(spec: str) -> tuple[str, Path | None]:
+    """The name for `timm.create_model`, and the folder if it is one."""
+    if spec == "demo":
+        return f"local-dir:{DEMO}", DEMO
+    if spec.startswith(("hf-hub:", "hf_hub:")):
+        return spec, None
+    path = Path(spec.removeprefix("local-dir:"))
+    if path.is_dir() or spec.startswith("local-dir:"):
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path} is no model folder: it has no config.json.")
+        return f"local-dir:{path.resolve()}", path
+    if path.exists():
+        raise UserError(
+            f"model {spec!r} is a file; give a folder with config.json, or an architecture with "
+            f"--checkpoint {spec}."
+        )
+    return spec, None
+
+
+def base_name(spec: str) -> str:
+    """A name for files made from `spec`: the last part of a folder or hub name."""
+    return Path(_display_name(spec).split(":")[-1]).name
+
+
+def _display_name(spec: str) -> str:
+    path = Path(spec.removeprefix("local-dir:"))
+    return path.resolve().name if path.is_dir() and spec != "demo" else spec
+
+
+def _check_architecture(name: str, arguments: Mapping[str, Any]) -> None:
+    """Fail before any download where the name is unknown or the class can't be pooled."""
+    if not timm.is_model(name):
+        bare = name.partition(".")[0]
+        raise UserError(
+            f"model {name!r} is unknown to timm {timm.__version__}, and no such folder exists."
+            f"{did_you_mean(bare, timm.list_models())}"
+        )
+    tag = name.partition(".")[2]
+    if tag and name not in timm.list_models(pretrained=True):
+        known = timm.list_models(name.partition(".")[0] + ".*", pretrained=True)
+        raise UserError(
+            f"pretrained tag {tag!r} is unknown for {name.partition('.')[0]}; "
+            f"use one of {', '.join(k.partition('.')[2] for k in known) or '(none)'}."
+        )
+    with torch.device("meta"):
+        try:
+            skeleton = timm.create_model(name, pretrained=False)
+        except Exception as error:
+            raise UserError(f"model {name!r} can't be built: {error}.") from error
+    try:
+        check_supported(skeleton)
+    except UserError as error:
+        near = did_you_mean(f"vit_{name}", timm.list_models(["vit_*", "deit*"]))
+        raise UserError(f"model {name!r}: {error}{near}") from None
+
+
+def _create(spec: str, name: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    except TypeError as error:
+        raise UserError(f"model {spec!r} does not take these arguments: {error}.") from error
+    except RuntimeError as error:
+        if "No pretrained weights" in str(error):
+            raise UserError(
+                f"timm has no pretrained weights for {spec!r}; add --no-pretrained or --checkpoint."
+            ) from error
+        raise UserError(f"model {spec!r} could not be loaded: {_first_line(error)}.") from error
+    except (FileNotFoundError, AssertionError, ValueError, json.JSONDecodeError) as error:
+        raise UserError(f"model {spec!r} could not be loaded: {_first_line(error)}.") from error
+    except Exception as error:
+        raise TpcliError(
+            f"the weights of {spec!r} could not be fetched ({_first_line(error)}); check the "
+            "connection, or use --checkpoint, a model folder or --no-pretrained."
+        ) from error
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _some(keys: Sequence[str], limit: int = 8) -> str:
+    if not keys:
+        return "none"
+    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+    return ", ".join(keys[:limit]) + more
