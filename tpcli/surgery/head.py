@@ -31,9 +31,9 @@ class Exit:
 def exit_forward(norm: nn.Module, exit_: Exit, x: Tensor | PooledTokens) -> Tensor:
     """Forward of the final norm: takes the tokens out of their tuple."""
     if isinstance(x, tuple):
-        tokens, sizes = x
+        tokens = x.x
         if exit_.needed:
-            exit_.sizes = sizes
+            exit_.sizes = x.sizes
     else:
         tokens = x
     normalized: Tensor = type(norm).forward(norm, tokens)

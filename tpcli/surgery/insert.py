@@ -80,10 +80,6 @@ def check_supported(model: nn.Module) -> None:
     for block in model.blocks:
         if type(block) not in FAMILIES:
             raise UserError(f"blocks of class {type(block).__name__} can't be pooled.")
-    if isinstance(model, Eva) and model.rope is not None:
-        raise UserError(
-            f"{type(model).__name__} with rotary position embeddings can't be pooled yet."
-        )
     head.check_head(model)
 
 
@@ -194,6 +190,7 @@ def _install(
         tokens_out=tokens_out,
         prefix_tokens=int(model.num_prefix_tokens),  # type: ignore[arg-type]
         channels=int(width),  # type: ignore[arg-type]
+        follows_positions=getattr(model, "rope", None) is not None,
     )
     device = next(block.parameters()).device
     layer.to(device).train(block.training)

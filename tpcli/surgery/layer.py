@@ -15,6 +15,7 @@ from tpcli.pooling import Clusters, get_method, reduce_tokens
 from tpcli.pooling.clusters import cluster_sums, medoids_near_mean
 
 from .families import Family
+from .positions import follow_medoids, patch_positions, rotate, rotations_at
 
 
 class PooledTokens(NamedTuple):
@@ -23,11 +24,26 @@ class PooledTokens(NamedTuple):
     Sizes travel with the tokens, not on the model: blocks that are run again (gradient
     checkpointing) or by several callers see what belongs to their input.
 
-    x: (B, P + N, C) prefix and patch tokens. sizes: (B, N) float32.
+    x: (B, P + N, C) prefix and patch tokens. sizes: (B, N) float32. origin: (B, N) the patch where
+    each token stands, None in models that don't ask for positions inside their blocks.
     """
 
     x: Tensor
     sizes: Tensor
+    origin: Tensor | None = None
+
+
+class AttentionInputs(NamedTuple):
+    """What a block's attention works with beside its tokens, to compute its scores again.
+
+    scale: factor of the logits. mask: added to them, or None. rope: rotations of its patch tokens,
+    or None. rotate_half: their layout.
+    """
+
+    scale: float
+    mask: Tensor | None
+    rope: Tensor | None = None
+    rotate_half: bool = False
 
 
 class TokenPooling(nn.Module):
@@ -44,6 +60,7 @@ class TokenPooling(nn.Module):
         tokens_out: int,
         prefix_tokens: int,
         channels: int,
+        follows_positions: bool = False,
     ) -> None:
         super().__init__()
         self.options = options
@@ -51,6 +68,7 @@ class TokenPooling(nn.Module):
         self.tokens_in = tokens_in
         self.tokens_out = tokens_out
         self.prefix_tokens = prefix_tokens
+        self.follows_positions = follows_positions
         self.assignments: list[Tensor] | None = None  # collects (B, N) indices while traced
         self._hooks: list[RemovableHandle] = []
         self._queries: Tensor | None = None
@@ -114,12 +132,12 @@ class TokenPooling(nn.Module):
         return F.pad(sizes.log(), (self.prefix_tokens, 0))[:, None, None, :].to(x.dtype)
 
     def forward(
-        self, x: Tensor, sizes: Tensor | None, scale: float, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, x: Tensor, sizes: Tensor | None, origin: Tensor | None, inputs: AttentionInputs
+    ) -> Tensor | PooledTokens:
         """Pool the patch tokens of x.
 
-        x: (B, P + N, C). sizes: (B, N), or None while all are 1. scale, mask: the block's attention
-        scale and mask, for scores. Returns (B, P + K, C) and (B, K).
+        x: (B, P + N, C). sizes, origin: (B, N), or None before anything is pooled. inputs: of the
+        block's attention. Returns PooledTokens, or x itself where nothing has been pooled yet.
         """
         queries, keys = self._queries, self._keys
         self._queries = self._keys = None
@@ -127,22 +145,22 @@ class TokenPooling(nn.Module):
         n = x.shape[1] - prefix
         k = self.tokens_to_keep(n)
         if k >= n:
-            return x, sizes
+            return x if sizes is None else PooledTokens(x, sizes, origin)
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                return self._pool(x, sizes, k, queries, keys, scale, mask)
-        return self._pool(x, sizes, k, queries, keys, scale, mask)
+                return self._pool(x, sizes, origin, k, queries, keys, inputs)
+        return self._pool(x, sizes, origin, k, queries, keys, inputs)
 
     def _pool(
         self,
         x: Tensor,
         sizes: Tensor | None,
+        origin: Tensor | None,
         k: int,
         queries: Tensor | None,
         keys: Tensor | None,
-        scale: float,
-        mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+        inputs: AttentionInputs,
+    ) -> PooledTokens:
         options, prefix = self.options, self.prefix_tokens
         patches = x[:, prefix:]
         if sizes is None:
@@ -151,7 +169,7 @@ class TokenPooling(nn.Module):
         if options.needs_scores:
             assert queries is not None
             assert keys is not None
-            attention = _attention(queries.detach(), keys.detach(), scale, mask)
+            attention = self._attention(queries.detach(), keys.detach(), inputs)
             scores["significance"] = attention.sum(2).mean(1)[:, prefix:]
             scores["class"] = attention[:, :, 0].mean(1)[:, prefix:]
         weights = scores[options.weights]
@@ -165,17 +183,22 @@ class TokenPooling(nn.Module):
             iterations=options.iterations,
         )
         clusters = Clusters.from_labels(labels, k)
+        if medoids is None and (options.reduce == "medoid" or self.follows_positions):
+            medoids = medoids_near_mean(metric, clusters, weights)
         if options.reduce == "medoid":
-            if medoids is None:
-                medoids = medoids_near_mean(metric, clusters, weights)
+            assert medoids is not None
             share = medoids.to(weights.dtype)
         else:
             share = sizes if options.reduce == "mean" else scores["significance"]
         pooled = reduce_tokens(patches, clusters, share)
         if self.assignments is not None:
             self.assignments.append(clusters.index)
+        if self.follows_positions:
+            assert medoids is not None
+            origin = patch_positions(patches) if origin is None else origin
+            origin = follow_medoids(origin, clusters, medoids)
         new_sizes = cluster_sums(sizes, clusters.index, k)
-        return torch.cat([x[:, :prefix], pooled], dim=1), new_sizes
+        return PooledTokens(torch.cat([x[:, :prefix], pooled], dim=1), new_sizes, origin)
 
     def _metric(self, patches: Tensor, keys: Tensor | None) -> Tensor:
         """What distances are measured on: (B, N, D) float32."""
@@ -190,32 +213,38 @@ class TokenPooling(nn.Module):
             metric = metric @ self.projection.float()
         return metric
 
+    def _attention(self, queries: Tensor, keys: Tensor, inputs: AttentionInputs) -> Tensor:
+        """softmax(Q K^T scale + mask) in float32 from queries and keys as captured, not yet rotated.
 
-def _attention(queries: Tensor, keys: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    """softmax(Q K^T scale + mask) in float32: (B, H, N, D), (B, H or fewer, N, D) -> (B, H, N, N)."""
-    if keys.shape[1] != queries.shape[1]:
-        keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
-    logits = (queries.float() * scale) @ keys.float().transpose(-2, -1)
-    return (logits if mask is None else logits + mask.float()).softmax(dim=-1)
+        queries: (B, H, P + N, D). keys: (B, H or fewer, P + N, D). Returns (B, H, P + N, P + N).
+        """
+        prefix, half = self.prefix_tokens, inputs.rotate_half
+        queries = rotate(queries.float(), inputs.rope, prefix, half)
+        keys = rotate(keys.float(), inputs.rope, prefix, half)
+        if keys.shape[1] != queries.shape[1]:
+            keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
+        logits = (queries * inputs.scale) @ keys.transpose(-2, -1)
+        return (logits if inputs.mask is None else logits + inputs.mask.float()).softmax(dim=-1)
 
 
 def pooled_forward(block: nn.Module, x: Tensor | PooledTokens, *args: Any, **kwargs: Any) -> Any:
     """Forward of a block with a pooling layer: timm's own, with the layer at its place."""
     layer: TokenPooling = block.token_pooling  # type: ignore[assignment]
-    tokens, sizes = x if isinstance(x, tuple) else (x, None)
+    tokens, sizes, origin = x if isinstance(x, tuple) else (x, None, None)
     if args or kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
         raise TpcliError("a pooled model takes no attention mask of its own; unpool it first.")
+    rope = kwargs.get("rope")
+    if rope is not None and origin is not None:
+        kwargs["rope"] = rope = rotations_at(rope, origin)
+    kwargs["attn_mask"] = mask = layer.attention_mask(tokens, sizes)
     attention = layer.family.attention(block)
-    scale = float(attention.scale)  # type: ignore[arg-type]
-    mask = layer.attention_mask(tokens, sizes)
-    kwargs["attn_mask"] = mask
+    half = bool(getattr(attention, "rotate_half", False))
+    inputs = AttentionInputs(float(attention.scale), mask, rope, half)  # type: ignore[arg-type]
     if layer.options.position == "attention":
         assert layer.family.halves is not None
         attend, transform = layer.family.halves
-        tokens = attend(block, tokens, **kwargs)
-        tokens, sizes = layer(tokens, sizes, scale, mask)
-        tokens = transform(block, tokens)
-    else:
-        tokens = type(block).forward(block, tokens, **kwargs)
-        tokens, sizes = layer(tokens, sizes, scale, mask)
-    return tokens if sizes is None else PooledTokens(tokens, sizes)
+        out = layer(attend(block, tokens, **kwargs), sizes, origin, inputs)
+        if isinstance(out, tuple):
+            return out._replace(x=transform(block, out.x))
+        return transform(block, out)
+    return layer(type(block).forward(block, tokens, **kwargs), sizes, origin, inputs)
