@@ -60,17 +60,7 @@ def export_model(
         UserError: the output exists, the format or opset is unknown, or a package is missing.
         TpcliError: the model can't be exported, or its logits differ by more than 1e-4.
     """
-    if file_format not in FORMATS:
-        raise UserError(f"format {file_format!r} is unknown; use one of {', '.join(FORMATS)}.")
-    if opset is not None and (file_format != "onnx" or opset < LEAST_OPSET):
-        raise UserError(
-            f"--opset {opset} can't be used; it is for ONNX alone, and at least {LEAST_OPSET}."
-        )
-    if out.suffix != FORMATS[file_format]:
-        raise UserError(f"{out} needs the suffix {FORMATS[file_format]} to hold {file_format}.")
-    check_output(out, force)
-    if file_format == "onnx":
-        _require("onnx", "onnxscript")
+    check_export(out, file_format, opset, force)
     size = model_input_size(model)
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
@@ -98,6 +88,30 @@ def export_model(
         model.train(was_training)
         model.grad_checkpointing = checkpointing  # type: ignore[assignment]
     return ExportResult(out, file_format, opset, size, error)
+
+
+def check_export(out: Path, file_format: str, opset: int | None = None, force: bool = False) -> None:
+    """Fail now if `export_model` could not write `out` later.
+
+    Raises:
+        UserError: as `export_model`.
+    """
+    if file_format not in FORMATS:
+        raise UserError(f"format {file_format!r} is unknown; use one of {', '.join(FORMATS)}.")
+    if opset is not None and (file_format != "onnx" or opset < LEAST_OPSET):
+        raise UserError(
+            f"--opset {opset} can't be used; it is for ONNX alone, and at least {LEAST_OPSET}."
+        )
+    if out.suffix != FORMATS[file_format]:
+        raise UserError(f"{out} needs the suffix {FORMATS[file_format]} to hold {file_format}.")
+    check_output(out, force)
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if file_format == "onnx" and missing:
+        raise UserError(
+            f"export to ONNX needs {' and '.join(missing)}, which "
+            f"{'is' if len(missing) == 1 else 'are'} not installed; "
+            "run: pip install 'tpcli[export]'."
+        )
 
 
 def _traced(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
@@ -161,16 +175,6 @@ def _run_onnx(path: Path, images: Tensor) -> Tensor | None:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"images": images.cpu().numpy()})
     return torch.from_numpy(logits)
-
-
-def _require(*packages: str) -> None:
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"export to ONNX needs {' and '.join(missing)}, which "
-            f"{'is' if len(missing) == 1 else 'are'} not installed; "
-            "run: pip install 'tpcli[export]'."
-        )
 
 
 def _first_line(error: Exception) -> str:

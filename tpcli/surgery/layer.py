@@ -15,7 +15,7 @@ from tpcli.pooling import Clusters, get_method, reduce_tokens
 from tpcli.pooling.clusters import cluster_sums, medoids_near_mean
 
 from .families import Family
-from .positions import follow_medoids, patch_positions, rotate, rotations_at
+from .positions import follow, mean_rotations, rotate
 
 
 class PooledTokens(NamedTuple):
@@ -24,13 +24,13 @@ class PooledTokens(NamedTuple):
     Sizes travel with the tokens, not on the model: blocks that are run again (gradient
     checkpointing) or by several callers see what belongs to their input.
 
-    x: (B, P + N, C) prefix and patch tokens. sizes: (B, N) float32. origin: (B, N) the patch where
-    each token stands, None in models that don't ask for positions inside their blocks.
+    x: (B, P + N, C) prefix and patch tokens. sizes: (B, N) float32. source: (B, N_0) the token
+    that stands for each patch, None in models that don't ask for positions inside their blocks.
     """
 
     x: Tensor
     sizes: Tensor
-    origin: Tensor | None = None
+    source: Tensor | None = None
 
 
 class AttentionInputs(NamedTuple):
@@ -132,12 +132,12 @@ class TokenPooling(nn.Module):
         return F.pad(sizes.log(), (self.prefix_tokens, 0))[:, None, None, :].to(x.dtype)
 
     def forward(
-        self, x: Tensor, sizes: Tensor | None, origin: Tensor | None, inputs: AttentionInputs
+        self, x: Tensor, sizes: Tensor | None, source: Tensor | None, inputs: AttentionInputs
     ) -> Tensor | PooledTokens:
         """Pool the patch tokens of x.
 
-        x: (B, P + N, C). sizes, origin: (B, N), or None before anything is pooled. inputs: of the
-        block's attention. Returns PooledTokens, or x itself where nothing has been pooled yet.
+        x: (B, P + N, C). sizes: (B, N), source: (B, N_0), or None before anything is pooled.
+        inputs: of the block's attention. Returns PooledTokens, or x itself where nothing has been pooled yet.
         """
         queries, keys = self._queries, self._keys
         self._queries = self._keys = None
@@ -145,17 +145,17 @@ class TokenPooling(nn.Module):
         n = x.shape[1] - prefix
         k = self.tokens_to_keep(n)
         if k >= n:
-            return x if sizes is None else PooledTokens(x, sizes, origin)
+            return x if sizes is None else PooledTokens(x, sizes, source)
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                return self._pool(x, sizes, origin, k, queries, keys, inputs)
-        return self._pool(x, sizes, origin, k, queries, keys, inputs)
+                return self._pool(x, sizes, source, k, queries, keys, inputs)
+        return self._pool(x, sizes, source, k, queries, keys, inputs)
 
     def _pool(
         self,
         x: Tensor,
         sizes: Tensor | None,
-        origin: Tensor | None,
+        source: Tensor | None,
         k: int,
         queries: Tensor | None,
         keys: Tensor | None,
@@ -183,10 +183,9 @@ class TokenPooling(nn.Module):
             iterations=options.iterations,
         )
         clusters = Clusters.from_labels(labels, k)
-        if medoids is None and (options.reduce == "medoid" or self.follows_positions):
-            medoids = medoids_near_mean(metric, clusters, weights)
         if options.reduce == "medoid":
-            assert medoids is not None
+            if medoids is None:
+                medoids = medoids_near_mean(metric, clusters, weights)
             share = medoids.to(weights.dtype)
         else:
             share = sizes if options.reduce == "mean" else scores["significance"]
@@ -194,11 +193,9 @@ class TokenPooling(nn.Module):
         if self.assignments is not None:
             self.assignments.append(clusters.index)
         if self.follows_positions:
-            assert medoids is not None
-            origin = patch_positions(patches) if origin is None else origin
-            origin = follow_medoids(origin, clusters, medoids)
+            source = follow(source, clusters)
         new_sizes = cluster_sums(sizes, clusters.index, k)
-        return PooledTokens(torch.cat([x[:, :prefix], pooled], dim=1), new_sizes, origin)
+        return PooledTokens(torch.cat([x[:, :prefix], pooled], dim=1), new_sizes, source)
 
     def _metric(self, patches: Tensor, keys: Tensor | None) -> Tensor:
         """What distances are measured on: (B, N, D) float32."""
@@ -230,12 +227,12 @@ class TokenPooling(nn.Module):
 def pooled_forward(block: nn.Module, x: Tensor | PooledTokens, *args: Any, **kwargs: Any) -> Any:
     """Forward of a block with a pooling layer: timm's own, with the layer at its place."""
     layer: TokenPooling = block.token_pooling  # type: ignore[assignment]
-    tokens, sizes, origin = x if isinstance(x, tuple) else (x, None, None)
+    tokens, sizes, source = x if isinstance(x, tuple) else (x, None, None)
     if args or kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
         raise TpcliError("a pooled model takes no attention mask of its own; unpool it first.")
     rope = kwargs.get("rope")
-    if rope is not None and origin is not None:
-        kwargs["rope"] = rope = rotations_at(rope, origin)
+    if rope is not None and source is not None and sizes is not None:
+        kwargs["rope"] = rope = mean_rotations(rope, source, sizes)
     kwargs["attn_mask"] = mask = layer.attention_mask(tokens, sizes)
     attention = layer.family.attention(block)
     half = bool(getattr(attention, "rotate_half", False))
@@ -243,8 +240,8 @@ def pooled_forward(block: nn.Module, x: Tensor | PooledTokens, *args: Any, **kwa
     if layer.options.position == "attention":
         assert layer.family.halves is not None
         attend, transform = layer.family.halves
-        out = layer(attend(block, tokens, **kwargs), sizes, origin, inputs)
+        out = layer(attend(block, tokens, **kwargs), sizes, source, inputs)
         if isinstance(out, tuple):
             return out._replace(x=transform(block, out.x))
         return transform(block, out)
-    return layer(type(block).forward(block, tokens, **kwargs), sizes, origin, inputs)
+    return layer(type(block).forward(block, tokens, **kwargs), sizes, source, inputs)

@@ -1,7 +1,8 @@
-"""Where a pooled token is: each stands at the patch of its medoid.
+"""Where pooled tokens are: each is at all the patches that it stands for, on average.
 
-Rotary embeddings and relative position biases belong to patches of the grid. A pooled token takes
-those of one patch, its `origin`; docs/coverage.md has the measurement behind that choice.
+Rotary embeddings and relative position biases belong to the patches of the grid. A pooled token
+takes the mean of those of its patches, so that attention logits are, to first order, the mean of
+the logits of the members. docs/coverage.md has the measurement behind this choice.
 """
 
 from __future__ import annotations
@@ -11,31 +12,33 @@ from timm.layers import apply_rot_embed_cat
 from torch import Tensor
 
 from tpcli.pooling import Clusters
-from tpcli.pooling.clusters import cluster_sums
 
 
-def patch_positions(tokens: Tensor) -> Tensor:
-    """Tokens that nothing has happened to yet stand where they are: (B, N, ...) -> (B, N)."""
-    return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
+def follow(source: Tensor | None, clusters: Clusters) -> Tensor:
+    """Which token stands for each patch after one more pooling: (B, N_0) or None -> (B, N_0)."""
+    return clusters.index if source is None else clusters.index.gather(1, source)
 
 
-def follow_medoids(origin: Tensor, clusters: Clusters, medoids: Tensor) -> Tensor:
-    """The origins of the clusters' medoids: (B, N), (B, N) bool -> (B, K)."""
-    return cluster_sums(origin * medoids, clusters.index, clusters.lead.shape[1])
-
-
-def rotations_at(rope: Tensor, origin: Tensor) -> Tensor:
-    """Rotations of tokens that stand at `origin` (B, N), from those of all patches.
+def mean_rotations(rope: Tensor, source: Tensor, sizes: Tensor) -> Tensor:
+    """Rotations of pooled tokens: the means of those of the patches that they stand for.
 
     rope: sines and cosines as timm hands them to a block: (N_0, 2D); (H, N_0, 2D) where each head
-    has its own; or (B, 1 or H, N_0, 2D) after patch dropout. Returns (B, 1 or H, N, 2D).
+    has its own; or (B, 1 or H, N_0, 2D) after patch dropout. source: (B, N_0) the token that stands
+    for each patch. sizes: (B, N). Returns (B, 1 or H, N, 2D).
     """
-    if rope.ndim == 2:
-        return rope[origin].unsqueeze(1)
-    if rope.ndim == 3:
-        return rope[:, origin].transpose(0, 1)
-    index = origin[:, None, :, None].expand(-1, rope.shape[1], -1, rope.shape[3])
-    return rope.gather(2, index)
+    per_patch = rope.unsqueeze(0) if rope.ndim == 2 else rope  # (1 or H, N_0, 2D)
+    rows = per_patch.transpose(-3, -2).flatten(-2)  # (N_0, H * 2D), with a batch if rope has one
+    means = mean_rows(rows, source, sizes)
+    return means.unflatten(-1, (per_patch.shape[-3], -1)).transpose(1, 2)
+
+
+def mean_rows(rows: Tensor, source: Tensor, sizes: Tensor) -> Tensor:
+    """The mean over the patches of each token: (N_0, M) or (B, N_0, M) -> (B, N, M)."""
+    b, n = sizes.shape
+    offset = torch.arange(b, device=source.device).unsqueeze(1) * n
+    flat = rows.float().expand(b, -1, -1).flatten(0, 1)
+    sums = flat.new_zeros(b * n, flat.shape[1]).index_add(0, (source + offset).flatten(), flat)
+    return sums.unflatten(0, (b, n)) / sizes.unsqueeze(-1)
 
 
 def rotate(x: Tensor, rope: Tensor | None, prefix_tokens: int, half: bool) -> Tensor:
