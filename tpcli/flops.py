@@ -98,9 +98,10 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
 
 def model_input_size(model: nn.Module) -> tuple[int, int, int]:
     """(channels, height, width) that the model was built for."""
-    height, width = model.patch_embed.img_size  # type: ignore[union-attr, misc]
-    channels = model.patch_embed.proj.in_channels  # type: ignore[union-attr]
-    return int(channels), int(height), int(width)  # type: ignore[arg-type]
+    stem: Any = model.patch_embed
+    height, width = stem.img_size
+    first = next(m for m in stem.modules() if isinstance(m, nn.Conv2d))  # hybrids have many
+    return int(first.in_channels), int(height), int(width)
 
 
 def _blocks(model: nn.Module, modules: dict[str, int]) -> tuple[BlockFlops, ...]:
@@ -166,17 +167,19 @@ COUNTED: dict[str, Handle] = {
 """Operators counted here beside those that fvcore counts itself."""
 
 ELEMENTWISE = (
-    "abs add add_ addcmul bitwise_and bitwise_not bitwise_or clamp clamp_ clamp_min clamp_min_ cos "
+    "abs add add_ addcmul ceil bitwise_and bitwise_not bitwise_or clamp clamp_ clamp_min clamp_min_ cos "
     "div div_ eq exp floor_divide ge gelu gt hardtanh le leaky_relu log logical_and logical_not lt "
     "masked_fill masked_fill_ mul mul_ ne neg pow reciprocal relu remainder rsqrt rsub sigmoid silu "
     "sin softmax log_softmax sqrt square sub sub_ tanh where"
 ).split()
-REDUCTIONS = "all amax amin any argmax argmin cumsum max mean min norm prod sum var".split()
+REDUCTIONS = (
+    "all amax amin any argmax argmin avg_pool2d cumsum max max_pool2d mean min norm prod sum var"
+).split()
 MOVING = (
     "arange argsort as_strided bincount cat chunk clone contiguous copy_ detach dropout empty "
     "empty_like expand expand_as eye eye_ fill_ flatten flip full full_like gather index index_put "
     "index_select lift_fresh linspace meshgrid narrow new_full new_ones new_zeros nonzero one_hot "
-    "ones ones_like outer pad permute repeat repeat_interleave reshape roll scatter scatter_ "
+    "ones ones_like outer pad permute repeat repeat_interleave reshape reshape_as roll scatter scatter_ "
     "scatter_reduce select slice sort split split_with_sizes squeeze stack t take_along_dim tile to "
     "topk transpose tril triu type_as unbind unflatten unsqueeze view zeros zeros_like constant_pad_nd"
 ).split()
