@@ -54,3 +54,19 @@ register(
         assign=k_medoids,
     )
 )
+
+register(
+    Method(
+        name="wk-medoids",
+        summary="The paper's own variant: K-Medoids weighted by significance, after the block.",
+        paper="Marin et al., Token Pooling in Vision Transformers, WACV 2023",
+        assign=k_medoids,
+        defaults={
+            "metric": "tokens",
+            "weights": "significance",
+            "start": "top-k",
+            "position": "block",
+            "proportional_attention": False,
+        },
+    )
+)

@@ -74,6 +74,6 @@ register(
         summary="Ward's hierarchical clustering in rounds; nearest to the optimum of the loss.",
         paper="Ward, Hierarchical Grouping to Optimize an Objective Function, JASA 1963",
         assign=ward,
-        defaults={"iterations": 2},
+        defaults={"iterations": 1},
     )
 )

@@ -58,6 +58,7 @@ def report_document(
     return {
         "format": "tpcli-pareto/1",
         "convention": CONVENTION,
+        "measured": result.measured,
         "points": [p.to_dict() for p in result.points],
         "frontier": [p.to_dict() for p in result.frontier],
         "headline": {h.method: h.to_dict() for h in result.headlines},
