@@ -28,10 +28,13 @@ def check_output(path: Path, force: bool = True) -> None:
         folder = folder.parent
     if not folder.is_dir():
         raise UserError(f"{path} can't be written: {folder} is a file; choose another --out.")
-    if not os.access(folder, os.W_OK | os.X_OK):
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
         raise UserError(
-            f"{path} can't be written: no permission in {folder}; choose another --out."
-        )
+            f"{path} can't be written: {error.strerror} in {folder}; choose another --out."
+        ) from None
 
 
 @contextmanager

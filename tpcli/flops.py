@@ -173,7 +173,7 @@ ELEMENTWISE = (
 ).split()
 REDUCTIONS = "all amax amin any argmax argmin cumsum max mean min norm prod sum var".split()
 MOVING = (
-    "arange argsort as_strided bincount cat chunk clone contiguous copy_ detach dropout empty "
+    "arange argsort as_strided bincount cat chunk clone contiguous copy_ detach diagonal dropout empty "
     "empty_like expand expand_as eye eye_ fill_ flatten flip full full_like gather index index_put "
     "index_select lift_fresh linspace meshgrid narrow new_full new_ones new_zeros nonzero one_hot "
     "ones ones_like outer pad permute repeat repeat_interleave reshape roll scatter scatter_ "

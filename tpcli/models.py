@@ -235,13 +235,19 @@ def _create(spec: str, name: str, pretrained: bool, arguments: Mapping[str, Any]
             ) from error
         raise UserError(f"model {spec!r} could not be loaded: {_first_line(error)}.") from error
     except (FileNotFoundError, AssertionError, ValueError, json.JSONDecodeError) as error:
+        if type(error).__module__.startswith("huggingface_hub"):  # some are FileNotFoundErrors
+            raise _not_fetched(spec, error) from error
         raise UserError(f"model {spec!r} could not be loaded: {_first_line(error)}.") from error
     except Exception as error:
-        raise TpcliError(
-            f"the weights of {spec!r} could not be fetched ({_first_line(error)}); check the "
-            "connection, or use --checkpoint, a model folder or --no-pretrained."
-        ) from error
+        raise _not_fetched(spec, error) from error
     return model
+
+
+def _not_fetched(spec: str, error: Exception) -> TpcliError:
+    return TpcliError(
+        f"the weights of {spec!r} could not be fetched ({_first_line(error)}); check the "
+        "connection, or use --checkpoint, a model folder or --no-pretrained."
+    )
 
 
 def _first_line(error: Exception) -> str:

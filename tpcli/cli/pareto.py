@@ -94,6 +94,8 @@ def pareto(
         workers=run.workers,
         strict=run.strict,
     )
+    for model in models or ["demo"]:
+        source.require_for(model)
     sources = []
     for model in models or ["demo"]:
         loaded = loading.load(model)
