@@ -58,7 +58,10 @@ class BudgetSolver:
         target = budget * self.base_flops
         if target >= self.base_flops:
             return self.tokens(0)
-        low, high = 0, self._patch_tokens // 2 * self._depth + 1  # flops(low) > target, high: unknown
+        low, high = (
+            0,
+            self._patch_tokens // 2 * self._depth + 1,
+        )  # flops(low) > target, high: unknown
         guess = self._guess(target, low, high)
         while True:
             flops = self.flops(guess)
@@ -98,7 +101,7 @@ class BudgetSolver:
         out = self.tokens(total)
         blocks, squares = 0.0, 0.0
         for before, after in zip((n, *out), out, strict=False):
-            in_mlp = after if self._options.position == "attention" else before
+            in_mlp = after if self._options.position != "block" else before
             blocks += attention * (before / n) ** 2
             blocks += (1 - attention - mlp) * before / n + mlp * in_mlp / n
             squares += before**2 if after < before else 0

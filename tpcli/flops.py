@@ -28,7 +28,7 @@ Handle = Callable[[list[Any], list[Any]], int]
 
 @dataclass(frozen=True)
 class BlockFlops:
-    """One block: patch tokens in and out (no prefix tokens), FLOPs with pooling, and pooling's own."""
+    """A block: patch tokens in and out (no prefix tokens), FLOPs with pooling, pooling's own."""
 
     index: int
     tokens_in: int
@@ -176,7 +176,7 @@ REDUCTIONS = (
     "all amax amin any argmax argmin avg_pool2d cumsum max max_pool2d mean min norm prod sum var"
 ).split()
 MOVING = (
-    "arange argsort as_strided bincount cat chunk clone contiguous copy_ detach dropout empty "
+    "arange argsort as_strided bincount cat chunk clone contiguous copy_ detach diagonal dropout empty "
     "empty_like expand expand_as eye eye_ fill_ flatten flip full full_like gather index index_put "
     "index_select lift_fresh linspace meshgrid narrow new_full new_ones new_zeros nonzero one_hot "
     "ones ones_like outer pad permute repeat repeat_interleave reshape reshape_as roll scatter scatter_ "

@@ -16,7 +16,8 @@ CONVENTION = "1 multiply-add = 1 FLOP"
 def quiet() -> None:
     """Keep libraries' warnings off the terminal; what matters is said by tpcli itself."""
     warnings.filterwarnings("ignore")
-    logging.getLogger("timm").setLevel(logging.ERROR)
+    for name in ("timm", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def print_json(document: Any) -> None:
@@ -56,7 +57,13 @@ def gigas(flops: float) -> str:
 def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar on stderr; yields a function that advances it."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
@@ -65,6 +72,8 @@ def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int]
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(description, total=total)
         yield lambda amount: bar.advance(task, amount)

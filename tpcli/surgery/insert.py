@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -146,6 +146,9 @@ def resolve(
         )
     if schedule.patch_tokens != tokens:
         schedule = Schedule(schedule.tokens, tokens, schedule.spec, schedule.method)
+    if chosen.position is None:
+        has_place = all(FAMILIES[type(b)].halves for b in model.blocks)  # type: ignore[union-attr]
+        chosen = replace(chosen, position="attention" if has_place else "block")
     return PoolingSpec(schedule, chosen)
 
 
