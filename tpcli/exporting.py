@@ -90,7 +90,9 @@ def export_model(
     return ExportResult(out, file_format, opset, size, error)
 
 
-def check_export(out: Path, file_format: str, opset: int | None = None, force: bool = False) -> None:
+def check_export(
+    out: Path, file_format: str, opset: int | None = None, force: bool = False
+) -> None:
     """Fail now if `export_model` could not write `out` later.
 
     Raises:

@@ -19,7 +19,9 @@ def models(
     pattern: Annotated[
         str,
         typer.Argument(
-            help="Part of a name, or a pattern with * and ?.", metavar="[FILTER]", show_default=False
+            help="Part of a name, or a pattern with * and ?.",
+            metavar="[FILTER]",
+            show_default=False,
         ),
     ] = "",
     as_json: JsonOption = False,

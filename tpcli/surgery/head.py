@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch.nn.functional as F
+from timm.layers import AttentionPoolLatent, AttentionPoolPrr
 from torch import Tensor, nn
 
 from tpcli.errors import TpcliError, UserError
@@ -56,13 +57,29 @@ def pooled_head(model: nn.Module, exit_: Exit, x: Tensor, pool_type: str | None 
     weights = F.pad(sizes, (prefix, 0), value=1.0) if include_prefix else sizes
     tokens = x if include_prefix else x[:, prefix:]
     if model.attn_pool is not None:
+        if isinstance(model.attn_pool, AttentionPoolPrr):
+            return _refined(model.attn_pool, tokens, weights)
         mask = weights.log()[:, None, None, :].to(x.dtype)
         attended: Tensor = model.attn_pool(tokens, attn_mask=mask)  # type: ignore[operator]
         return attended
-    share = (weights / weights.sum(1, keepdim=True)).unsqueeze(-1).to(x.dtype)
-    mean = (tokens * share).sum(1)
+    mean = _mean(tokens, weights)
     kind = pool_type or model.global_pool
     return 0.5 * (tokens.amax(1) + mean) if kind == "avgmax" else mean
+
+
+def _mean(tokens: Tensor, weights: Tensor) -> Tensor:
+    """(B, N, C), (B, N) -> (B, C)."""
+    share = (weights / weights.sum(1, keepdim=True)).unsqueeze(-1)
+    return (tokens * share.to(tokens.dtype)).sum(1)
+
+
+def _refined(pool: AttentionPoolPrr, tokens: Tensor, weights: Tensor) -> Tensor:
+    """`AttentionPoolPrr` with sizes: its forward takes no mask, and is restated here for that."""
+    heads = pool.pre_norm(tokens).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
+    mask = weights.log()[:, None, None, :].to(tokens.dtype)
+    attended = F.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask)
+    refined: Tensor = pool.post_norm(attended.transpose(1, 2).flatten(2))
+    return refined[:, 0] if pool.pool == "token" else _mean(refined, weights)
 
 
 def _reads_prefix(model: nn.Module) -> bool:
@@ -75,12 +92,12 @@ def check_head(model: nn.Module) -> None:
     attn_pool = getattr(model, "attn_pool", None)
     if attn_pool is None:
         return
-    if type(attn_pool).__name__ != "AttentionPoolLatent":
+    if not isinstance(attn_pool, AttentionPoolLatent | AttentionPoolPrr):
         raise UserError(
             f"the {type(attn_pool).__name__} head reads its tokens in a way that takes no sizes, "
             "so its model can't be pooled."
         )
-    if attn_pool.pos_embed is not None:
+    if getattr(attn_pool, "pos_embed", None) is not None:
         raise UserError(
             "the attention-pooling head has position embeddings of its own, one per patch, "
             "so its model can't be pooled."

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from timm.models._features import FeatureGetterNet, FeatureHookNet, FeatureListNet
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -53,7 +54,9 @@ class PoolingSpec:
             )
             return cls(schedule, options_from_dict(values["method"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"config.json has a token_pooling that can't be read: {error}.") from None
+            raise UserError(
+                f"config.json has a token_pooling that can't be read: {error}."
+            ) from None
 
 
 def pooling_spec(model: nn.Module) -> PoolingSpec | None:
@@ -72,6 +75,16 @@ def check_supported(model: nn.Module) -> None:
     Raises:
         UserError: one sentence that says why not.
     """
+    inner = getattr(model, "module", getattr(model, "_orig_mod", None))
+    if isinstance(inner, nn.Module):
+        raise UserError(
+            f"the model is wrapped in {type(model).__name__}; pool the model itself, then wrap it."
+        )
+    if isinstance(model, FeatureGetterNet | FeatureListNet | FeatureHookNet):
+        raise UserError(
+            "a model made with features_only=True returns one token per patch, which a pooled "
+            "model has not; create it without."
+        )
     if not isinstance(model, VisionTransformer | Eva):
         raise UserError(
             f"{type(model).__name__} is no Vision Transformer that can be pooled; "
