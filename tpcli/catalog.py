@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 import timm
 import torch
 from timm.models import is_model_pretrained
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tpcli.errors import UserError, did_you_mean
@@ -17,7 +19,15 @@ from tpcli.surgery import check_supported
 from tpcli.surgery.families import FAMILIES
 from tpcli.surgery.insert import patch_tokens
 
-MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")
+MODULES = (
+    "vision_transformer",
+    "vision_transformer_hybrid",
+    "deit",
+    "eva",
+    "beit",
+    "vision_transformer_relpos",
+    "naflexvit",
+)
 """Modules of timm whose architectures are Vision Transformers of the supported classes."""
 
 
@@ -26,7 +36,7 @@ class Architecture:
     """One architecture at its own image size.
 
     patch_tokens, prefix_tokens: that enter block 0. flops: per image in closed form, one
-    multiply-add each (within 1% of `count_flops`), None where the stem is a convolutional network.
+    multiply-add each (within 1% of `count_flops`), None where that is not known.
     pretrained: whether timm has weights for it.
     """
 
@@ -87,8 +97,10 @@ def architectures(names: Sequence[str]) -> Iterator[Architecture]:
 def closed_form_flops(model: nn.Module) -> int | None:
     """FLOPs of one image from the shapes of the weights: linear layers, attention and norms.
 
-    None where the patch embedding is more than one convolution.
+    None where the patch embedding is more than one convolution, or the class is another.
     """
+    if not isinstance(model, VisionTransformer | Eva):
+        return None
     proj = model.patch_embed.proj  # type: ignore[union-attr]
     if not isinstance(proj, nn.Conv2d) or hasattr(model.patch_embed, "backbone"):
         return None

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.models.naflexvit import NaFlexVit
 from torch import nn
 
 from tpcli.errors import TpcliError
@@ -98,6 +99,9 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
 
 def model_input_size(model: nn.Module) -> tuple[int, int, int]:
     """(channels, height, width) that the model was built for."""
+    if isinstance(model, NaFlexVit):
+        _, height, width = model.pretrained_cfg["input_size"]
+        return int(model.embeds.in_chans), int(height), int(width)
     stem: Any = model.patch_embed
     height, width = stem.img_size
     first = next(m for m in stem.modules() if isinstance(m, nn.Conv2d))  # hybrids have many
@@ -156,6 +160,15 @@ def _rms_norm_flops(inputs: list[Any], outputs: list[Any]) -> int:
     return 2 * math.prod(_shape(inputs[0]))
 
 
+def _interpolation_flops(taps: int) -> Handle:
+    """One multiply-add per output element and tap."""
+
+    def flops(inputs: list[Any], outputs: list[Any]) -> int:
+        return taps * math.prod(_shape(outputs[0]))
+
+    return flops
+
+
 COUNTED: dict[str, Handle] = {
     "aten::scaled_dot_product_attention": _attention_flops,
     "aten::baddbmm": _baddbmm_flops,
@@ -163,6 +176,10 @@ COUNTED: dict[str, Handle] = {
     "aten::index_add": _added_elements(3),
     "aten::scatter_add": _added_elements(3),
     "aten::rms_norm": _rms_norm_flops,
+    "aten::upsample_linear1d": _interpolation_flops(2),
+    "aten::_upsample_bilinear2d_aa": _interpolation_flops(4),
+    "aten::upsample_bicubic2d": _interpolation_flops(16),
+    "aten::_upsample_bicubic2d_aa": _interpolation_flops(16),
 }
 """Operators counted here beside those that fvcore counts itself."""
 

@@ -11,6 +11,15 @@ from tests.coverage import zoo
 from tpcli.catalog import MODULES
 
 SAMPLE = (
+    "beit_base_patch16_224",  # relative position bias in every block
+    "naflexvit_base_patch16_gap",
+    "naflexvit_base_patch16_map",
+    "naflexvit_base_patch16_radio_v3",
+    "naflexvit_base_patch16_siglip",
+    "test_vit_relpos",
+    "vit_relpos_base_patch16_cls_224",
+    "vit_relpos_base_patch16_clsgap_224",
+    "vit_relpos_base_patch16_rpn_224",  # post-norm
     "aimv2_1b_patch14_224",  # SwiGLU, no prefix tokens
     "beit3_base_patch16_224",  # normed attention and MLP, average with a class token
     "deit3_base_patch16_224",
@@ -60,7 +69,8 @@ def test_one_of_each_kind(name: str) -> None:
 
 @pytest.mark.walk
 def test_all_architectures(capsys: pytest.CaptureFixture[str]) -> None:
-    names = sorted({name for module in MODULES for name in timm.list_models(module=module)})
+    groups = {module: set(timm.list_models(module=module)) for module in MODULES}
+    names = sorted(set().union(*groups.values()))
     failures, signatures = {}, {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -70,6 +80,8 @@ def test_all_architectures(capsys: pytest.CaptureFixture[str]) -> None:
             except Exception as error:
                 failures[name] = f"{type(error).__name__}: {error}"
     with capsys.disabled():
+        for group, members in groups.items():
+            print(f"\n{group}: {len(members - failures.keys())} of {len(members)}", end="")
         print(f"\n{len(names) - len(failures)} of {len(names)} architectures")
         for name, reason in failures.items():
             print(f"{name}: {reason}")

@@ -29,6 +29,9 @@ def small(name: str, **kwargs: Any) -> nn.Module:
     arguments = {"depth": DEPTH, "embed_dim": width, "num_heads": 2, "num_classes": 7, **size}
     if name.endswith("sapiens2"):  # the only ones with fewer keys than queries, in some blocks
         arguments["num_kv_heads"] = (None, 1, None)
+    if name in timm.list_models(module="naflexvit"):
+        arguments = {**arguments, "pretrained_cfg_overlay": {"input_size": (3, 48, 48)}}
+        del arguments["img_size"]
     torch.manual_seed(0)
     model = timm.create_model(name, **{**arguments, **kwargs}).eval()
     for part, parameter in model.named_parameters():

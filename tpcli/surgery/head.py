@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from timm.layers import AttentionPoolLatent, AttentionPoolPrr
@@ -41,18 +42,18 @@ def exit_forward(norm: nn.Module, exit_: Exit, x: Tensor | PooledTokens) -> Tens
     return normalized
 
 
-def pooled_head(model: nn.Module, exit_: Exit, x: Tensor, pool_type: str | None = None) -> Tensor:
+def pooled_head(
+    model: nn.Module, exit_: Exit, x: Tensor, pool_type: str | None = None, **kwargs: Any
+) -> Tensor:
     """The model's own `pool`, with every token counted as many times as its size.
 
     x: (B, P + N, C). Returns (B, C).
     """
     sizes = exit_.take()
     if sizes is None:
-        plain: Tensor = type(model).pool(model, x, pool_type)  # type: ignore[attr-defined]
+        plain: Tensor = getattr(type(model), _own_pool(model))(model, x, pool_type, **kwargs)
         return plain
-    prefix = int(model.num_prefix_tokens)  # type: ignore[arg-type]
-    if sizes.shape != (x.shape[0], x.shape[1] - prefix):
-        raise TpcliError("forward_head got tokens that are not those of the last forward_features.")
+    prefix = _check_sizes(model, x, sizes)
     include_prefix = bool(getattr(model, "pool_include_prefix", _reads_prefix(model)))
     weights = F.pad(sizes, (prefix, 0), value=1.0) if include_prefix else sizes
     tokens = x if include_prefix else x[:, prefix:]
@@ -65,6 +66,36 @@ def pooled_head(model: nn.Module, exit_: Exit, x: Tensor, pool_type: str | None 
     mean = _mean(tokens, weights)
     kind = pool_type or model.global_pool
     return 0.5 * (tokens.amax(1) + mean) if kind == "avgmax" else mean
+
+
+def pooled_forward_head(
+    model: nn.Module, exit_: Exit, x: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    """The own `forward_head` of a model that takes the mean there, of tokens scaled by size.
+
+    The plain mean of s_k x_k K / sum(s) is the mean of x weighted by s. x: (B, P + K, C).
+    """
+    sizes = exit_.take()
+    if sizes is not None:
+        prefix = _check_sizes(model, x, sizes)
+        share = sizes * (sizes.shape[1] / sizes.sum(1, keepdim=True))
+        scale = F.pad(share, (prefix, 0), value=1.0).unsqueeze(-1)
+        x = x * scale.to(x.dtype)
+    out: Tensor = type(model).forward_head(model, x, *args, **kwargs)  # type: ignore[attr-defined]
+    return out
+
+
+def _check_sizes(model: nn.Module, x: Tensor, sizes: Tensor) -> int:
+    """The number of prefix tokens; raises where `sizes` are not those of x."""
+    prefix = int(model.num_prefix_tokens)  # type: ignore[arg-type]
+    if sizes.shape != (x.shape[0], x.shape[1] - prefix):
+        raise TpcliError("forward_head got tokens that are not those of the last forward_features.")
+    return prefix
+
+
+def _own_pool(model: nn.Module) -> str:
+    """The model's method that turns tokens into one vector; `forward_head` where it has none."""
+    return next(name for name in ("pool", "_pool", "forward_head") if hasattr(model, name))
 
 
 def _mean(tokens: Tensor, weights: Tensor) -> Tensor:
@@ -108,14 +139,16 @@ def install(model: nn.Module) -> None:
     """Make the model's norm and head take pooled tokens."""
     reads_all = getattr(model, "attn_pool", None) is not None
     reads_all = reads_all or getattr(model, "global_pool", "") in ("avg", "avgmax")
-    exit_ = Exit(needed=reads_all and hasattr(model, "pool"))
+    exit_ = Exit(needed=reads_all)
     norm: nn.Module = model.norm  # type: ignore[assignment]
     norm.forward = partial(exit_forward, norm, exit_)  # type: ignore[method-assign]
     if exit_.needed:
-        model.pool = partial(pooled_head, model, exit_)  # type: ignore[assignment]
+        own = _own_pool(model)
+        ours = pooled_forward_head if own == "forward_head" else pooled_head
+        setattr(model, own, partial(ours, model, exit_))
 
 
 def uninstall(model: nn.Module) -> None:
     """Give norm and head their own ways back."""
     vars(model.norm).pop("forward", None)
-    vars(model).pop("pool", None)
+    vars(model).pop(_own_pool(model), None)

@@ -9,8 +9,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from timm.models._features import FeatureGetterNet, FeatureHookNet, FeatureListNet
+from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
 
 from tpcli.errors import TpcliError, UserError
@@ -21,6 +24,7 @@ from . import head
 from .families import FAMILIES
 from .layer import TokenPooling, pooled_forward
 
+CLASSES = (VisionTransformer, Eva, Beit, VisionTransformerRelPos, NaFlexVit)
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
@@ -66,6 +70,10 @@ def pooling_spec(model: nn.Module) -> PoolingSpec | None:
 
 def patch_tokens(model: nn.Module) -> int:
     """N_0: the patch tokens that enter block 0 at the model's own image size."""
+    if isinstance(model, NaFlexVit):
+        _, height, width = model.pretrained_cfg["input_size"]
+        rows, columns = model.embeds.patch_size
+        return int((height // rows) * (width // columns))
     return int(model.patch_embed.num_patches)  # type: ignore[union-attr, arg-type]
 
 
@@ -85,10 +93,11 @@ def check_supported(model: nn.Module) -> None:
             "a model made with features_only=True returns one token per patch, which a pooled "
             "model has not; create it without."
         )
-    if not isinstance(model, VisionTransformer | Eva):
+    if not isinstance(model, CLASSES):
         raise UserError(
-            f"{type(model).__name__} is no Vision Transformer that can be pooled; "
-            "use a timm model of class VisionTransformer, VisionTransformerDistilled or Eva."
+            f"{type(model).__name__} is no Vision Transformer that can be pooled; use a timm model "
+            f"of class VisionTransformerDistilled, {', '.join(c.__name__ for c in CLASSES[:-1])} "
+            f"or {CLASSES[-1].__name__}."
         )
     for block in model.blocks:
         if type(block) not in FAMILIES:
@@ -206,7 +215,7 @@ def _install(
         tokens_out=tokens_out,
         prefix_tokens=int(model.num_prefix_tokens),  # type: ignore[arg-type]
         channels=int(width),  # type: ignore[arg-type]
-        follows_positions=getattr(model, "rope", None) is not None,
+        follows_positions=getattr(model, "rope", None) is not None or family.bias is not None,
     )
     device = next(block.parameters()).device
     layer.to(device).train(block.training)
@@ -216,18 +225,28 @@ def _install(
 
 
 def _check_options(model: nn.Module, options: PoolingOptions) -> None:
-    if options.weights == "class" and getattr(model, "cls_token", None) is None:
+    if options.weights == "class" and _class_token(model) is None:
         raise UserError(
             "--weights class needs a class token, which this model has not; "
             "use size, significance or uniform."
         )
     for i, block in enumerate(model.blocks):  # type: ignore[arg-type, union-attr]
         family = FAMILIES[type(block)]
+        reads = options.needs_scores or options.metric == "keys"
+        if reads and not hasattr(family.attention(block), "q_norm"):
+            raise UserError(
+                f"blocks of {type(model).__name__} don't show their queries and keys; use --weights "
+                "size or uniform, --metric tokens or normalized and --reduce mean or medoid."
+            )
         if options.position == "attention" and family.halves is None:
             raise UserError(
                 f"--position attention is not there in block {i}: {type(block).__name__} runs "
                 "attention and MLP side by side; use --position block."
             )
+
+
+def _class_token(model: nn.Module) -> Any:
+    return getattr(getattr(model, "embeds", model), "cls_token", None)
 
 
 def forward_intermediates_refused(*args: Any, **kwargs: Any) -> Any:

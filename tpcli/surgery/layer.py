@@ -14,6 +14,7 @@ from tpcli.options import PoolingOptions
 from tpcli.pooling import Clusters, get_method, reduce_tokens
 from tpcli.pooling.clusters import cluster_sums, medoids_near_mean
 
+from .bias import Attending, BiasPooler
 from .families import Family
 from .positions import follow, mean_rotations, rotate
 
@@ -70,6 +71,7 @@ class TokenPooling(nn.Module):
         self.prefix_tokens = prefix_tokens
         self.follows_positions = follows_positions
         self.assignments: list[Tensor] | None = None  # collects (B, N) indices while traced
+        self.bias: BiasPooler | None = None
         self._hooks: list[RemovableHandle] = []
         self._queries: Tensor | None = None
         self._keys: Tensor | None = None
@@ -90,11 +92,13 @@ class TokenPooling(nn.Module):
         return pools and (self.options.needs_scores or self.options.metric == "keys")
 
     def attach_hooks(self, attention: nn.Module) -> None:
-        """Capture queries and keys of the block's attention, only where they are needed.
+        """Capture queries and keys of the block's attention, only where needed; pool its biases.
 
         `q_norm` and `k_norm` are modules in every attention of timm (identities where a model has
         no such norm), so timm's fused attention stays as it is.
         """
+        if self.family.bias is not None:
+            self.bias = BiasPooler(self.family.bias, attention)
         if self.reads_attention:
             q_norm, k_norm = attention.q_norm, attention.k_norm
             self._hooks = [
@@ -107,6 +111,8 @@ class TokenPooling(nn.Module):
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        if self.bias is not None:
+            self.bias.detach()
 
     def capture_queries(self, module: nn.Module, args: Any, output: Tensor) -> None:
         """Forward hook of the attention's `q_norm`."""
@@ -233,8 +239,13 @@ def pooled_forward(block: nn.Module, x: Tensor | PooledTokens, *args: Any, **kwa
     rope = kwargs.get("rope")
     if rope is not None and source is not None and sizes is not None:
         kwargs["rope"] = rope = mean_rotations(rope, source, sizes)
-    kwargs["attn_mask"] = mask = layer.attention_mask(tokens, sizes)
     attention = layer.family.attention(block)
+    mask = layer.attention_mask(tokens, sizes)
+    if layer.bias is None:
+        kwargs["attn_mask"] = mask
+    else:
+        layer.bias.prepare(kwargs, Attending(source, sizes, mask, layer.prefix_tokens))
+        mask = layer.bias.total(kwargs) if layer.reads_attention else None
     half = bool(getattr(attention, "rotate_half", False))
     inputs = AttentionInputs(float(attention.scale), mask, rope, half)  # type: ignore[arg-type]
     if layer.options.position == "attention":
