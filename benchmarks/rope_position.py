@@ -122,7 +122,7 @@ class Medoids:
         self.origin = torch.empty(0)
 
     def method(self, name: str) -> Method:
-        """The method of that name, its medoids recorded (the member nearest to the mean if none)."""
+        """The method of that name; notes its medoids, or the members nearest to the means."""
         method = get_method(name)
 
         def assign(z: Tensor, k: int, **options: Any) -> Assignment:

@@ -1,10 +1,11 @@
-"""Which of timm's architectures can be pooled, and what they are like, without building any weights."""
+"""Which of timm's architectures can be pooled, and what they are like; no weights are built."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import timm
 import torch
@@ -75,7 +76,7 @@ def architectures(names: Sequence[str]) -> Iterator[Architecture]:
     """Describe each of `names` that can be pooled, one after the other, as skeletons on meta."""
     for name in names:
         with torch.device("meta"):
-            model = timm.create_model(name)
+            model: Any = timm.create_model(name)
         try:
             check_supported(model)
         except UserError:
@@ -94,39 +95,40 @@ def architectures(names: Sequence[str]) -> Iterator[Architecture]:
         )
 
 
-def closed_form_flops(model: nn.Module) -> int | None:
+def closed_form_flops(model: Any) -> int | None:
     """FLOPs of one image from the shapes of the weights: linear layers, attention and norms.
 
     None where the patch embedding is more than one convolution, or the class is another.
     """
     if not isinstance(model, VisionTransformer | Eva):
         return None
-    proj = model.patch_embed.proj  # type: ignore[union-attr]
-    if not isinstance(proj, nn.Conv2d) or hasattr(model.patch_embed, "backbone"):
+    stem: Any = model.patch_embed
+    blocks: Any = model.blocks
+    if not isinstance(stem.proj, nn.Conv2d) or hasattr(stem, "backbone"):
         return None
     patches = patch_tokens(model)
-    tokens = patches + int(model.num_prefix_tokens)  # type: ignore[arg-type]
-    total = patches * proj.weight.numel()
-    for block in model.blocks:  # type: ignore[union-attr]
+    tokens = patches + int(model.num_prefix_tokens)
+    total = patches * stem.proj.weight.numel()
+    for block in blocks:
         total += tokens * _per_token(block)
         family = FAMILIES[type(block)]
-        attention = family.attention(block)
+        attention: Any = family.attention(block)
         branches = len(block.attns) if hasattr(block, "attns") else 1
         queries_and_values = 3 if hasattr(attention, "sub_norm") else 2  # differential: twice QK^T
-        width = attention.num_heads * attention.head_dim  # type: ignore[operator]
+        width = attention.num_heads * attention.head_dim
         if hasattr(attention, "sub_norm"):
-            width *= 2  # type: ignore[operator]
-        total += branches * queries_and_values * tokens**2 * int(width)  # type: ignore[arg-type]
-    total += tokens * _per_token(model.norm)  # type: ignore[arg-type]
-    pool = getattr(model, "attn_pool", None)
+            width *= 2
+        total += branches * queries_and_values * tokens**2 * int(width)
+    total += tokens * _per_token(model.norm)
+    pool: Any = getattr(model, "attn_pool", None)
     if pool is not None:
         read = tokens if getattr(model, "pool_include_prefix", True) else patches
         kv = getattr(pool, "kv", None)
         if kv is not None:
-            total += read * _per_token(kv) + 2 * read * int(model.embed_dim)  # type: ignore[arg-type]
+            total += read * _per_token(kv) + 2 * read * int(model.embed_dim)
             total += _per_token(pool) - _per_token(kv)
         else:
-            total += 2 * read**2 * int(model.embed_dim)  # type: ignore[arg-type]
+            total += 2 * read**2 * int(model.embed_dim)
     heads = (getattr(model, name, None) for name in ("fc_norm", "head", "head_dist"))
     return total + sum(_per_token(head) for head in heads if head is not None)
 

@@ -1,4 +1,4 @@
-"""Write a model, pooling included, as ONNX or as a torch.export program, and check what was written."""
+"""Write a pooled model as ONNX or as a torch.export program, and check what was written."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from tpcli.flops import model_input_size
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
 LEAST_OPSET = 18
 """The first opset whose ScatterElements can take a minimum, which clustering needs."""
+LARGEST_ONNX = 2**31
+"""Bytes; protobuf can't hold more in one file."""
 TOLERANCE = 1e-4
 CHECK_BATCH = 3
 """Images in the check; another number than the two the model is traced with."""
@@ -61,11 +63,18 @@ def export_model(
         TpcliError: the model can't be exported, or its logits differ by more than 1e-4.
     """
     check_export(out, file_format, opset, force)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    if file_format == "onnx" and weights >= LARGEST_ONNX:
+        raise UserError(
+            f"the model's weights take {weights / 2**30:.1f} GB, and one ONNX file holds less than "
+            "2; use --format torch-export."
+        )
     size = model_input_size(model)
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(CHECK_BATCH, *size, generator=generator).to(parameter)
-    was_training, checkpointing = model.training, getattr(model, "grad_checkpointing", False)
+    modes = [(module, module.training) for module in model.modules()]
+    checkpointing = getattr(model, "grad_checkpointing", False)
     model.eval()
     model.grad_checkpointing = False  # type: ignore[assignment]
     try:
@@ -85,7 +94,8 @@ def export_model(
                     f"{TOLERANCE:g}, so {out} was not written; please report the model."
                 )
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
         model.grad_checkpointing = checkpointing  # type: ignore[assignment]
     return ExportResult(out, file_format, opset, size, error)
 
@@ -153,8 +163,9 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     ONNX defines TopK to put the lower index first among equals, which makes it a stable sort.
     """
-    from onnxscript import INT64
-    from onnxscript import opset18 as op
+    from onnxscript import INT64, opset18
+
+    op: Any = opset18
 
     def stable_sort(
         self: Any, stable: bool = True, dim: int = -1, descending: bool = False

@@ -100,7 +100,8 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
 def model_input_size(model: nn.Module) -> tuple[int, int, int]:
     """(channels, height, width) that the model was built for."""
     if isinstance(model, NaFlexVit):
-        _, height, width = model.pretrained_cfg["input_size"]
+        config: Any = model.pretrained_cfg
+        _, height, width = config["input_size"]
         return int(model.embeds.in_chans), int(height), int(width)
     stem: Any = model.patch_embed
     height, width = stem.img_size

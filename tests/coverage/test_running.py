@@ -104,8 +104,14 @@ def test_intermediates_say_why_not(model: nn.Module, x: Tensor) -> None:
 
 def test_features_only_says_why_not() -> None:
     getter = timm.create_model("deit_tiny_patch16_224", features_only=True)
-    with pytest.raises(UserError, match="features_only=True .* create it without"):
+    with pytest.raises(UserError, match=r"features_only=True .* create it without"):
         tpcli.pool(getter, "r:2")
+
+
+def test_attention_that_hides_its_queries_and_keys() -> None:
+    model = zoo.small("beit_base_patch16_224")
+    with pytest.raises(UserError, match=r"Beit's attention .* use --weights size or uniform"):
+        tpcli.pool(model, KEEP, weights="significance")
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "vit_small_patch16_rope_224"])
@@ -178,7 +184,8 @@ with torch.no_grad():
 
 
 @torch.no_grad()
-def test_what_was_saved_loads_in_a_fresh_process(model: nn.Module, tmp_path: Path) -> None:
+def test_what_was_saved_loads_in_a_fresh_process(tmp_path: Path) -> None:
+    model = tpcli.pool(zoo.small("vit_small_patch16_rope_224"), KEEP)
     x = torch.ones(1, 3, 48, 48)
     models.save(model, tmp_path / "saved")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -37,7 +37,7 @@ def small(name: str, **kwargs: Any) -> nn.Module:
     for part, parameter in model.named_parameters():
         if part.startswith("blocks.") and parameter.ndim > 1:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-        elif "gamma" in part or ".norm" in part and part.endswith("weight"):
+        elif "gamma" in part or (".norm" in part and part.endswith("weight")):
             nn.init.uniform_(parameter, 0.5, 1.5)
         elif "token" in part or part == "head.weight":
             nn.init.normal_(parameter, std=0.5)

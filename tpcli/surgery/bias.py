@@ -92,5 +92,5 @@ def pooled_bias(bias: Tensor, attending: Attending) -> Tensor:
     rows = mean_rows(heads.transpose(0, 1).flatten(1), source, sizes)  # (B, N, H * N_0)
     rows = rows.unflatten(-1, (heads.shape[0], -1)).permute(0, 3, 1, 2)  # (B, N_0, N, H)
     both = mean_rows(rows.flatten(2), source, sizes)  # (B, N, N * H), keys first
-    pooled = both.unflatten(-1, (-1, heads.shape[0])).permute(0, 3, 2, 1).to(bias.dtype)
+    pooled: Tensor = both.unflatten(-1, (-1, heads.shape[0])).permute(0, 3, 2, 1).to(bias.dtype)
     return pooled if mask is None else pooled + mask.to(bias.dtype)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from .bias import PositionBias
 
-Half = Callable[..., Tensor]
+Half = Callable[..., Any]
+"""(block, x, **kwargs) -> x; attributes of modules are untyped, so the tensor is Any."""
 
 
 @dataclass(frozen=True)
@@ -38,37 +39,37 @@ class Family:
     bias: PositionBias | None = None
 
 
-def _pre_norm_attention(block: vit.Block, x: Tensor, **kwargs: Any) -> Tensor:
+def _pre_norm_attention(block: Any, x: Tensor, **kwargs: Any) -> Any:
     return x + block.drop_path1(block.ls1(block.attn(block.norm1(x), **kwargs)))
 
 
-def _pre_norm_mlp(block: vit.Block, x: Tensor) -> Tensor:
+def _pre_norm_mlp(block: Any, x: Tensor) -> Any:
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
-def _post_norm_attention(block: Any, x: Tensor, **kwargs: Any) -> Tensor:
+def _post_norm_attention(block: Any, x: Tensor, **kwargs: Any) -> Any:
     return x + block.drop_path1(block.norm1(block.attn(x, **kwargs)))
 
 
-def _post_norm_mlp(block: Any, x: Tensor) -> Tensor:
+def _post_norm_mlp(block: Any, x: Tensor) -> Any:
     return x + block.drop_path2(block.norm2(block.mlp(x)))
 
 
-def _things_attention(block: vit.ParallelThingsBlock, x: Tensor, **kwargs: Any) -> Tensor:
+def _things_attention(block: Any, x: Tensor, **kwargs: Any) -> Any:
     branches = [b.drop_path(b.ls(b.attn(b.norm(x), **kwargs))) for b in block.attns]
     return x + torch.stack(branches).sum(dim=0)
 
 
-def _things_mlp(block: vit.ParallelThingsBlock, x: Tensor) -> Tensor:
+def _things_mlp(block: Any, x: Tensor) -> Any:
     return x + torch.stack([branch(x) for branch in block.ffns]).sum(dim=0)
 
 
-def _eva_attention(block: eva.EvaBlock, x: Tensor, **kwargs: Any) -> Tensor:
+def _eva_attention(block: eva.EvaBlock, x: Tensor, **kwargs: Any) -> Any:
     y = block.attn(block.norm1(x), **kwargs)
     return x + block.drop_path1(y if block.gamma_1 is None else block.gamma_1 * y)
 
 
-def _eva_mlp(block: eva.EvaBlock, x: Tensor) -> Tensor:
+def _eva_mlp(block: eva.EvaBlock, x: Tensor) -> Any:
     y = block.mlp(block.norm2(x))
     return x + block.drop_path2(y if block.gamma_2 is None else block.gamma_2 * y)
 

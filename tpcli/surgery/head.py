@@ -141,7 +141,7 @@ def install(model: nn.Module) -> None:
     reads_all = reads_all or getattr(model, "global_pool", "") in ("avg", "avgmax")
     exit_ = Exit(needed=reads_all)
     norm: nn.Module = model.norm  # type: ignore[assignment]
-    norm.forward = partial(exit_forward, norm, exit_)  # type: ignore[method-assign]
+    norm.forward = partial(exit_forward, norm, exit_)
     if exit_.needed:
         own = _own_pool(model)
         ours = pooled_forward_head if own == "forward_head" else pooled_head

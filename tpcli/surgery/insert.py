@@ -71,7 +71,8 @@ def pooling_spec(model: nn.Module) -> PoolingSpec | None:
 def patch_tokens(model: nn.Module) -> int:
     """N_0: the patch tokens that enter block 0 at the model's own image size."""
     if isinstance(model, NaFlexVit):
-        _, height, width = model.pretrained_cfg["input_size"]
+        config: Any = model.pretrained_cfg
+        _, height, width = config["input_size"]
         rows, columns = model.embeds.patch_size
         return int((height // rows) * (width // columns))
     return int(model.patch_embed.num_patches)  # type: ignore[union-attr, arg-type]
@@ -124,10 +125,10 @@ def pool(
         UserError: the model, the schedule or an option can't be used; names it.
     """
     check_supported(model)
-    unpool(model)
     resolved = resolve(model, schedule, method, **options)
     chosen, plan = resolved.options, resolved.schedule
     _check_options(model, chosen)
+    unpool(model)
     if plan.pools:
         head.install(model)
     blocks = list(model.blocks)  # type: ignore[arg-type]
@@ -149,10 +150,7 @@ def resolve(
 ) -> PoolingSpec:
     """Turn what the user asked for into tokens per block and complete options for this model."""
     depth, tokens = len(model.blocks), patch_tokens(model)  # type: ignore[arg-type]
-    if isinstance(method, PoolingOptions):
-        chosen = method
-    else:
-        chosen = pooling_options(method, **options)
+    chosen = method if isinstance(method, PoolingOptions) else pooling_options(method, **options)
     if isinstance(schedule, str):
         from tpcli.budget import solve_budget
 
@@ -221,7 +219,7 @@ def _install(
     layer.to(device).train(block.training)
     layer.attach_hooks(attention)
     block.token_pooling = layer
-    block.forward = partial(pooled_forward, block)  # type: ignore[method-assign]
+    block.forward = partial(pooled_forward, block)
 
 
 def _check_options(model: nn.Module, options: PoolingOptions) -> None:
@@ -230,13 +228,13 @@ def _check_options(model: nn.Module, options: PoolingOptions) -> None:
             "--weights class needs a class token, which this model has not; "
             "use size, significance or uniform."
         )
-    for i, block in enumerate(model.blocks):  # type: ignore[arg-type, union-attr]
+    for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
         family = FAMILIES[type(block)]
         reads = options.needs_scores or options.metric == "keys"
         if reads and not hasattr(family.attention(block), "q_norm"):
             raise UserError(
-                f"blocks of {type(model).__name__} don't show their queries and keys; use --weights "
-                "size or uniform, --metric tokens or normalized and --reduce mean or medoid."
+                f"{type(model).__name__}'s attention doesn't show its queries and keys; use "
+                "--weights size or uniform, --metric tokens or normalized, --reduce mean or medoid."
             )
         if options.position == "attention" and family.halves is None:
             raise UserError(

@@ -102,8 +102,8 @@ class TokenPooling(nn.Module):
         if self.reads_attention:
             q_norm, k_norm = attention.q_norm, attention.k_norm
             self._hooks = [
-                q_norm.register_forward_hook(self.capture_queries),  # type: ignore[operator, union-attr]
-                k_norm.register_forward_hook(self.capture_keys),  # type: ignore[operator, union-attr]
+                q_norm.register_forward_hook(self.capture_queries),  # type: ignore[union-attr]
+                k_norm.register_forward_hook(self.capture_keys),  # type: ignore[union-attr]
             ]
 
     def detach_hooks(self) -> None:
@@ -129,7 +129,7 @@ class TokenPooling(nn.Module):
         return max(1, round(tokens * self.tokens_out / self.tokens_in))
 
     def attention_mask(self, x: Tensor, sizes: Tensor | None) -> Tensor | None:
-        """log(size) for every key, to be added to the attention logits (ToMe, eq. 1): (B, 1, 1, P+N).
+        """log(size) for every key, added to the attention logits (ToMe, eq. 1): (B, 1, 1, P + N).
 
         None where all sizes are 1 or proportional attention is off.
         """
@@ -143,7 +143,8 @@ class TokenPooling(nn.Module):
         """Pool the patch tokens of x.
 
         x: (B, P + N, C). sizes: (B, N), source: (B, N_0), or None before anything is pooled.
-        inputs: of the block's attention. Returns PooledTokens, or x itself where nothing has been pooled yet.
+        inputs: of the block's attention. Returns PooledTokens, or x itself as long as nothing is
+        pooled.
         """
         queries, keys = self._queries, self._keys
         self._queries = self._keys = None
@@ -217,7 +218,7 @@ class TokenPooling(nn.Module):
         return metric
 
     def _attention(self, queries: Tensor, keys: Tensor, inputs: AttentionInputs) -> Tensor:
-        """softmax(Q K^T scale + mask) in float32 from queries and keys as captured, not yet rotated.
+        """softmax(Q K^T scale + mask) in float32, from queries and keys as captured before rotation.
 
         queries: (B, H, P + N, D). keys: (B, H or fewer, P + N, D). Returns (B, H, P + N, P + N).
         """
@@ -252,7 +253,7 @@ def pooled_forward(block: nn.Module, x: Tensor | PooledTokens, *args: Any, **kwa
         assert layer.family.halves is not None
         attend, transform = layer.family.halves
         out = layer(attend(block, tokens, **kwargs), sizes, source, inputs)
-        if isinstance(out, tuple):
+        if isinstance(out, PooledTokens):
             return out._replace(x=transform(block, out.x))
         return transform(block, out)
     return layer(type(block).forward(block, tokens, **kwargs), sizes, source, inputs)

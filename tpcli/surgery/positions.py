@@ -29,7 +29,8 @@ def mean_rotations(rope: Tensor, source: Tensor, sizes: Tensor) -> Tensor:
     per_patch = rope.unsqueeze(0) if rope.ndim == 2 else rope  # (1 or H, N_0, 2D)
     rows = per_patch.transpose(-3, -2).flatten(-2)  # (N_0, H * 2D), with a batch if rope has one
     means = mean_rows(rows, source, sizes)
-    return means.unflatten(-1, (per_patch.shape[-3], -1)).transpose(1, 2)
+    by_head: Tensor = means.unflatten(-1, (per_patch.shape[-3], -1))
+    return by_head.transpose(1, 2)
 
 
 def mean_rows(rows: Tensor, source: Tensor, sizes: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ def mean_rows(rows: Tensor, source: Tensor, sizes: Tensor) -> Tensor:
     offset = torch.arange(b, device=source.device).unsqueeze(1) * n
     flat = rows.float().expand(b, -1, -1).flatten(0, 1)
     sums = flat.new_zeros(b * n, flat.shape[1]).index_add(0, (source + offset).flatten(), flat)
-    return sums.unflatten(0, (b, n)) / sizes.unsqueeze(-1)
+    return sums.view(b, n, -1) / sizes.unsqueeze(-1)
 
 
 def rotate(x: Tensor, rope: Tensor | None, prefix_tokens: int, half: bool) -> Tensor:
