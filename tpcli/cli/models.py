@@ -43,13 +43,13 @@ def models(
     if as_json:
         render.print_json([asdict(a) for a in found])
         return
-    columns = ["model", "class", "parameters", "image", "tokens", "prefix", "GFLOPs", "pretrained"]
+    columns = ["model", "class", "params (M)", "pixels", "tokens", "prefix", "GFLOPs", "weights"]
     rows = [
         [
             a.name,
             a.model_class,
-            f"{a.params / 1e6:.1f} M",
-            f"{a.image_size[0]} x {a.image_size[1]}",
+            f"{a.params / 1e6:.1f}",
+            f"{a.image_size[0]}" if len({*a.image_size}) == 1 else "x".join(map(str, a.image_size)),
             str(a.patch_tokens),
             str(a.prefix_tokens),
             "" if a.flops is None else f"{a.flops / 1e9:.2f}",

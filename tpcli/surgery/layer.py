@@ -218,7 +218,7 @@ class TokenPooling(nn.Module):
         return metric
 
     def _attention(self, queries: Tensor, keys: Tensor, inputs: AttentionInputs) -> Tensor:
-        """softmax(Q K^T scale + mask) in float32, from queries and keys as captured before rotation.
+        """softmax(Q K^T scale + mask) in float32 from queries and keys captured before rotation.
 
         queries: (B, H, P + N, D). keys: (B, H or fewer, P + N, D). Returns (B, H, P + N, P + N).
         """
