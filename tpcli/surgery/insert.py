@@ -106,10 +106,10 @@ def pool(
         UserError: the model, the schedule or an option can't be used; names it.
     """
     check_supported(model)
-    unpool(model)
     resolved = resolve(model, schedule, method, **options)
     chosen, plan = resolved.options, resolved.schedule
     _check_options(model, chosen)
+    unpool(model)
     if plan.pools:
         head.install(model)
     blocks = list(model.blocks)  # type: ignore[arg-type]
