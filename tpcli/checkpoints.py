@@ -67,15 +67,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             state: Any = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # whatever an arbitrary file makes the readers raise
-        if type(error).__name__ == "SafetensorError":
-            reason = f"is not a valid .safetensors file ({error})."
-        else:
-            reason = (
-                "is no file of plain weights, and nothing else is ever unpickled; "
-                "save its state_dict as .safetensors or with torch.save."
-            )
-        raise UserError(f"checkpoint {path} {reason}") from error
+    except Exception as error:  # what a broken file raises depends on where it is broken
+        raise UserError(
+            f"checkpoint {path} is no file of plain weights, and nothing else is ever unpickled; "
+            "save its state_dict as .safetensors or with torch.save."
+        ) from error
     while isinstance(state, dict):
         inner = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), None)
         if inner is None:

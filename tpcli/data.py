@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -224,7 +225,7 @@ def _local(spec: str, split: str, config: dict[str, Any], transform: Any) -> Ima
     logging.getLogger("timm.data.dataset").setLevel(logging.ERROR)
     try:
         images: Any = create_dataset("", root=str(root), search_split=False, transform=transform)
-    except (RuntimeError, AssertionError, OSError, ValueError) as error:
+    except (RuntimeError, AssertionError, OSError, ValueError, tarfile.TarError) as error:
         raise UserError(f"{root} holds no images in class folders ({error}).") from error
     if len(images) == 0:
         raise UserError(f"{root} holds no images in class folders.")
@@ -233,6 +234,8 @@ def _local(spec: str, split: str, config: dict[str, Any], transform: Any) -> Ima
     indices = reader.class_name_to_idx if root.is_file() else reader.class_to_idx
     by_index = sorted(indices.items(), key=lambda item: item[1])
     classes = [name for name, _ in by_index]
+    if classes == [""]:
+        raise UserError(f"{root} holds images but no class folders; put each class in its own.")
     readable = ReadableImages(images, config["input_size"])
     return ImageData(spec, split, readable, names, classes, config, root)
 

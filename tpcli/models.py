@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_data_config
+from timm.data.model_config import resolve_input_data_config
 from timm.models import save_for_hf
 from torch import nn
 
@@ -72,7 +71,7 @@ def load(
         if stored is not None:
             remembered = PoolingSpec.from_dict(stored)
             pool(model, remembered.schedule, remembered.options)
-    return LoadedModel(model, _display_name(spec), resolve_data_config({}, model=model))
+    return LoadedModel(model, _display_name(spec), resolve_input_data_config(model))
 
 
 def save(model: nn.Module, folder: Path, force: bool = False, **extra: Any) -> None:
@@ -82,7 +81,8 @@ def save(model: nn.Module, folder: Path, force: bool = False, **extra: Any) -> N
     `config.json`. `extra` adds keys there.
 
     Raises:
-        UserError: the folder exists and `force` is off.
+        UserError: the folder exists and `force` is off, or the model was built with arguments that
+            JSON can't hold.
     """
     check_output(folder, force)
     spec = pooling_spec(model)
@@ -93,7 +93,10 @@ def save(model: nn.Module, folder: Path, force: bool = False, **extra: Any) -> N
     if spec is not None:
         config["token_pooling"] = spec.to_dict()
     with replacing(folder) as fresh:
-        save_for_hf(model, str(fresh), model_config=config, safe_serialization=True)
+        try:
+            save_for_hf(model, str(fresh), model_config=config, safe_serialization=True)
+        except ValueError as error:
+            raise UserError(f"the model can't be saved: {error}") from error
 
 
 def parse_model_kwargs(items: Sequence[str]) -> dict[str, Any]:
@@ -190,7 +193,7 @@ def _create(spec: str, name: str, pretrained: bool, arguments: Mapping[str, Any]
                 f"timm has no pretrained weights for {spec!r}; add --no-pretrained or --checkpoint."
             ) from error
         raise UserError(f"model {spec!r} could not be loaded: {_first_line(error)}.") from error
-    except (FileNotFoundError, AssertionError, ValueError, json.JSONDecodeError) as error:
+    except (FileNotFoundError, AssertionError, KeyError, ValueError) as error:
         if type(error).__module__.startswith("huggingface_hub"):  # some are FileNotFoundErrors
             raise _not_fetched(spec, error) from error
         raise UserError(f"model {spec!r} could not be loaded: {_first_line(error)}.") from error

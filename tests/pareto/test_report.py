@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tpcli.pareto import SweepResult, frontier, headline
+from tpcli.pareto import SweepResult, compare, frontier, headline
 from tpcli.pareto.points import CSV_COLUMNS
 from tpcli.report import ReportContext, write_report
 
@@ -31,7 +31,11 @@ CONTEXT = ReportContext(
 def result() -> SweepResult:
     points = (point(1.0, 80), point(0.5, 80, "ward"), point(0.3, 75, "k-means"))
     return SweepResult(
-        points, tuple(frontier(points)), (headline(points, "ward"), headline(points, "k-means")), 3
+        points,
+        tuple(frontier(points)),
+        (headline(points, "ward"), headline(points, "k-means")),
+        tuple(compare(points, "ward")),
+        3,
     )
 
 

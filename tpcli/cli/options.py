@@ -199,7 +199,9 @@ class DataGroup:
         from tpcli.errors import UserError
 
         if self.data is None and model != "demo":
-            raise UserError(f"model {model!r} needs data of its own; add --data (demo is built in).")
+            raise UserError(
+                f"model {model!r} needs data of its own; add --data (demo is built in)."
+            )
 
     def open(self, loaded: LoadedModel) -> ImageData:
         """Open the data for this model, and hold its classes against the head."""
