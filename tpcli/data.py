@@ -213,7 +213,10 @@ def _local(spec: str, split: str, config: dict[str, Any], transform: Any) -> Ima
     if len(images) == 0:
         raise UserError(f"{root} holds no images in class folders.")
     names = [str(name) for name in images.filenames()]
-    by_index = sorted(images.reader.class_to_idx.items(), key=lambda item: item[1])
+    # timm's reader of a .tar has another name for the same thing
+    reader = images.reader
+    index_of = reader.class_name_to_idx if root.is_file() else reader.class_to_idx
+    by_index = sorted(index_of.items(), key=lambda item: item[1])
     classes = [name for name, _ in by_index]
     readable = ReadableImages(images, config["input_size"])
     return ImageData(spec, split, readable, names, classes, config, root)
