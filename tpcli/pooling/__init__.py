@@ -5,7 +5,7 @@ cluster (`registry`); `clusters` turns the assignment into fewer tokens. Each me
 that registers itself on import.
 """
 
-from . import kmedoids, kmeans, ward  # isort: skip  (the order in which they are listed)
+from . import kmedoids, kmeans, ward, bipartite, agglomerative, density, selection, grid  # isort: skip  (their order)
 from .clusters import Clusters, reconstruction_loss, reduce_tokens
 from .registry import Assignment, Method, get_method, methods, register
 
