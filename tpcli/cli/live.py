@@ -47,9 +47,7 @@ class LiveSweep:
 
     def start(self, label: str, images: int | None) -> Callable[[int], None]:
         """A measurement begins; returns what its batches are reported to."""
-        self._progress.update(
-            self._job, description=label, total=images, completed=0, visible=True
-        )
+        self._progress.update(self._job, description=label, total=images, completed=0, visible=True)
         return lambda done: self._progress.advance(self._job, done)
 
     def add(self, point: Point) -> None:

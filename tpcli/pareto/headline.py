@@ -1,4 +1,4 @@
-"""What a curve says in one number: FLOPs saved at equal accuracy, accuracy gained at equal FLOPs."""
+"""A curve in one number: FLOPs saved at equal accuracy, accuracy gained at equal FLOPs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Headline:
     """One method's result.
 
     same_accuracy_flops_saving: per number of points below the base model's top-1 that is allowed,
-    the largest share of the base model's FLOPs that is saved; None where the curve never reaches it.
+    the largest share of the base model's FLOPs that is saved; None where the curve stays below.
     same_flops_accuracy_gain: points of top-1 over the unpooled models' own curve, at the GFLOPs
     where the gain is largest; None with fewer than two models.
     """
@@ -53,7 +53,9 @@ class Headline:
         if saving is not None and saving.value >= 0.005:
             return f"{self.method}: same accuracy with {100 * saving.value:.0f}% less computation"
         if near is not None and near.value >= 0.005:
-            return f"{self.method}: {100 * near.value:.0f}% less computation for 1 point of accuracy"
+            return (
+                f"{self.method}: {100 * near.value:.0f}% less computation for 1 point of accuracy"
+            )
         return f"{self.method}: no computation saved within 1 point of accuracy"
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,10 +13,22 @@ import numpy.typing as npt
 BASE = "none"
 """Method of an unpooled model's point."""
 
-CSV_COLUMNS = (
-    "model,method,schedule,budget,gflops,gflops_ratio,top1,top1_lo,top1_hi,top5,"
-    "images_per_second,params,count,on_frontier"
-).split(",")
+CSV_COLUMNS = [
+    "model",
+    "method",
+    "schedule",
+    "budget",
+    "gflops",
+    "gflops_ratio",
+    "top1",
+    "top1_lo",
+    "top1_hi",
+    "top5",
+    "images_per_second",
+    "params",
+    "count",
+    "on_frontier",
+]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tpcli.flops import count_flops
 from tpcli.models import LoadedModel, weights_hash
 from tpcli.options import PoolingOptions
 from tpcli.schedule import Schedule
-from tpcli.surgery import pool, unpool
+from tpcli.surgery import pool, pooling_spec, unpool
 
 from .cache import PointCache, point_key
 from .headline import Headline, headline
@@ -183,7 +183,9 @@ def measure(job: Job, on_batch: Callable[[int], None] | None = None) -> Point:
         tokens: tuple[int, ...] = ()
         if job.options is not None:
             pool(model, subject.schedule(job), job.options)
-            tokens = model.token_pooling_spec.schedule.tokens  # type: ignore[union-attr]
+            spec = pooling_spec(model)
+            assert spec is not None
+            tokens = spec.schedule.tokens
         count = count_flops(model)
         result = evaluate(
             model,

@@ -71,7 +71,8 @@ def points_csv(result: SweepResult) -> str:
     import pandas as pd
 
     rows = [{column: getattr(p, column) for column in CSV_COLUMNS} for p in result.points]
-    return pd.DataFrame(rows, columns=CSV_COLUMNS).to_csv(index=False)
+    text: str = pd.DataFrame(rows, columns=list(CSV_COLUMNS)).to_csv(index=False)
+    return text
 
 
 def table_rows(result: SweepResult) -> list[dict[str, str]]:
@@ -102,19 +103,29 @@ def table_rows(result: SweepResult) -> list[dict[str, str]]:
 
 def markdown(result: SweepResult, context: ReportContext, plot_name: str) -> str:
     """The report as Markdown."""
-    return _template("report.md").render(
-        rows=table_rows(result), headlines=result.headlines, context=context, plot=plot_name,
-        convention=CONVENTION, unreadable=_unreadable(result),
-    )  # fmt: skip
+    return _render(
+        "report.md",
+        rows=table_rows(result),
+        headlines=result.headlines,
+        context=context,
+        plot=plot_name,
+        convention=CONVENTION,
+        unreadable=_unreadable(result),
+    )
 
 
 def html(result: SweepResult, context: ReportContext, plot_png: bytes) -> str:
     """The report as one HTML file that needs no other."""
-    return _template("report.html").render(
-        rows=table_rows(result), headlines=result.headlines, context=context,
-        plot=base64.b64encode(plot_png).decode(), convention=CONVENTION,
-        unreadable=_unreadable(result), savings=_savings(result),
-    )  # fmt: skip
+    return _render(
+        "report.html",
+        rows=table_rows(result),
+        headlines=result.headlines,
+        context=context,
+        plot=base64.b64encode(plot_png).decode(),
+        convention=CONVENTION,
+        unreadable=_unreadable(result),
+        savings=_savings(result),
+    )
 
 
 def _savings(result: SweepResult) -> list[dict[str, str]]:
@@ -140,7 +151,7 @@ def _budget(p: Point) -> str:
     return f"{p.budget:g}" if p.budget is not None else p.schedule
 
 
-def _template(name: str) -> Any:
+def _render(name: str, **values: Any) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
@@ -150,4 +161,4 @@ def _template(name: str) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(name)
+    return environment.get_template(name).render(**values)
