@@ -9,7 +9,7 @@ import typer
 
 from tpcli.version import __version__
 
-COMMANDS = ("apply", "eval", "flops", "pareto")
+COMMANDS = ("apply", "eval", "flops", "schedule", "pareto", "methods")
 DEBUG = "--debug"
 
 app = typer.Typer(

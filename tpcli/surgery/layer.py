@@ -195,10 +195,10 @@ class TokenPooling(nn.Module):
             kind = "class" if self.class_token else "significance"
         scores = {}
         if "significance" in (kind, options.reduce):
-            attention = _attention(queries, keys, scale, mask)
+            attention = attention_probabilities(queries, keys, scale, mask)
             scores["significance"] = attention.sum(2).mean(1)[:, prefix:]
         if kind == "class":
-            attention = _attention(queries[:, :, :1], keys, scale, mask)
+            attention = attention_probabilities(queries[:, :, :1], keys, scale, mask)
             scores["class"] = attention[:, :, 0].mean(1)[:, prefix:]
         if options.weights == "attention":
             scores["attention"] = scores[kind]
@@ -218,7 +218,7 @@ class TokenPooling(nn.Module):
         return metric
 
 
-def _attention(queries: Tensor, keys: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+def attention_probabilities(queries: Tensor, keys: Tensor, scale: float, mask: Tensor | None) -> Tensor:
     """softmax(Q K^T scale + mask) in float32: (B, H, M, D), (B, H or fewer, N, D) -> (B, H, M, N)."""
     if keys.shape[1] != queries.shape[1]:
         keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)

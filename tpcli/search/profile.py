@@ -1,0 +1,55 @@
+"""Schedules of one shape and any strength: how removal is shared out among the blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from .cost import CostModel, Tokens
+
+Profile = tuple[float, ...]
+"""How much each block removes, relative to the others; positive. Block b keeps the share
+exp(-strength * profile[b]) of its tokens."""
+
+STRONGEST = 64.0
+"""A strength that leaves one token after the first block."""
+
+
+def schedule_of(profile: Profile, strength: float, cost: CostModel, floor: Tokens) -> Tokens:
+    """Tokens per block; nowhere fewer than in `floor`."""
+    tokens: list[int] = []
+    left, removed = cost.patch_tokens, 0.0
+    for share, least in zip(profile, floor, strict=True):
+        removed += strength * share
+        wanted = max(round(cost.patch_tokens * math.exp(-removed)), least)
+        left = cost.allowed(left, wanted)
+        tokens.append(left)
+    return tuple(tokens)
+
+
+def fit_budget(profile: Profile, budget: float, cost: CostModel, floor: Tokens) -> Tokens:
+    """The weakest schedule of this shape whose estimated cost is within `budget`; `floor`, which is,
+    where none other is."""
+    weak, strong = 0.0, STRONGEST
+    fitting = floor
+    for _ in range(40):
+        strength = (weak + strong) / 2
+        tokens = schedule_of(profile, strength, cost, floor)
+        if cost.estimate(tokens) > budget:
+            weak = strength
+        else:
+            strong, fitting = strength, tokens
+    return fitting
+
+
+def falling(depth: int, slope: float) -> Profile:
+    """A straight line from 1 + slope at the first block to 1 - slope at the last, |slope| < 1."""
+    if depth == 1:
+        return (1.0,)
+    return normalized([1 + slope * (1 - 2 * block / (depth - 1)) for block in range(depth)])
+
+
+def normalized(profile: Sequence[float]) -> Profile:
+    """Scaled to a mean of 1."""
+    mean = sum(profile) / len(profile)
+    return tuple(share / mean for share in profile)
