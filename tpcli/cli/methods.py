@@ -29,21 +29,15 @@ def methods(as_json: JsonOption = False) -> None:
     if as_json:
         render.print_json(entries)
         return
-    rows = [
-        [
-            entry["name"] + ("*" if entry["is_default"] else ""),
-            f"{entry['summary']}\n{entry['paper']}",
-            "\n".join(_settings(entry)),
-            entry["class_token"],
-        ]
-        for entry in entries
-    ]
-    columns = ["method", "what it does, and its paper", "options", "class token"]
-    caption = (
-        "Parameters of one method follow its name: --method atc:linkage=complete. "
-        "The default is marked by *."
+    width = max(len(str(entry["name"])) for entry in entries) + 2
+    for entry in entries:
+        lines = [entry["summary"], entry["paper"], *_settings(entry)]
+        name = entry["name"] + ("*" if entry["is_default"] else "")
+        print(f"{name:<{width}}" + f"\n{'':<{width}}".join(lines) + "\n")
+    print(
+        "* the default. Parameters of one method follow its name: --method atc:linkage=complete.\n"
+        "What is said of each method's options is what they are if left out."
     )
-    render.print_table("Pooling methods", columns, rows, caption)
 
 
 def describe(method: Method) -> dict[str, Any]:
@@ -74,13 +68,17 @@ def describe(method: Method) -> dict[str, Any]:
 
 
 def _settings(entry: dict[str, Any]) -> list[str]:
-    """Parameters first, then the options that matter."""
-    lines = [f":{p['name']}={p['default']}" for p in entry["parameters"]]
+    """Parameters, options that matter, and what it needs, a line each."""
+    lines = [
+        f":{p['name']}={p['default']}  {p['summary']}"
+        + (f" ({', '.join(p['choices'])})" if p["choices"] else "")
+        for p in entry["parameters"]
+    ]
+    flags = []
     for name, value in entry["options"].items():
-        if value is not None:
-            flag = name.replace("_", "-")
-            if isinstance(value, bool):
-                lines.append(f"--{flag}" if value else f"--no-{flag}")
-            else:
-                lines.append(f"--{flag} {value}")
-    return lines
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            flags.append(f"--{flag} {value}")
+    return [*lines, " ".join(flags), f"class token: {entry['class_token']}"]

@@ -115,6 +115,13 @@ class Method:
         """What `assign` is called with, beside z and k."""
         return tuple(name for name in KEYWORDS if name in self.takes)
 
+    def allowed(self, n: int, wanted: int, grid: tuple[int, int]) -> int:
+        """The smallest number from `wanted` up that this method can turn `n` tokens into."""
+        wanted = max(1, min(wanted, n))
+        if self.counts is None:
+            return wanted
+        return min((count for count in self.counts(n, grid) if count >= wanted), default=n)
+
 
 _METHODS: dict[str, Method] = {}
 

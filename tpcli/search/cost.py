@@ -33,7 +33,7 @@ class CostModel:
     def __init__(self, model: nn.Module, options: PoolingOptions) -> None:
         self._model = unpool(copy.deepcopy(model)).eval()
         self._options = options
-        self._counts = get_method(options.method).counts
+        self._method = get_method(options.method)
         self._grid = patch_grid(model)
         self.patch_tokens = patch_tokens(model)
         self.depth = len(self._model.blocks)  # type: ignore[arg-type]
@@ -54,10 +54,7 @@ class CostModel:
 
     def allowed(self, before: int, wanted: int) -> int:
         """The smallest number of tokens from `wanted` up that the method can make of `before`."""
-        wanted = max(1, min(wanted, before))
-        if self._counts is None:
-            return wanted
-        return min((c for c in self._counts(before, self._grid) if c >= wanted), default=before)
+        return self._method.allowed(before, wanted, self._grid)
 
     def valid(self, tokens: Sequence[int]) -> bool:
         """Whether the method can follow this schedule."""

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from .cost import CostModel, Tokens
 from .profile import Profile, falling, fit_budget, normalized
 
-SLOPES = (0.0, 0.3, 0.6, 0.9)
+SLOPES = (0.0, 0.4, 0.8)
+STRIDES = (1, 2, 3)
 """Straight profiles to begin with: the same share of its tokens leaves every block, or more leave
-the first ones."""
+the first ones; and that at every block, every second or every third (pooling costs FLOPs too)."""
 
-FIRST_STEP, LARGEST_STEP, SMALLEST_STEP = 0.6, 1.0, 0.15
+FIRST_STEP, LARGEST_STEP, SMALLEST_STEP = 0.5, 1.0, 0.15
 """Standard deviation of a change of log(share)."""
 
 CHANGED_BLOCKS = 3
@@ -30,8 +31,10 @@ def optimise(
 ) -> tuple[Profile, Tokens, float]:
     """The best profile, schedule and damage found at `budget` with `trials` schedules tried.
 
-    The shares of a few blocks at random are changed; what does less damage is kept. The step grows
-    on success and shrinks on failure. The same damages give the same result, every time.
+    In turn, the shares of a few blocks at random are changed, and the share of one block moves to
+    its neighbour (so that blocks cease to pool) or is divided with it. What does less damage is
+    kept. The step grows on success and shrinks on failure. Chance is seeded: the same damages give
+    the same result.
 
     floor: tokens that the schedule has everywhere at least. known: profiles to begin with, beside
     the straight ones.
@@ -52,20 +55,40 @@ def optimise(
             return True
         return False
 
-    for profile in (*known, *(falling(cost.depth, slope) for slope in SLOPES)):
+    straight = [falling(cost.depth, slope, stride) for stride in STRIDES for slope in SLOPES]
+    for profile in (*known, *straight)[:trials]:
         attempt(profile)
     step = FIRST_STEP
-    for _ in range(10 * trials):  # many profiles give a schedule that was tried already
+    for turn in range(10 * trials):  # many profiles give a schedule that was tried already
         if len(tried) >= trials:
             break
         assert best is not None
-        shares = list(best[1])
-        for block in chance.sample(range(cost.depth), min(CHANGED_BLOCKS, cost.depth)):
-            shares[block] = max(shares[block] * math.exp(step * chance.gauss(0, 1)), 0.01)
         count = len(tried)
-        if attempt(normalized(shares)):
+        if turn % 2:
+            attempt(_moved(best[1], chance))
+        elif attempt(_stretched(best[1], step, chance)):
             step = min(1.5 * step, LARGEST_STEP)
         elif len(tried) > count:
-            step = max(0.92 * step, SMALLEST_STEP)
+            step = max(0.9 * step, SMALLEST_STEP)
     assert best is not None
     return best[1], best[2], best[0]
+
+
+def _stretched(profile: Profile, step: float, chance: random.Random) -> Profile:
+    """The shares of a few blocks times e^(step * normal)."""
+    shares = list(profile)
+    for block in chance.sample(range(len(shares)), min(CHANGED_BLOCKS, len(shares))):
+        shares[block] *= math.exp(step * chance.gauss(0, 1))
+    return normalized(shares)
+
+
+def _moved(profile: Profile, chance: random.Random) -> Profile:
+    """A block that pools hands its share to the next or the last block before, or half of it."""
+    shares = list(profile)
+    if len(shares) > 1:
+        block = chance.choice([b for b, share in enumerate(shares) if share > 0])
+        neighbour = chance.choice([b for b in (block - 1, block + 1) if 0 <= b < len(shares)])
+        moved = shares[block] * chance.choice((1.0, 1.0, 0.5))
+        shares[block] -= moved
+        shares[neighbour] += moved
+    return normalized(shares)

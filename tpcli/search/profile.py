@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from .cost import CostModel, Tokens
 
 Profile = tuple[float, ...]
-"""How much each block removes, relative to the others; positive. Block b keeps the share
+"""How much each block removes, relative to the others; 0 for a block that does not pool. Block b keeps the share
 exp(-strength * profile[b]) of its tokens."""
 
 STRONGEST = 64.0
@@ -42,11 +42,14 @@ def fit_budget(profile: Profile, budget: float, cost: CostModel, floor: Tokens) 
     return fitting
 
 
-def falling(depth: int, slope: float) -> Profile:
-    """A straight line from 1 + slope at the first block to 1 - slope at the last, |slope| < 1."""
-    if depth == 1:
-        return (1.0,)
-    return normalized([1 + slope * (1 - 2 * block / (depth - 1)) for block in range(depth)])
+def falling(depth: int, slope: float, stride: int = 1) -> Profile:
+    """A straight line from 1 + slope at the first block to 1 - slope at the last, at every
+    `stride`-th block only. |slope| < 1."""
+    shares = [
+        1 + slope * (1 - 2 * block / max(depth - 1, 1)) if block % stride == 0 else 0.0
+        for block in range(depth)
+    ]
+    return normalized(shares)
 
 
 def normalized(profile: Sequence[float]) -> Profile:

@@ -26,7 +26,7 @@ from .result import Member, SearchResult
 from .thresholds import Thresholds
 
 OBJECTIVES = ("kl", "reconstruction", "significance")
-BUDGETS = (0.8, 0.6, 0.45, 0.35, 0.25)
+BUDGETS = (0.75, 0.55, 0.4, 0.28)
 """Where the family is searched for; budgets between them are interpolated."""
 
 
