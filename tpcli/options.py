@@ -25,8 +25,8 @@ without one, the mean over all tokens, which is `significance` up to a factor.""
 class PoolingOptions:
     """How tokens are pooled, apart from how many.
 
-    method: name in the registry, with the method's own parameters if wanted. metric: what distances are measured on. metric_dim: channels of a
-    random projection of the metric, or None for all. weights: clustering weight of a token.
+    method: name in the registry, with the method's own parameters if wanted. metric: what
+    distances are measured on. metric_dim: channels of a random projection of the metric, or None for all. weights: clustering weight of a token.
     start: tokens that clustering starts from. reduce: how a cluster becomes a token.
     iterations: steps (or rounds) of the method. position: after the block, or between its attention
     and its MLP. proportional_attention: a token that stands for s tokens counts s times as a key.

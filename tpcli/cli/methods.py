@@ -11,6 +11,8 @@ from tpcli.cli.options import JsonOption
 if TYPE_CHECKING:
     from tpcli.pooling import Method
 
+CLASS_TOKEN = {"class": "needed", "attention": "used if there"}
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -63,7 +65,7 @@ def describe(method: Method) -> dict[str, Any]:
             for parameter in method.parameters
         ],
         "needs_class_token": weights == "class",
-        "class_token": {"class": "needed", "attention": "used if there"}.get(str(weights), "not used"),
+        "class_token": CLASS_TOKEN.get(str(weights), "not used"),
     }
 
 

@@ -124,7 +124,7 @@ def schedule(
     render.quiet()
     out = out or Path(f"{base_name(model)}-schedule.json")
     if out.suffix != ".json":
-        raise UserError(f"--out {str(out)!r} is no .json file, and only those are read as schedules.")
+        raise UserError(f"--out {str(out)!r} is no .json file; only those are read as schedules.")
     check_output(out, force)
     options = SearchOptions(
         by=by.value,
@@ -160,7 +160,7 @@ def schedule(
             ("model", f"{loaded.name}, pooled by {chosen.method}"),
             ("tokens", ", ".join(map(str, found.tokens))),
             ("FLOPs", f"{100 * float(str(ratio)):.2f}% of the base, budget {100 * budget:g}%"),
-            ("judged by", f"{by.value} on {calibration.images} images of {data.spec}, {data.split}"),
+            ("judged by", f"{by.value}, {calibration.images} images of {data.spec}, {data.split}"),
             ("family", ", ".join(f"{member.ratio:.2f}" for member in result.members)),
             ("saved", f"{out}  (try: tpcli eval {model} --schedule {out})"),
         ]

@@ -72,8 +72,6 @@ register(
         assign=atc,
         defaults={"metric": "keys", "position": "attention"},
         takes=("metric", "metric_dim", "reduce"),
-        parameters=(
-            Parameter("linkage", "average", "distance of two clusters", choices=LINKAGES),
-        ),
+        parameters=(Parameter("linkage", "average", "distance of two clusters", choices=LINKAGES),),
     )
 )

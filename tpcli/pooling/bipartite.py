@@ -73,8 +73,10 @@ def match_alternating(directions: Tensor, remove: int) -> Tensor:
 
 
 def energy_scores(similarity: Tensor, margin: float, alpha: float) -> Tensor:
-    """E_i = 1/N sum_{j != i} f(cos(v_i, v_j)), f(x) = x from the margin up, alpha (e^(x - margin) - 1)
-    below it (PiToMe, eq. 4): (B, N, N) -> (B, N). High where many tokens are alike."""
+    """E_i = 1/N sum_{j != i} f(cos(v_i, v_j)) (PiToMe, eq. 4): (B, N, N) -> (B, N).
+
+    f(x) = x from the margin up, alpha (e^(x - margin) - 1) below it. High where many are alike.
+    """
     below = alpha * ((similarity - margin).exp() - 1)
     f = torch.where(similarity >= margin, similarity, below)
     eye = torch.eye(f.shape[1], dtype=torch.bool, device=f.device)

@@ -21,11 +21,11 @@ KEYWORDS = ("weights", "sizes", "start", "iterations", "grid", "depth")
 class Assignment(NamedTuple):
     """What a method decides: who goes with whom, and optionally who speaks for the cluster.
 
-    labels: (B, N) cluster of each token, any integers in [0, N); exactly K distinct ones per sample.
+    labels: (B, N) cluster of each token, integers in [0, N); exactly K distinct ones per sample.
     medoids: (B, N) bool, one True per cluster; None where the method has no such token.
-    shares: (B, N) how much each token counts in its cluster's mean, where the method itself says so;
-    None leaves it to the reduce option. A token with share 0 is dropped: it adds nothing to
-    the features nor to the size of its cluster, and its label only says where it was.
+    shares: (B, N) how much each token counts in its cluster's mean, where the method itself says
+    so; None leaves it to the reduce option. A token with share 0 is dropped: it adds nothing to the
+    features nor to the size of its cluster, and its label only says where it was.
     """
 
     labels: Tensor
@@ -147,7 +147,8 @@ def get_method(spec: str) -> Method:
     name, *items = spec.split(":")
     if name not in _METHODS:
         known = ", ".join(_METHODS)
-        raise UserError(f"method {name!r} is unknown; use one of {known}.{did_you_mean(name, _METHODS)}")
+        near = did_you_mean(name, _METHODS)
+        raise UserError(f"method {name!r} is unknown; use one of {known}.{near}")
     method = _METHODS[name]
     if not items:
         return method

@@ -28,7 +28,7 @@ def ward(z: Tensor, k: int, *, weights: Tensor, iterations: int) -> Assignment:
     many merges a round makes depends on N, K and `iterations` only, so there is no
     synchronisation and no graph break.
 
-    z: (B, N, D). weights: (B, N). `iterations`: the least number of rounds. Returns labels in [0, K).
+    z: (B, N, D). weights: (B, N). `iterations`: the least number of rounds. Labels are in [0, K).
     """
     index: Tensor | None = None
     for merges in merges_per_round(z.shape[1], k, iterations):

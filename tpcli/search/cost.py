@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from tpcli.flops import count_flops
+from tpcli.flops import FlopCount, count_flops
 from tpcli.options import PoolingOptions
 from tpcli.pooling import get_method
 from tpcli.schedule import Schedule
@@ -26,8 +26,8 @@ class CostModel:
     """FLOPs of any schedule for one model and one set of pooling options, as shares of the base.
 
     A block's FLOPs are a polynomial of its tokens in and out: attention and distances go with the
-    square, the rest with the number. It is fitted to fvcore's counts of a few schedules, after which
-    a schedule costs microseconds instead of a trace. `exact` is the count itself.
+    square, the rest with the number. It is fitted to fvcore's counts of a few schedules, after
+    which a schedule costs microseconds instead of a trace. `exact` is the count itself.
     """
 
     def __init__(self, model: nn.Module, options: PoolingOptions) -> None:
@@ -75,7 +75,7 @@ class CostModel:
             self._count(key)
         return self._exact[key] / self.base_flops
 
-    def _count(self, tokens: Tokens):  # type: ignore[no-untyped-def]
+    def _count(self, tokens: Tokens) -> FlopCount:
         pool(self._model, Schedule(tokens, self.patch_tokens), self._options)
         count = count_flops(self._model)
         unpool(self._model)
@@ -91,5 +91,5 @@ class CostModel:
             return np.zeros(6)
         flops = np.array([s[2] for s in samples], dtype=np.float64)
         features = np.stack([self._features(n, k) for n, k, _ in samples]) / flops[:, None]
-        solution: npt.NDArray[np.float64] = np.linalg.lstsq(features, np.ones(len(flops)))[0]
-        return solution
+        solution = np.linalg.lstsq(features, np.ones(len(flops)))[0]
+        return np.asarray(solution, dtype=np.float64)

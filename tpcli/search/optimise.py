@@ -9,15 +9,12 @@ from collections.abc import Callable, Sequence
 from .cost import CostModel, Tokens
 from .profile import Profile, falling, fit_budget, normalized
 
-SLOPES = (0.0, 0.4, 0.8)
-STRIDES = (1, 2, 3)
+SLOPES = (0.0, 0.3, 0.6, 0.9)
 """Straight profiles to begin with: the same share of its tokens leaves every block, or more leave
-the first ones; and that at every block, every second or every third (pooling costs FLOPs too)."""
+the first ones."""
 
-FIRST_STEP, LARGEST_STEP, SMALLEST_STEP = 0.5, 1.0, 0.15
+FIRST_STEP, LARGEST_STEP, SMALLEST_STEP = 0.9, 1.2, 0.3
 """Standard deviation of a change of log(share)."""
-
-CHANGED_BLOCKS = 3
 
 
 def optimise(
@@ -31,10 +28,10 @@ def optimise(
 ) -> tuple[Profile, Tokens, float]:
     """The best profile, schedule and damage found at `budget` with `trials` schedules tried.
 
-    In turn, the shares of a few blocks at random are changed, and the share of one block moves to
-    its neighbour (so that blocks cease to pool) or is divided with it. What does less damage is
-    kept. The step grows on success and shrinks on failure. Chance is seeded: the same damages give
-    the same result.
+    In turn, the share of a block at random is stretched, and a block hands its share, or half of
+    it, to a neighbour (so that blocks cease to pool, which costs FLOPs too, or take it up). What
+    does less damage is kept. The step grows on success and shrinks on failure. Chance is seeded:
+    the same damages give the same result.
 
     floor: tokens that the schedule has everywhere at least. known: profiles to begin with, beside
     the straight ones.
@@ -55,8 +52,8 @@ def optimise(
             return True
         return False
 
-    straight = [falling(cost.depth, slope, stride) for stride in STRIDES for slope in SLOPES]
-    for profile in (*known, *straight)[:trials]:
+    straight = [falling(cost.depth, slope) for slope in SLOPES]
+    for profile in [*straight, *known][:trials]:
         attempt(profile)
     step = FIRST_STEP
     for turn in range(10 * trials):  # many profiles give a schedule that was tried already
@@ -75,10 +72,9 @@ def optimise(
 
 
 def _stretched(profile: Profile, step: float, chance: random.Random) -> Profile:
-    """The shares of a few blocks times e^(step * normal)."""
+    """The share of one block times e^(step * normal)."""
     shares = list(profile)
-    for block in chance.sample(range(len(shares)), min(CHANGED_BLOCKS, len(shares))):
-        shares[block] *= math.exp(step * chance.gauss(0, 1))
+    shares[chance.randrange(len(shares))] *= math.exp(step * chance.gauss(0, 1))
     return normalized(shares)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from .cost import CostModel, Tokens
 
 Profile = tuple[float, ...]
-"""How much each block removes, relative to the others; 0 for a block that does not pool. Block b keeps the share
-exp(-strength * profile[b]) of its tokens."""
+"""How much each block removes, relative to the others; 0 for a block that does not pool. Block b
+keeps the share exp(-strength * profile[b]) of its tokens."""
 
 STRONGEST = 64.0
 """A strength that leaves one token after the first block."""
@@ -28,8 +28,10 @@ def schedule_of(profile: Profile, strength: float, cost: CostModel, floor: Token
 
 
 def fit_budget(profile: Profile, budget: float, cost: CostModel, floor: Tokens) -> Tokens:
-    """The weakest schedule of this shape whose estimated cost is within `budget`; `floor`, which is,
-    where none other is."""
+    """The weakest schedule of this shape whose estimated cost is within `budget`.
+
+    `floor`, which is within it, where no strength is.
+    """
     weak, strong = 0.0, STRONGEST
     fitting = floor
     for _ in range(40):
@@ -42,13 +44,9 @@ def fit_budget(profile: Profile, budget: float, cost: CostModel, floor: Tokens) 
     return fitting
 
 
-def falling(depth: int, slope: float, stride: int = 1) -> Profile:
-    """A straight line from 1 + slope at the first block to 1 - slope at the last, at every
-    `stride`-th block only. |slope| < 1."""
-    shares = [
-        1 + slope * (1 - 2 * block / max(depth - 1, 1)) if block % stride == 0 else 0.0
-        for block in range(depth)
-    ]
+def falling(depth: int, slope: float) -> Profile:
+    """A straight line from 1 + slope at the first block to 1 - slope at the last; |slope| < 1."""
+    shares = [1 + slope * (1 - 2 * block / max(depth - 1, 1)) for block in range(depth)]
     return normalized(shares)
 
 

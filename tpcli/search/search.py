@@ -141,8 +141,8 @@ def calibration_images(
         if missing == 0:
             return found
     raise UserError(
-        f"the {data.split} split of {data.spec} has only {options.images - missing} images that can "
-        f"be read, --images asks for {options.images}; ask for fewer, or give more data."
+        f"the {data.split} split of {data.spec} has only {options.images - missing} images that "
+        f"can be read, --images asks for {options.images}; ask for fewer, or give more data."
     )
 
 
@@ -189,15 +189,18 @@ def _by_threshold(
 
 def _smallest(cost: CostModel) -> Tokens:
     """One token after the first block, or as few as the method can make."""
-    return tuple(
-        cost.allowed(before, 1) for before in (cost.patch_tokens, *[1] * (cost.depth - 1))
-    )
+    tokens: list[int] = []
+    for _ in range(cost.depth):
+        tokens.append(cost.allowed(tokens[-1] if tokens else cost.patch_tokens, 1))
+    return tuple(tokens)
 
 
-def _check_reachable(budget: float, smallest: Tokens, cost: CostModel, pooling: PoolingOptions) -> None:
+def _check_reachable(
+    budget: float, smallest: Tokens, cost: CostModel, pooling: PoolingOptions
+) -> None:
     ratio = cost.exact(smallest)
     if budget < ratio:
         raise UserError(
-            f"budget {budget:g} can't be reached; the smallest that method {pooling.method} reaches "
-            f"on this model is {ratio:.3f}."
+            f"budget {budget:g} can't be reached; the smallest that method {pooling.method} "
+            f"reaches on this model is {ratio:.3f}."
         )

@@ -109,7 +109,7 @@ def atc(z: Floats, k: int, linkage: str) -> list[list[int]]:
 
 
 def grid(x: Floats, rows: int, columns: int, k_rows: int, k_columns: int) -> Floats:
-    """Average of each box; box (a, b) holds the cells with floor(y h / H) = a, floor(x w / W) = b."""
+    """Average of each box; box (a, b) holds cells with floor(y h / H) = a, floor(x w / W) = b."""
     out = np.zeros((k_rows * k_columns, x.shape[1]))
     count = np.zeros(k_rows * k_columns)
     for y in range(rows):
