@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -43,11 +43,11 @@ class CostModel:
         self._exact: dict[Tokens, int] = {(self.patch_tokens,) * self.depth: base.total}
         samples = [(block.tokens_in, block.tokens_out, block.flops) for block in base.blocks]
         for rates in CALIBRATION:
-            tokens, left = [], self.patch_tokens
+            left, wanted = self.patch_tokens, []
             for block in range(self.depth):
-                left = self.allowed(left, round(left * rates[block % len(rates)]))
-                tokens.append(left)
-            blocks = self._count(tuple(tokens)).blocks
+                left = max(1, round(left * rates[block % len(rates)]))
+                wanted.append(left)
+            blocks = self._count(self.followed(wanted)).blocks
             samples += [(block.tokens_in, block.tokens_out, block.flops) for block in blocks]
         self._plain = self._fit([s for s in samples if s[0] == s[1]])
         self._pooling = self._fit([s for s in samples if s[0] > s[1]])
@@ -56,10 +56,12 @@ class CostModel:
         """The smallest number of tokens from `wanted` up that the method can make of `before`."""
         return self._method.allowed(before, wanted, self._grid)
 
-    def valid(self, tokens: Sequence[int]) -> bool:
-        """Whether the method can follow this schedule."""
-        before = (self.patch_tokens, *tokens)
-        return all(self.allowed(n, k) == k for n, k in zip(before, tokens, strict=False))
+    def followed(self, wanted: Iterable[int]) -> Tokens:
+        """The schedule nearest above `wanted` tokens per block that the method can follow."""
+        tokens: list[int] = []
+        for count in wanted:
+            tokens.append(self.allowed(tokens[-1] if tokens else self.patch_tokens, count))
+        return tuple(tokens)
 
     def estimate(self, tokens: Sequence[int]) -> float:
         """FLOPs as a share of the base's, estimated."""

@@ -11,20 +11,20 @@ Profile = tuple[float, ...]
 """How much each block removes, relative to the others; 0 for a block that does not pool. Block b
 keeps the share exp(-strength * profile[b]) of its tokens."""
 
+MARGIN = 0.998
+"""Estimates are this near to the count, so schedules that should fit are aimed a little lower."""
+
 STRONGEST = 64.0
 """A strength that leaves one token after the first block."""
 
 
 def schedule_of(profile: Profile, strength: float, cost: CostModel, floor: Tokens) -> Tokens:
     """Tokens per block; nowhere fewer than in `floor`."""
-    tokens: list[int] = []
-    left, removed = cost.patch_tokens, 0.0
+    wanted, removed = [], 0.0
     for share, least in zip(profile, floor, strict=True):
         removed += strength * share
-        wanted = max(round(cost.patch_tokens * math.exp(-removed)), least)
-        left = cost.allowed(left, wanted)
-        tokens.append(left)
-    return tuple(tokens)
+        wanted.append(max(round(cost.patch_tokens * math.exp(-removed)), least))
+    return cost.followed(wanted)
 
 
 def fit_budget(profile: Profile, budget: float, cost: CostModel, floor: Tokens) -> Tokens:
@@ -37,7 +37,7 @@ def fit_budget(profile: Profile, budget: float, cost: CostModel, floor: Tokens) 
     for _ in range(40):
         strength = (weak + strong) / 2
         tokens = schedule_of(profile, strength, cost, floor)
-        if cost.estimate(tokens) > budget:
+        if cost.estimate(tokens) > budget * MARGIN:
             weak = strength
         else:
             strong, fitting = strength, tokens

@@ -50,37 +50,43 @@ class SearchResult:
         """
         chain = self._chain()
         correction = 1.0
-        while True:
-            fitting = [t for t in chain if self.cost.estimate(t) * correction <= budget]
-            if not fitting:
-                break
-            tokens = fitting[0]
-            ratio = self.cost.exact(tokens)
-            if ratio <= budget:
-                spec = "" if ratio < 1 else "none"
-                made_by = {**self.made_by, "budget": budget, "ratio": ratio}
-                method = self.options.to_dict()
-                return Schedule(tokens, self.cost.patch_tokens, spec, method, made_by)
-            chain = fitting[1:]
-            correction = ratio / self.cost.estimate(tokens)
-        smallest = self.cost.exact(self.members[-1].tokens)
+        while chain:
+            tokens, expected = chain[0]
+            if expected * correction <= budget or len(chain) == 1:
+                ratio = self.cost.exact(tokens)
+                if ratio <= budget:
+                    return self._schedule(tokens, budget, ratio)
+                correction = max(correction, ratio / expected)
+            chain = chain[1:]
+        smallest = self.members[-1].ratio
         raise UserError(
             f"budget {budget:g} can't be reached; the smallest that method {self.options.method} "
             f"reaches on this model is {smallest:.3f}."
         )
 
-    def _chain(self) -> list[Tokens]:
-        """The members and what lies between them, the most expensive first."""
-        chain = [self.members[0].tokens]
+    def _schedule(self, tokens: Tokens, budget: float, ratio: float) -> Schedule:
+        spec = "" if ratio < 1 else "none"
+        made_by = {**self.made_by, "budget": budget, "ratio": ratio}
+        return Schedule(tokens, self.cost.patch_tokens, spec, self.options.to_dict(), made_by)
+
+    def _chain(self) -> list[tuple[Tokens, float]]:
+        """The members and what lies between them, the most expensive first, with their costs.
+
+        Members' costs are counted; between them the estimate's error is taken to change evenly.
+        """
+        chain = [(self.members[0].tokens, self.members[0].ratio)]
         for before, after in zip(self.members, self.members[1:], strict=False):
+            errors = [m.ratio / self.cost.estimate(m.tokens) for m in (before, after)]
             for step in range(1, STEPS + 1):
                 share = step / STEPS
-                tokens = tuple(
+                tokens = self.cost.followed(
                     round(a + share * (b - a))
                     for a, b in zip(before.tokens, after.tokens, strict=True)
                 )
-                if tokens != chain[-1] and self.cost.valid(tokens):
-                    chain.append(tokens)
+                last = chain[-1][0]
+                if tokens != last and all(t <= m for t, m in zip(tokens, last, strict=True)):
+                    error = errors[0] + share * (errors[1] - errors[0])
+                    chain.append((tokens, self.cost.estimate(tokens) * error))
         return chain
 
     def document(self, budget: float) -> dict[str, Any]:

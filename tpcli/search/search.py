@@ -189,10 +189,7 @@ def _by_threshold(
 
 def _smallest(cost: CostModel) -> Tokens:
     """One token after the first block, or as few as the method can make."""
-    tokens: list[int] = []
-    for _ in range(cost.depth):
-        tokens.append(cost.allowed(tokens[-1] if tokens else cost.patch_tokens, 1))
-    return tuple(tokens)
+    return cost.followed([1] * cost.depth)
 
 
 def _check_reachable(

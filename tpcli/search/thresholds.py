@@ -27,13 +27,11 @@ class Thresholds:
 
     def schedule(self, threshold: float, cost: CostModel) -> Tokens:
         """Tokens per block at one threshold."""
-        tokens: list[int] = []
-        left = cost.patch_tokens
-        for ascending in self._ascending:
-            below = int(torch.searchsorted(ascending, threshold))
-            left = cost.allowed(left, round((len(ascending) - below) / self._images))
-            tokens.append(left)
-        return tuple(tokens)
+        below = [int(torch.searchsorted(scores, threshold)) for scores in self._ascending]
+        return cost.followed(
+            round((len(scores) - count) / self._images)
+            for scores, count in zip(self._ascending, below, strict=True)
+        )
 
     def fit_budget(self, budget: float, cost: CostModel) -> Tokens:
         """The schedule of the lowest threshold whose estimated cost is within `budget`."""

@@ -148,10 +148,10 @@ def resolve(
         from tpcli.budget import solve_budget
 
         schedule = parse(schedule, tokens, depth, partial(solve_budget, model, chosen))
-        if schedule.method and method is None and not any(v is not None for v in options.values()):
-            chosen = options_from_dict(schedule.method)
     elif not isinstance(schedule, Schedule):
         schedule = Schedule(tuple(schedule), tokens)
+    if schedule.method and method is None and not any(v is not None for v in options.values()):
+        chosen = options_from_dict(schedule.method)
     if len(schedule.tokens) != depth:
         raise UserError(
             f"schedule {schedule.name!r} has {len(schedule.tokens)} numbers, "
