@@ -56,9 +56,7 @@ def hidden_optimum(tokens: Tokens) -> float:
 
 def test_the_optimiser_goes_past_its_starts_and_repeats_itself(cost: CostModel) -> None:
     def run(trials: int) -> tuple[Tokens, float]:
-        found = optimise(
-            0.6, cost, hidden_optimum, floor=(1,) * 4, known=[], trials=trials
-        )
+        found = optimise(0.6, cost, hidden_optimum, floor=(1,) * 4, known=[], trials=trials)
         assert cost.estimate(found[1]) <= 0.6
         return found[1], found[2]
 

@@ -64,13 +64,13 @@ def test_a_family_of_nested_schedules_within_their_budgets(
         assert all(a >= b for a, b in zip(larger.tokens, smaller.tokens, strict=True))
 
 
-def test_it_beats_constant_removal(model: nn.Module, digits: data.ImageData) -> None:
-    pooling = pooling_options("ward")
-    result = search(model, digits, pooling, SMALL)
-    images = calibration_images(digits, SMALL, torch.device("cpu"))
-    damage = Damage(model, pooling, images, "kl")
-    found = result.schedule(0.4).tokens
-    assert damage.of(found) <= damage.of(solve_budget(model, pooling, 0.4))
+def test_it_beats_constant_removal_on_a_trained_model(digits: data.ImageData) -> None:
+    model, pooling = tpcli.load("demo").model, pooling_options("ward")
+    options = SearchOptions(images=12, budgets=(0.35,), trials=8, batch_size=8, device="cpu")
+    result = search(model, digits, pooling, options)
+    damage = Damage(model, pooling, calibration_images(digits, options, torch.device("cpu")), "kl")
+    constant = damage.of(solve_budget(model, pooling, 0.35))
+    assert damage.of(result.schedule(0.35).tokens) < 0.8 * constant  # 0.0019 and 0.0032 measured
 
 
 def test_damage_is_nothing_without_pooling_and_grows(
@@ -119,7 +119,9 @@ def test_bad_input_is_named(model: nn.Module, digits: data.ImageData) -> None:
     pooling = pooling_options("ward")
     with pytest.raises(UserError, match=r"budget 0.05 can't be reached; the smallest .* is 0.333"):
         search(model, digits, pooling, SearchOptions(images=12, budgets=(0.05,)))
-    with pytest.raises(UserError, match="has only 12 images that can be read, --images asks for 13"):
+    with pytest.raises(
+        UserError, match="has only 12 images that can be read, --images asks for 13"
+    ):
         search(model, digits, pooling, SearchOptions(images=13))
     with pytest.raises(UserError, match="--by 'kld' is unknown; use one of kl, reconstruction"):
         SearchOptions(by="kld")
@@ -143,7 +145,17 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_command(tmp_path: Path) -> None:
-    arguments = ("schedule", "--method", "tome", "--images", "8", "--trials", "1", "--budget", "0.58")
+    arguments = (
+        "schedule",
+        "--method",
+        "tome",
+        "--images",
+        "8",
+        "--trials",
+        "1",
+        "--budget",
+        "0.58",
+    )
     done = run(*arguments, "--out", "s.json", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     printed, written = json.loads(done.stdout), json.loads((tmp_path / "s.json").read_text())

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from .cost import CostModel, Tokens
-from .profile import Profile, falling, fit_budget, normalized
+from .profile import Profile, even_removal, falling, fit_budget, normalized
 
 SLOPES = (0.0, 0.3, 0.6, 0.9)
 """Straight profiles to begin with: the same share of its tokens leaves every block, or more leave
@@ -52,7 +52,7 @@ def optimise(
             return True
         return False
 
-    straight = [falling(cost.depth, slope) for slope in SLOPES]
+    straight = [falling(cost.depth, slope) for slope in SLOPES] + [even_removal(cost.depth)]
     for profile in [*straight, *known][:trials]:
         attempt(profile)
     step = FIRST_STEP

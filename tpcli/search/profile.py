@@ -50,6 +50,11 @@ def falling(depth: int, slope: float) -> Profile:
     return normalized(shares)
 
 
+def even_removal(depth: int) -> Profile:
+    """About the same number of tokens leaves every block, as in constant-r schedules."""
+    return normalized([math.log((depth + 1 - b) / (depth - b)) for b in range(depth)])
+
+
 def normalized(profile: Sequence[float]) -> Profile:
     """Scaled to a mean of 1."""
     mean = sum(profile) / len(profile)
