@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from .clusters import Clusters, medoids_near_mean, reduce_tokens
+from .clusters import Clusters, best_members, reduce_tokens
 from .distance import pairwise_squared_distances
+from .kmedoids import within_cluster_cost
 from .registry import Assignment, Method, register
 from .starts import STARTS, ward_cost
 
@@ -69,9 +70,9 @@ def merge_cheapest(z: Tensor, mass: Tensor, merges: int) -> Clusters:
 
 
 def ward_start(z: Tensor, k: int, weights: Tensor, sizes: Tensor) -> Tensor:
-    """The token nearest to the mean of each cluster that `ward` makes: (B, N) bool."""
+    """The medoid of each cluster that `ward` makes: (B, N) bool."""
     labels = ward(z, k, weights=weights, iterations=START_ROUNDS).labels
-    return medoids_near_mean(z, Clusters.from_labels(labels, k), weights)
+    return best_members(within_cluster_cost(pairwise_squared_distances(z), labels, weights), labels)
 
 
 STARTS["ward"] = ward_start
