@@ -44,9 +44,16 @@ class TokenPooling(nn.Module):
         tokens_out: int,
         prefix_tokens: int,
         channels: int,
+        class_token: bool,
+        grid: tuple[int, int],
+        depth: float,
     ) -> None:
         super().__init__()
         self.options = options
+        self.method = get_method(options.method)
+        self.class_token = class_token
+        self.grid = grid
+        self.depth = depth
         self.family = family
         self.tokens_in = tokens_in
         self.tokens_out = tokens_out
@@ -147,35 +154,55 @@ class TokenPooling(nn.Module):
         patches = x[:, prefix:]
         if sizes is None:
             sizes = torch.ones(patches.shape[:2], device=x.device)
-        scores: dict[str, Tensor] = {"size": sizes, "uniform": torch.ones_like(sizes)}
+        scores = {"size": sizes, "uniform": torch.ones_like(sizes)}
         if options.needs_scores:
             assert queries is not None
             assert keys is not None
-            attention = _attention(queries.detach(), keys.detach(), scale, mask)
-            scores["significance"] = attention.sum(2).mean(1)[:, prefix:]
-            scores["class"] = attention[:, :, 0].mean(1)[:, prefix:]
+            scores |= self._scores(queries.detach(), keys.detach(), scale, mask)
         weights = scores[options.weights]
         metric = self._metric(patches.detach(), keys)
-        labels, medoids = get_method(options.method).assign(
-            metric,
-            k,
-            weights=weights,
-            sizes=sizes,
-            start=options.start,
-            iterations=options.iterations,
-        )
+        available = {
+            "weights": weights,
+            "sizes": sizes,
+            "start": options.start,
+            "iterations": options.iterations,
+            "grid": self.grid,
+            "depth": self.depth,
+        }
+        keywords = {name: available[name] for name in self.method.keywords}
+        labels, medoids, share = self.method.assign(metric, k, **keywords)
         clusters = Clusters.from_labels(labels, k)
-        if options.reduce == "medoid":
+        counted = sizes if share is None else sizes * (share > 0)
+        if share is None and options.reduce == "medoid":
             if medoids is None:
                 medoids = medoids_near_mean(metric, clusters, weights)
             share = medoids.to(weights.dtype)
-        else:
+        elif share is None:
             share = sizes if options.reduce == "mean" else scores["significance"]
         pooled = reduce_tokens(patches, clusters, share)
         if self.assignments is not None:
             self.assignments.append(clusters.index)
-        new_sizes = cluster_sums(sizes, clusters.index, k)
+        new_sizes = cluster_sums(counted, clusters.index, k)
         return torch.cat([x[:, :prefix], pooled], dim=1), new_sizes
+
+    def _scores(
+        self, queries: Tensor, keys: Tensor, scale: float, mask: Tensor | None
+    ) -> dict[str, Tensor]:
+        """What attention says of each patch token, (B, N); only the rows that are asked for."""
+        prefix, options = self.prefix_tokens, self.options
+        kind = options.weights
+        if kind == "attention":
+            kind = "class" if self.class_token else "significance"
+        scores = {}
+        if "significance" in (kind, options.reduce):
+            attention = attention_probabilities(queries, keys, scale, mask)
+            scores["significance"] = attention.sum(2).mean(1)[:, prefix:]
+        if kind == "class":
+            attention = attention_probabilities(queries[:, :, :1], keys, scale, mask)
+            scores["class"] = attention[:, :, 0].mean(1)[:, prefix:]
+        if options.weights == "attention":
+            scores["attention"] = scores[kind]
+        return scores
 
     def _metric(self, patches: Tensor, keys: Tensor | None) -> Tensor:
         """What distances are measured on: (B, N, D) float32."""
@@ -191,8 +218,8 @@ class TokenPooling(nn.Module):
         return metric
 
 
-def _attention(queries: Tensor, keys: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    """softmax(Q K^T scale + mask) in float32: (B, H, N, D), (B, H or fewer, N, D) -> (B, H, N, N)."""
+def attention_probabilities(queries: Tensor, keys: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """softmax(Q K^T scale + mask) in float32: (B, H, M, D), (B, H or fewer, N, D) -> (B, H, M, N)."""
     if keys.shape[1] != queries.shape[1]:
         keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
     logits = (queries.float() * scale) @ keys.float().transpose(-2, -1)
