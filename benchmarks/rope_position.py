@@ -126,7 +126,7 @@ class Medoids:
         method = get_method(name)
 
         def assign(z: Tensor, k: int, **options: Any) -> Assignment:
-            labels, medoids = method.assign(z, k, **options)
+            labels, medoids, _ = method.assign(z, k, **options)
             if medoids is None:
                 clusters = Clusters.from_labels(labels, k)
                 medoids = medoids_near_mean(z, clusters, options["weights"])
@@ -135,12 +135,12 @@ class Medoids:
 
         return replace(method, assign=assign)
 
-    def follow(self, source: Tensor | None, clusters: Clusters) -> Tensor:
+    def follow(self, source: Tensor | None, clusters: Clusters, kept: Tensor | None) -> Tensor:
         """As `positions.follow`, and note where the medoids are."""
         patches = torch.arange(clusters.index.shape[1]).expand_as(clusters.index)
         origin = patches if source is None else self.origin
         self.origin = cluster_sums(origin * self.last, clusters.index, clusters.lead.shape[1])
-        return positions.follow(source, clusters)
+        return positions.follow(source, clusters, kept)
 
     def rotations(self, rope: Tensor, source: Tensor, sizes: Tensor) -> Tensor:
         """The rotation at the patch of each medoid."""

@@ -10,9 +10,10 @@ from torch import nn
 from tpcli.errors import UserError
 from tpcli.flops import count_flops
 from tpcli.options import PoolingOptions
+from tpcli.pooling import get_method
 from tpcli.schedule import Schedule, constant_removal
 from tpcli.surgery import pool, unpool
-from tpcli.surgery.insert import patch_tokens
+from tpcli.surgery.insert import patch_grid, patch_tokens
 
 ATTENTION_OP = "scaled_dot_product_attention"
 
@@ -27,6 +28,8 @@ class BudgetSolver:
     def __init__(self, model: nn.Module, options: PoolingOptions) -> None:
         self._model = unpool(copy.deepcopy(model)).eval()
         self._options = options
+        self._method = get_method(options.method)
+        self._grid = patch_grid(model)
         self._patch_tokens = patch_tokens(self._model)
         self._depth = len(self._model.blocks)  # type: ignore[arg-type]
         base = count_flops(self._model)
@@ -36,8 +39,13 @@ class BudgetSolver:
         self._counts: dict[int, int] = {0: self.base_flops}
 
     def tokens(self, total: int) -> tuple[int, ...]:
-        """Tokens per block when `total` tokens are removed evenly over the blocks."""
-        return constant_removal(self._patch_tokens, self._depth, total)
+        """Tokens per block when `total` tokens are removed evenly over the blocks; where the method
+        can't make that many, the next more that it can."""
+        tokens: list[int] = []
+        for wanted in constant_removal(self._patch_tokens, self._depth, total):
+            before = tokens[-1] if tokens else self._patch_tokens
+            tokens.append(self._method.allowed(before, wanted, self._grid))
+        return tuple(tokens)
 
     def flops(self, total: int) -> int:
         """FLOPs of that schedule."""
@@ -46,7 +54,8 @@ class BudgetSolver:
             pool(self._model, schedule, self._options)
             self._counts[total] = count_flops(self._model).total
             blocks, squares = self._estimate_parts(total)
-            self._pooling_per_square = (self._counts[total] - blocks) / squares
+            if squares:
+                self._pooling_per_square = (self._counts[total] - blocks) / squares
         return self._counts[total]
 
     def solve(self, budget: float) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from tpcli.errors import UserError, did_you_mean
 
@@ -11,19 +11,22 @@ DEFAULT_METHOD = "ward"
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "metric": ("tokens", "normalized", "keys"),
-    "weights": ("size", "significance", "uniform", "class"),
-    "start": ("top-k", "matching", "even"),
+    "weights": ("size", "significance", "uniform", "class", "attention"),
+    "start": ("top-k", "matching", "even", "ward"),
     "reduce": ("mean", "significance", "medoid"),
     "position": ("block", "attention"),
 }
+SCORES = ("significance", "class", "attention")
+"""Weights that are read off the block's attention. `attention` is the class token's, or, in a model
+without one, the mean over all tokens, which is `significance` up to a factor."""
 
 
 @dataclass(frozen=True)
 class PoolingOptions:
     """How tokens are pooled, apart from how many.
 
-    method: name in the registry. metric: what distances are measured on. metric_dim: channels of a
-    random projection of the metric, or None for all. weights: clustering weight of a token.
+    method: name in the registry, with the method's own parameters if wanted. metric: what
+    distances are measured on. metric_dim: channels of a random projection of the metric, or None for all. weights: clustering weight of a token.
     start: tokens that clustering starts from. reduce: how a cluster becomes a token.
     iterations: steps (or rounds) of the method. position: after the block, or between its attention
     and its MLP; None is the latter where a block has such a place. proportional_attention: a token that stands for s tokens counts s times as a key.
@@ -58,7 +61,7 @@ class PoolingOptions:
     @property
     def needs_scores(self) -> bool:
         """Whether attention has to be looked at, which costs a second softmax(QK^T)."""
-        return self.weights in ("significance", "class") or self.reduce == "significance"
+        return self.weights in SCORES or self.reduce == "significance"
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
@@ -69,7 +72,7 @@ def pooling_options(method: str | None = None, **given: object) -> PoolingOption
     """Options for `method`: what is given (None means not given), else the method's own defaults.
 
     Raises:
-        UserError: the method or one of the values is unknown.
+        UserError: the method or one of the values is unknown, or has no effect on this method.
     """
     from tpcli.pooling import get_method
 
@@ -80,13 +83,34 @@ def pooling_options(method: str | None = None, **given: object) -> PoolingOption
             raise UserError(
                 f"pooling option {key!r} is unknown; use one of {', '.join(sorted(known))}."
             )
-    values: dict[str, object] = dict(get_method(name).defaults)
-    values.update({key: value for key, value in given.items() if value is not None})
-    return PoolingOptions(method=name, **values)  # type: ignore[arg-type]
+    chosen = get_method(name)
+    defaults = PoolingOptions(method=name, **chosen.defaults)  # type: ignore[arg-type]
+    options = replace(defaults, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+    for key in known - set(chosen.options):
+        if getattr(options, key) != getattr(defaults, key):
+            raise UserError(
+                f"method {name} takes no {_flag(key)}; leave it out "
+                f"(it takes {', '.join(map(_flag, chosen.options))})."
+            )
+    if chosen.weights is not None and options.weights not in chosen.weights:
+        raise UserError(
+            f"method {name} can't take --weights {options.weights}; "
+            f"use one of {', '.join(chosen.weights)}."
+        )
+    return options
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")
 
 
 def options_from_dict(values: Mapping[str, object]) -> PoolingOptions:
-    """Options from what `PoolingOptions.to_dict` wrote; missing keys take the method's defaults."""
-    rest = {key: value for key, value in values.items() if key != "method"}
-    method = values.get("method")
-    return pooling_options(None if method is None else str(method), **rest)
+    """Options from what `PoolingOptions.to_dict` wrote; missing keys take the method's defaults.
+
+    Options that have no effect on the method are passed over: what was written holds them all.
+    """
+    from tpcli.pooling import get_method
+
+    method = str(values.get("method") or DEFAULT_METHOD)
+    idle = {f.name for f in fields(PoolingOptions)} - set(get_method(method).options)
+    return pooling_options(method, **{k: v for k, v in values.items() if k not in idle})

@@ -67,15 +67,18 @@ class Schedule:
         """Patch tokens that enter `block`."""
         return self.patch_tokens if block == 0 else self.tokens[block - 1]
 
-    def save(self, path: Path, force: bool = False) -> None:
-        """Write the schedule as JSON, atomically."""
-        document = {
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, as a schedule file holds them."""
+        return {
             "format": FORMAT,
             "tokens": list(self.tokens),
             "method": self.method or {},
             "made_by": self.made_by or {},
         }
-        write_json(path, document, force=force)
+
+    def save(self, path: Path, force: bool = False) -> None:
+        """Write the schedule as JSON, atomically."""
+        write_json(path, self.to_dict(), force=force)
 
 
 def constant_removal(patch_tokens: int, depth: int, total: int) -> tuple[int, ...]:

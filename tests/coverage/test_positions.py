@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tpcli.pooling import Clusters
 from tpcli.surgery.bias import Attending, pooled_bias
-from tpcli.surgery.positions import mean_rotations
+from tpcli.surgery.positions import follow, mean_rotations
 
 B, H, N0, D, P = 2, 3, 6, 4, 1
-SOURCE = torch.tensor([[0, 1, 0, 2, 2, 2], [2, 2, 1, 1, 1, 0]])
-SIZES = torch.tensor([[2.0, 1.0, 3.0], [1.0, 3.0, 2.0]])
+SOURCE = torch.tensor([[0, 1, 0, 2, 2, 2], [2, 2, 1, 3, 1, 0]])  # one patch was dropped
+SIZES = torch.tensor([[2.0, 1.0, 3.0], [1.0, 2.0, 2.0]])
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,12 @@ def test_biases_are_means_over_pairs(leading: tuple[int, ...]) -> None:
             for j in range(P + 3):
                 pairs = heads[:, patches(b, i)][:, :, patches(b, j)]
                 torch.testing.assert_close(out[b, :, i, j], pairs.mean((1, 2)))
+
+
+def test_patches_are_followed_and_dropped() -> None:
+    first = Clusters.from_labels(torch.tensor([[0, 0, 2, 3, 3]]), 3)
+    kept = torch.tensor([[True, True, False, True, True]])
+    source = follow(None, first, kept)
+    assert source.tolist() == [[0, 0, 3, 2, 2]]
+    second = Clusters.from_labels(torch.tensor([[0, 1, 0]]), 2)
+    assert follow(source, second).tolist() == [[0, 0, 2, 0, 0]]

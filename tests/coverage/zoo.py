@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import tpcli
 from tpcli.flops import count_flops, model_input_size
-from tpcli.pooling import Clusters
 from tpcli.surgery import PooledTokens, TokenPooling
 from tpcli.surgery.insert import patch_tokens
 
@@ -122,7 +121,7 @@ def check_all_kept(model: nn.Module, x: Tensor, plain: Tensor) -> None:
         each = torch.arange(n).expand(tokens.shape[0], n)
         ones = torch.ones(tokens.shape[0], n)
         self._queries = self._keys = None
-        return PooledTokens(tokens, ones, Clusters.from_labels(each, n).index)
+        return PooledTokens(tokens, ones, each)
 
     tpcli.pool(model, schedule(model))
     with patch.object(TokenPooling, "forward", keep_all):

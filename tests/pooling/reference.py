@@ -5,7 +5,10 @@ from __future__ import annotations
 from itertools import combinations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from tpcli.pooling import get_method
 
 Floats = NDArray[np.float64]
 
@@ -22,8 +25,22 @@ def start_positions(start: str, z: Floats, k: int, w: Floats) -> list[int]:
         return sorted(sorted(range(n), key=lambda i: (-w[i], i))[:k])
     if start == "even":
         return [int(np.floor((c + 0.5) * n / k)) for c in range(k)]
+    if start == "ward":
+        return _ward_positions(z, k, w)
     assert start == "matching"
     return _matching_positions(z, k, w)
+
+
+def _ward_positions(z: Floats, k: int, w: Floats) -> list[int]:
+    """The medoid of each cluster of `ward`, which has tests of its own."""
+    arrays = torch.tensor(z[None]).float(), torch.tensor(w[None]).float()
+    labels = get_method("ward").assign(arrays[0], k, weights=arrays[1], iterations=2).labels[0]
+    d, positions = squared_distances(z), []
+    for label in set(labels.tolist()):
+        members = [i for i in range(len(z)) if labels[i] == label]
+        cost = {j: sum(w[i] * d[i, j] for i in members) for j in members}
+        positions.append(min(members, key=lambda j: (cost[j], j)))
+    return sorted(positions)
 
 
 def _matching_positions(z: Floats, k: int, w: Floats) -> list[int]:

@@ -23,8 +23,6 @@ def run(z: Tensor, k: int, iterations: int, weights: Tensor | None = None) -> Te
             z,
             k,
             weights=weights,
-            sizes=torch.ones_like(weights),
-            start="matching",
             iterations=iterations,
         )
         .labels

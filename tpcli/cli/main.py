@@ -10,7 +10,17 @@ import typer
 from tpcli.errors import TpcliError, UserError
 from tpcli.version import __version__
 
-COMMANDS = ("apply", "eval", "export", "flops", "models", "pareto", "bench")
+COMMANDS = (
+    "apply",
+    "eval",
+    "flops",
+    "schedule",
+    "pareto",
+    "bench",
+    "export",
+    "models",
+    "methods",
+)
 DEBUG = "--debug"
 INTERRUPTED = 130
 # typer carries a click of its own in some versions, and uses the installed one in others

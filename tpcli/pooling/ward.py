@@ -7,18 +7,20 @@ import math
 import torch
 from torch import Tensor
 
-from .clusters import Clusters, cluster_sums, reduce_tokens
+from .clusters import Clusters, best_members, cluster_sums, reduce_tokens
 from .distance import pairwise_squared_distances
+from .kmedoids import within_cluster_cost
 from .registry import Assignment, Method, register
-from .starts import ward_cost
+from .starts import STARTS, ward_cost
 
 LARGEST_CUT = 1 / 5
 """No round removes more than this share of the clusters: later merges should see earlier means."""
 
+START_ROUNDS = 2
+"""The least number of rounds where Ward's clusters are only a start."""
 
-def ward(
-    z: Tensor, k: int, *, weights: Tensor, sizes: Tensor, start: str, iterations: int
-) -> Assignment:
+
+def ward(z: Tensor, k: int, *, weights: Tensor, iterations: int) -> Assignment:
     """Merge clusters by Ward's cost w_i w_j / (w_i + w_j) ||z_i - z_j||^2 until K are left.
 
     In each round every cluster points at its cheapest partner. Pairs that point at each other
@@ -27,8 +29,7 @@ def ward(
     many merges a round makes depends on N, K and `iterations` only, so there is no
     synchronisation and no graph break.
 
-    z: (B, N, D). weights, sizes: (B, N). `iterations`: the least number of rounds. `start` is not
-    used. Returns labels in [0, K).
+    z: (B, N, D). weights: (B, N). `iterations`: the least number of rounds. Labels are in [0, K).
     """
     index = torch.arange(z.shape[1], device=z.device).expand(z.shape[:2])
     distances = pairwise_squared_distances(z)  # (B, N, N)
@@ -84,12 +85,21 @@ def distances_between_means(distances: Tensor, clusters: Clusters, mass: Tensor)
     return ((between + between.transpose(1, 2)) / 2).clamp(min=0)
 
 
+def ward_start(z: Tensor, k: int, weights: Tensor, sizes: Tensor) -> Tensor:
+    """The medoid of each cluster that `ward` makes: (B, N) bool."""
+    labels = ward(z, k, weights=weights, iterations=START_ROUNDS).labels
+    return best_members(within_cluster_cost(pairwise_squared_distances(z), labels, weights), labels)
+
+
+STARTS["ward"] = ward_start
+
 register(
     Method(
         name="ward",
         summary="Ward's hierarchical clustering in rounds; nearest to the optimum of the loss.",
         paper="Ward, Hierarchical Grouping to Optimize an Objective Function, JASA 1963",
         assign=ward,
+        takes=("metric", "metric_dim", "weights", "reduce", "iterations"),
         defaults={"iterations": 2},
     )
 )

@@ -18,6 +18,7 @@ from torch import nn
 
 from tpcli.errors import TpcliError, UserError
 from tpcli.options import PoolingOptions, options_from_dict, pooling_options
+from tpcli.pooling import get_method
 from tpcli.schedule import Schedule, parse
 
 from . import head
@@ -70,12 +71,19 @@ def pooling_spec(model: nn.Module) -> PoolingSpec | None:
 
 def patch_tokens(model: nn.Module) -> int:
     """N_0: the patch tokens that enter block 0 at the model's own image size."""
-    if isinstance(model, NaFlexVit):
+    rows, columns = patch_grid(model)
+    return rows * columns
+
+
+def patch_grid(model: nn.Module) -> tuple[int, int]:
+    """Rows and columns of patches at the model's own image size."""
+    if isinstance(model, NaFlexVit):  # takes any size; this is the one that it was trained for
         config: Any = model.pretrained_cfg
         _, height, width = config["input_size"]
-        rows, columns = model.embeds.patch_size
-        return int((height // rows) * (width // columns))
-    return int(model.patch_embed.num_patches)  # type: ignore[union-attr, arg-type]
+        patch_height, patch_width = model.embeds.patch_size
+        return height // patch_height, width // patch_width
+    rows, columns = model.patch_embed.grid_size  # type: ignore[union-attr, misc]
+    return int(rows), int(columns)
 
 
 def check_supported(model: nn.Module) -> None:
@@ -128,6 +136,7 @@ def pool(
     resolved = resolve(model, schedule, method, **options)
     chosen, plan = resolved.options, resolved.schedule
     _check_options(model, chosen)
+    _check_counts(model, plan, chosen)
     unpool(model)
     if plan.pools:
         head.install(model)
@@ -135,7 +144,8 @@ def pool(
     for i, block in enumerate(blocks):
         if plan.tokens[i] == plan.patch_tokens:
             continue
-        _install(model, block, chosen, plan.tokens_in(i), plan.tokens[i])
+        depth = i / len(blocks)
+        _install(model, block, chosen, plan.tokens_in(i), plan.tokens[i], depth)
     if plan.pools:
         model.forward_intermediates = forward_intermediates_refused  # type: ignore[assignment]
     model.token_pooling_spec = resolved  # type: ignore[assignment]
@@ -155,10 +165,10 @@ def resolve(
         from tpcli.budget import solve_budget
 
         schedule = parse(schedule, tokens, depth, partial(solve_budget, model, chosen))
-        if schedule.method and method is None and not any(v is not None for v in options.values()):
-            chosen = options_from_dict(schedule.method)
     elif not isinstance(schedule, Schedule):
         schedule = Schedule(tuple(schedule), tokens)
+    if schedule.method and method is None and not any(v is not None for v in options.values()):
+        chosen = options_from_dict(schedule.method)
     if len(schedule.tokens) != depth:
         raise UserError(
             f"schedule {schedule.name!r} has {len(schedule.tokens)} numbers, "
@@ -201,7 +211,12 @@ def unpooled(model: nn.Module) -> Iterator[None]:
 
 
 def _install(
-    model: nn.Module, block: nn.Module, options: PoolingOptions, tokens_in: int, tokens_out: int
+    model: nn.Module,
+    block: nn.Module,
+    options: PoolingOptions,
+    tokens_in: int,
+    tokens_out: int,
+    depth: float,
 ) -> None:
     family = FAMILIES[type(block)]
     attention = family.attention(block)
@@ -213,6 +228,9 @@ def _install(
         tokens_out=tokens_out,
         prefix_tokens=int(model.num_prefix_tokens),  # type: ignore[arg-type]
         channels=int(width),  # type: ignore[arg-type]
+        class_token=_class_token(model) is not None,
+        grid=patch_grid(model),
+        depth=depth,
         follows_positions=getattr(model, "rope", None) is not None or family.bias is not None,
     )
     device = next(block.parameters()).device
@@ -220,6 +238,23 @@ def _install(
     layer.attach_hooks(attention)
     block.token_pooling = layer
     block.forward = partial(pooled_forward, block)
+
+
+def _check_counts(model: nn.Module, plan: Schedule, options: PoolingOptions) -> None:
+    """Raise where the method can't make as many tokens as the schedule asks for."""
+    counts = get_method(options.method).counts
+    if counts is None:
+        return
+    for i, k in enumerate(plan.tokens):
+        n = plan.tokens_in(i)
+        possible = counts(n, patch_grid(model))
+        if k not in possible:
+            near = sorted(sorted(possible, key=lambda p: abs(p - k))[:4], reverse=True)
+            raise UserError(
+                f"method {options.method} can't make {k} tokens out of {n} at block {i}; "
+                f"nearest are {', '.join(map(str, near))}: write them as tokens:..., or let "
+                "flops:... or tpcli schedule find some."
+            )
 
 
 def _check_options(model: nn.Module, options: PoolingOptions) -> None:

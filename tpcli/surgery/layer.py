@@ -61,10 +61,17 @@ class TokenPooling(nn.Module):
         tokens_out: int,
         prefix_tokens: int,
         channels: int,
+        class_token: bool,
+        grid: tuple[int, int],
+        depth: float,
         follows_positions: bool = False,
     ) -> None:
         super().__init__()
         self.options = options
+        self.method = get_method(options.method)
+        self.class_token = class_token
+        self.grid = grid
+        self.depth = depth
         self.family = family
         self.tokens_in = tokens_in
         self.tokens_out = tokens_out
@@ -172,37 +179,62 @@ class TokenPooling(nn.Module):
         patches = x[:, prefix:]
         if sizes is None:
             sizes = torch.ones(patches.shape[:2], device=x.device)
-        scores: dict[str, Tensor] = {"size": sizes, "uniform": torch.ones_like(sizes)}
+        scores = {"size": sizes, "uniform": torch.ones_like(sizes)}
         if options.needs_scores:
             assert queries is not None
             assert keys is not None
-            attention = self._attention(queries.detach(), keys.detach(), inputs)
-            scores["significance"] = attention.sum(2).mean(1)[:, prefix:]
-            scores["class"] = attention[:, :, 0].mean(1)[:, prefix:]
+            scores |= self._scores(queries.detach(), keys.detach(), inputs)
         weights = scores[options.weights]
         metric = self._metric(patches.detach(), keys)
-        labels, medoids = get_method(options.method).assign(
-            metric,
-            k,
-            weights=weights,
-            sizes=sizes,
-            start=options.start,
-            iterations=options.iterations,
-        )
+        available = {
+            "weights": weights,
+            "sizes": sizes,
+            "start": options.start,
+            "iterations": options.iterations,
+            "grid": self.grid,
+            "depth": self.depth,
+        }
+        keywords = {name: available[name] for name in self.method.keywords}
+        labels, medoids, share = self.method.assign(metric, k, **keywords)
         clusters = Clusters.from_labels(labels, k)
-        if options.reduce == "medoid":
+        kept = None if share is None else share > 0
+        counted = sizes if kept is None else sizes * kept
+        if share is None and options.reduce == "medoid":
             if medoids is None:
                 medoids = medoids_near_mean(metric, clusters, weights)
             share = medoids.to(weights.dtype)
-        else:
+        elif share is None:
             share = sizes if options.reduce == "mean" else scores["significance"]
         pooled = reduce_tokens(patches, clusters, share)
         if self.assignments is not None:
             self.assignments.append(clusters.index)
         if self.follows_positions:
-            source = follow(source, clusters)
-        new_sizes = cluster_sums(sizes, clusters.index, k)
+            source = follow(source, clusters, kept)
+        new_sizes = cluster_sums(counted, clusters.index, k)
         return PooledTokens(torch.cat([x[:, :prefix], pooled], dim=1), new_sizes, source)
+
+    def _scores(self, queries: Tensor, keys: Tensor, inputs: AttentionInputs) -> dict[str, Tensor]:
+        """What attention says of each patch token, (B, N); only the rows that are asked for.
+
+        queries, keys: as captured, before their rotation.
+        """
+        prefix, options = self.prefix_tokens, self.options
+        scale, mask, rope, half = inputs
+        queries, keys = rotate(queries, rope, prefix, half), rotate(keys, rope, prefix, half)
+        kind = options.weights
+        if kind == "attention":
+            kind = "class" if self.class_token else "significance"
+        scores = {}
+        if "significance" in (kind, options.reduce):
+            attention = attention_probabilities(queries, keys, scale, mask)
+            scores["significance"] = attention.sum(2).mean(1)[:, prefix:]
+        if kind == "class":
+            mask = None if mask is None else mask[:, :, :1]
+            attention = attention_probabilities(queries[:, :, :1], keys, scale, mask)
+            scores["class"] = attention[:, :, 0].mean(1)[:, prefix:]
+        if options.weights == "attention":
+            scores["attention"] = scores[kind]
+        return scores
 
     def _metric(self, patches: Tensor, keys: Tensor | None) -> Tensor:
         """What distances are measured on: (B, N, D) float32."""
@@ -217,18 +249,15 @@ class TokenPooling(nn.Module):
             metric = metric @ self.projection.float()
         return metric
 
-    def _attention(self, queries: Tensor, keys: Tensor, inputs: AttentionInputs) -> Tensor:
-        """softmax(Q K^T scale + mask) in float32 from queries and keys captured before rotation.
 
-        queries: (B, H, P + N, D). keys: (B, H or fewer, P + N, D). Returns (B, H, P + N, P + N).
-        """
-        prefix, half = self.prefix_tokens, inputs.rotate_half
-        queries = rotate(queries.float(), inputs.rope, prefix, half)
-        keys = rotate(keys.float(), inputs.rope, prefix, half)
-        if keys.shape[1] != queries.shape[1]:
-            keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
-        logits = (queries * inputs.scale) @ keys.transpose(-2, -1)
-        return (logits if inputs.mask is None else logits + inputs.mask.float()).softmax(dim=-1)
+def attention_probabilities(
+    queries: Tensor, keys: Tensor, scale: float, mask: Tensor | None
+) -> Tensor:
+    """softmax(Q K^T scale + mask) in float32: (B, H, M, D), (B, H or fewer, N, D) -> (B, H, M, N)."""
+    if keys.shape[1] != queries.shape[1]:
+        keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
+    logits = (queries.float() * scale) @ keys.float().transpose(-2, -1)
+    return (logits if mask is None else logits + mask.float()).softmax(dim=-1)
 
 
 def pooled_forward(block: nn.Module, x: Tensor | PooledTokens, *args: Any, **kwargs: Any) -> Any:

@@ -8,15 +8,24 @@ the logits of the members. docs/coverage.md has the measurement behind this choi
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor
 
 from tpcli.pooling import Clusters
 
 
-def follow(source: Tensor | None, clusters: Clusters) -> Tensor:
-    """Which token stands for each patch after one more pooling: (B, N_0) or None -> (B, N_0)."""
-    return clusters.index if source is None else clusters.index.gather(1, source)
+def follow(source: Tensor | None, clusters: Clusters, kept: Tensor | None = None) -> Tensor:
+    """Which token stands for each patch after one more pooling: (B, N_0) or None -> (B, N_0).
+
+    kept: (B, N) bool, False for tokens that were dropped; their patches go to token K, which is
+    none.
+    """
+    k = clusters.lead.shape[1]
+    index = clusters.index if kept is None else clusters.index.masked_fill(~kept, k)
+    if source is None:
+        return index
+    return F.pad(index, (0, 1), value=k).gather(1, source)
 
 
 def mean_rotations(rope: Tensor, source: Tensor, sizes: Tensor) -> Tensor:
@@ -36,10 +45,11 @@ def mean_rotations(rope: Tensor, source: Tensor, sizes: Tensor) -> Tensor:
 def mean_rows(rows: Tensor, source: Tensor, sizes: Tensor) -> Tensor:
     """The mean over the patches of each token: (N_0, M) or (B, N_0, M) -> (B, N, M)."""
     b, n = sizes.shape
-    offset = torch.arange(b, device=source.device).unsqueeze(1) * n
+    offset = torch.arange(b, device=source.device).unsqueeze(1) * (n + 1)  # one for dropped patches
     flat = rows.float().expand(b, -1, -1).flatten(0, 1)
-    sums = flat.new_zeros(b * n, flat.shape[1]).index_add(0, (source + offset).flatten(), flat)
-    return sums.view(b, n, -1) / sizes.unsqueeze(-1)
+    sums = flat.new_zeros(b * (n + 1), flat.shape[1])
+    sums = sums.index_add(0, (source + offset).flatten(), flat)
+    return sums.view(b, n + 1, -1)[:, :n] / sizes.unsqueeze(-1)
 
 
 def rotate(x: Tensor, rope: Tensor | None, prefix_tokens: int, half: bool) -> Tensor:

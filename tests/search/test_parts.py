@@ -1,0 +1,90 @@
+"""Costs, profiles, the optimiser and its memory, each alone."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import tiny_vit
+from tpcli.options import pooling_options
+from tpcli.search.checkpoint import Memory
+from tpcli.search.cost import CostModel, Tokens
+from tpcli.search.optimise import SLOPES, optimise
+from tpcli.search.profile import falling, fit_budget, schedule_of
+
+
+@pytest.fixture(scope="module")
+def cost() -> CostModel:
+    return CostModel(tiny_vit(), pooling_options("ward", position="attention"))
+
+
+@pytest.mark.parametrize("method", ["ward", "k-medoids", "tome", "top-k", "grid"])
+def test_estimates_are_near_the_count(method: str) -> None:
+    cost = CostModel(tiny_vit(), pooling_options(method))
+    chance = random.Random(0)
+    for _ in range(4):
+        tokens: list[int] = []
+        for _ in range(4):
+            before = tokens[-1] if tokens else 64
+            tokens.append(cost.allowed(before, round(before * chance.uniform(0.5, 1))))
+        assert cost.estimate(tokens) == pytest.approx(cost.exact(tokens), rel=0.02)
+
+
+def test_no_pooling_costs_the_base(cost: CostModel) -> None:
+    assert cost.exact((64,) * 4) == 1
+    assert cost.estimate((64,) * 4) == pytest.approx(1)
+
+
+def test_an_even_profile_keeps_the_same_share_everywhere(cost: CostModel) -> None:
+    assert schedule_of(falling(4, 0.0), 0.6931472, cost, (1,) * 4) == (32, 16, 8, 4)
+    assert schedule_of((0.0, 2.0, 0.0, 2.0), 0.6931472, cost, (1,) * 4) == (64, 16, 16, 4)
+    assert schedule_of(falling(4, 0.0), 0.6931472, cost, (20, 20, 20, 4)) == (32, 20, 20, 4)
+
+
+@pytest.mark.parametrize("budget", [0.9, 0.6, 0.4])
+def test_a_profile_is_fitted_to_the_budget(cost: CostModel, budget: float) -> None:
+    tokens = fit_budget(falling(4, 0.3), budget, cost, (1,) * 4)
+    assert budget - 0.03 < cost.estimate(tokens) <= budget
+
+
+def hidden_optimum(tokens: Tokens) -> float:
+    return sum((a - b) ** 2 for a, b in zip(tokens, (62, 30, 30, 8), strict=True))
+
+
+def test_the_optimiser_goes_past_its_starts_and_repeats_itself(cost: CostModel) -> None:
+    def run(trials: int) -> tuple[Tokens, float]:
+        found = optimise(0.6, cost, hidden_optimum, floor=(1,) * 4, known=[], trials=trials)
+        assert cost.estimate(found[1]) <= 0.6
+        return found[1], found[2]
+
+    _, straight = run(len(SLOPES))
+    _, better = run(40)
+    assert better < 0.5 * straight
+    assert run(40) == run(40)
+
+
+def test_memory_is_read_again_for_the_same_question_only(tmp_path: Path) -> None:
+    path = tmp_path / "search"
+    calls: list[Tokens] = []
+
+    def measure(tokens: Tokens) -> float:
+        calls.append(tokens)
+        return float(sum(tokens))
+
+    first = Memory(measure, path, {"images": 1})
+    assert [first((3, 2)), first((3, 2)), first((3, 1))] == [5.0, 5.0, 4.0]
+    assert len(calls) == 2
+    again = Memory(measure, path, {"images": 1})
+    assert again.remembered == 2
+    assert again((3, 2)) == 5.0
+    assert len(calls) == 2
+    assert Memory(measure, path, {"images": 2}).remembered == 0
+    path.write_text(json.dumps({"format": "else"}))
+    assert Memory(measure, path, {"images": 1}).remembered == 0
+    path.write_text("{")
+    assert Memory(measure, path, {"images": 1}).remembered == 0
+    again.forget()
+    assert not path.exists()

@@ -1,0 +1,189 @@
+"""The search as a whole, on a small model, and its command."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import tpcli
+from tests.tiny import tiny_vit
+from tpcli import data, pool
+from tpcli.budget import solve_budget
+from tpcli.errors import UserError
+from tpcli.options import pooling_options
+from tpcli.schedule import parse
+from tpcli.search import OBJECTIVES, SearchOptions, budgets_with, search
+from tpcli.search.objectives import Damage
+from tpcli.search.search import calibration_images
+from tpcli.surgery import pooling_spec
+
+CONFIG = {
+    "input_size": (3, 32, 32),
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+}
+SMALL = SearchOptions(images=12, budgets=(0.7, 0.4), trials=8, batch_size=8, device="cpu")
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return tiny_vit()
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.ImageData:
+    return data.create("demo", CONFIG, split="train", limit=12)
+
+
+@pytest.mark.parametrize("by", OBJECTIVES)
+@pytest.mark.parametrize("method", ["ward", "grid"])
+def test_a_family_of_nested_schedules_within_their_budgets(
+    model: nn.Module, digits: data.ImageData, by: str, method: str
+) -> None:
+    options = SearchOptions(by=by, images=12, budgets=(0.7, 0.4), trials=6, batch_size=8)
+    result = search(model, digits, pooling_options(method), options)
+    schedules = [result.schedule(budget) for budget in (1.0, 0.9, 0.7, 0.55, 0.4, 0.35)]
+    for schedule, budget in zip(schedules, (1.0, 0.9, 0.7, 0.55, 0.4, 0.35), strict=True):
+        ratio = float(str((schedule.made_by or {})["ratio"]))
+        assert ratio <= budget
+        assert ratio > budget - (0.2 if method == "grid" else 0.04)
+        pool(model, schedule)
+        assert pooling_spec(model).options.method == method  # type: ignore[union-attr]
+    for larger, smaller in pairwise(schedules):
+        assert all(a >= b for a, b in zip(larger.tokens, smaller.tokens, strict=True))
+
+
+def test_it_beats_constant_removal_on_a_trained_model(digits: data.ImageData) -> None:
+    model, pooling = tpcli.load("demo").model, pooling_options("ward")
+    options = SearchOptions(images=12, budgets=(0.35,), trials=8, batch_size=8, device="cpu")
+    result = search(model, digits, pooling, options)
+    damage = Damage(model, pooling, calibration_images(digits, options, torch.device("cpu")), "kl")
+    constant = damage.of(solve_budget(model, pooling, 0.35))
+    assert damage.of(result.schedule(0.35).tokens) < 0.8 * constant  # 0.0019 and 0.0032 measured
+
+
+def test_damage_is_nothing_without_pooling_and_grows(
+    model: nn.Module, digits: data.ImageData
+) -> None:
+    images = calibration_images(digits, SMALL, torch.device("cpu"))
+    for by in ("kl", "reconstruction"):
+        damage = Damage(model, pooling_options("ward"), images, by)
+        values = [damage.of(tokens) for tokens in ((64,) * 4, (56, 48, 40, 32), (24, 9, 3, 1))]
+        assert values[0] == pytest.approx(0, abs=1e-6)
+        assert values[0] < values[1] < values[2]
+        assert all(map(math.isfinite, values))
+
+
+def test_a_stopped_search_goes_on_where_it_was(
+    model: nn.Module, digits: data.ImageData, tmp_path: Path
+) -> None:
+    file = tmp_path / ".search"
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        assert total == 16
+        if done == 5:
+            raise Stopped
+
+    whole = search(model, digits, pooling_options("ward"), SMALL)
+    with pytest.raises(Stopped):
+        search(model, digits, pooling_options("ward"), SMALL, checkpoint=file, on_trial=stop)
+    assert len(json.loads(file.read_text())["measured"]) == 5
+    resumed = search(model, digits, pooling_options("ward"), SMALL, checkpoint=file)
+    assert not file.exists()
+    assert [m.tokens for m in resumed.members] == [m.tokens for m in whole.members]
+
+
+def test_the_model_is_left_as_it_was(model: nn.Module, digits: data.ImageData) -> None:
+    pool(model, "r:4", "tome")
+    search(model, digits, pooling_options("ward"), SMALL)
+    spec = pooling_spec(model)
+    assert spec is not None
+    assert (spec.options.method, spec.schedule.tokens) == ("tome", (60, 56, 52, 48))
+
+
+def test_bad_input_is_named(model: nn.Module, digits: data.ImageData) -> None:
+    pooling = pooling_options("ward")
+    with pytest.raises(UserError, match=r"budget 0.05 can't be reached; the smallest .* is 0.333"):
+        search(model, digits, pooling, SearchOptions(images=12, budgets=(0.05,)))
+    with pytest.raises(
+        UserError, match="has only 12 images that can be read, --images asks for 13"
+    ):
+        search(model, digits, pooling, SearchOptions(images=13))
+    with pytest.raises(UserError, match="--by 'kld' is unknown; use one of kl, reconstruction"):
+        SearchOptions(by="kld")
+    with pytest.raises(UserError, match=r"budget 1.2 is out of range"):
+        SearchOptions(budgets=(1.2,))
+
+
+def test_the_asked_budget_takes_the_place_of_its_neighbour() -> None:
+    assert budgets_with(0.58) == (0.75, 0.58, 0.4, 0.28)
+    assert budgets_with(0.65) == (0.75, 0.65, 0.55, 0.4, 0.28)
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tpcli", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(tpcli.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_command(tmp_path: Path) -> None:
+    arguments = (
+        "schedule",
+        "--method",
+        "tome",
+        "--images",
+        "8",
+        "--trials",
+        "1",
+        "--budget",
+        "0.58",
+    )
+    done = run(*arguments, "--out", "s.json", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    printed, written = json.loads(done.stdout), json.loads((tmp_path / "s.json").read_text())
+    assert {key: printed[key] for key in written} == written
+    assert written["format"] == "tpcli-schedule/1"
+    assert written["made_by"]["split"] == "train"
+    assert written["made_by"]["ratio"] <= 0.58
+    assert parse(str(tmp_path / "s.json"), 64, len(written["tokens"])).pools
+    assert [path.name for path in tmp_path.iterdir()] == ["s.json"]
+
+    flops = run("flops", "--schedule", "s.json", "--json", cwd=tmp_path)
+    assert json.loads(flops.stdout)["ratio"] == written["made_by"]["ratio"]
+    assert json.loads(flops.stdout)["method"]["method"] == "tome"
+
+    again = run(*arguments, "--out", "s.json", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+    wrong = run("schedule", "--method", "top-k", "--weights", "size", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "can't take --weights size" in wrong.stderr
+
+
+def test_methods_command(tmp_path: Path) -> None:
+    entries = json.loads(run("methods", "--json", cwd=tmp_path).stdout)
+    by_name = {entry["name"]: entry for entry in entries}
+    assert sum(entry["is_default"] for entry in entries) == 1
+    assert by_name["atc"]["parameters"][0]["choices"] == ["average", "complete", "single"]
+    assert by_name["tome"]["options"]["metric"] == "keys"
+    assert by_name["evit"]["class_token"] == "used if there"
+    text = run("methods", cwd=tmp_path).stdout
+    assert all(name in text for name in by_name)

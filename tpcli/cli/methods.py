@@ -1,0 +1,86 @@
+"""`tpcli methods`: what tokens can be pooled by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tpcli.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from tpcli.pooling import Method
+
+CLASS_TOKEN = {"class": "needed", "attention": "used if there"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("methods")(methods)
+
+
+def methods(as_json: JsonOption = False) -> None:
+    """List pooling methods: where each is from, its options and what they are by default.
+
+    Example: tpcli methods --json
+    """
+    from tpcli import pooling
+    from tpcli.cli import render
+
+    entries = [describe(method) for method in pooling.methods()]
+    if as_json:
+        render.print_json(entries)
+        return
+    width = max(len(str(entry["name"])) for entry in entries) + 2
+    for entry in entries:
+        lines = [entry["summary"], entry["paper"], *_settings(entry)]
+        name = entry["name"] + ("*" if entry["is_default"] else "")
+        print(f"{name:<{width}}" + f"\n{'':<{width}}".join(lines) + "\n")
+    print(
+        "* the default. Parameters of one method follow its name: --method atc:linkage=complete.\n"
+        "What is said of each method's options is what they are if left out."
+    )
+
+
+def describe(method: Method) -> dict[str, Any]:
+    """One method, in plain values."""
+    from tpcli.options import DEFAULT_METHOD, pooling_options
+
+    chosen = pooling_options(method.name).to_dict()
+    weights = chosen["weights"] if "weights" in method.options else None
+    return {
+        "name": method.name,
+        "is_default": method.name == DEFAULT_METHOD,
+        "summary": method.summary,
+        "paper": method.paper,
+        "options": {name: chosen[name] for name in method.options},
+        "accepted_weights": None if method.weights is None else list(method.weights),
+        "parameters": [
+            {
+                "name": parameter.name,
+                "default": parameter.default,
+                "choices": None if parameter.choices is None else list(parameter.choices),
+                "summary": parameter.summary,
+            }
+            for parameter in method.parameters
+        ],
+        "needs_class_token": weights == "class",
+        "class_token": CLASS_TOKEN.get(str(weights), "not used"),
+    }
+
+
+def _settings(entry: dict[str, Any]) -> list[str]:
+    """Parameters, options that matter, and what it needs, a line each."""
+    lines = [
+        f":{p['name']}={p['default']}  {p['summary']}"
+        + (f" ({', '.join(p['choices'])})" if p["choices"] else "")
+        for p in entry["parameters"]
+    ]
+    flags = []
+    for name, value in entry["options"].items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            flags.append(f"--{flag} {value}")
+    return [*lines, " ".join(flags), f"class token: {entry['class_token']}"]

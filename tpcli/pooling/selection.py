@@ -1,0 +1,124 @@
+"""Pruning: tokens of highest score stay, the others are dropped or fused into one.
+
+Top-K is the baseline of Haurum et al. (2023); EViT (Liang et al., 2022) fuses what Top-K drops;
+PoWER-BERT (Goyal et al., 2020) selects by significance; random pruning is everybody's control.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .clusters import mask_at
+from .registry import Assignment, Method, Parameter, register
+
+ATTENTION_WEIGHTS = ("attention", "class", "significance")
+
+
+def keep_only(kept: Tensor) -> Assignment:
+    """Drop all tokens but those that are `kept` (B, N) bool.
+
+    The label of a dropped token is the kept token before it in reading order, or the first one;
+    this says where the token was, and nothing else comes of it.
+    """
+    position = torch.arange(kept.shape[1], device=kept.device)
+    before = position.masked_fill(~kept, -1).cummax(1).values  # (B, N), -1 before the first
+    first = kept.to(torch.uint8).argmax(1, keepdim=True)
+    return Assignment(torch.where(before < 0, first, before), kept, kept.float())
+
+
+def highest(score: Tensor, k: int) -> Tensor:
+    """The k tokens of highest score, ties to the lowest index: (B, N) bool."""
+    order = score.argsort(dim=1, descending=True, stable=True)
+    return mask_at(order[:, :k], score.shape[1])
+
+
+def top_k(z: Tensor, k: int, *, weights: Tensor) -> Assignment:
+    """Keep the K tokens of largest weight. weights: (B, N)."""
+    return keep_only(highest(weights, k))
+
+
+def evit(z: Tensor, k: int, *, weights: Tensor) -> Assignment:
+    """Keep the K - 1 tokens of largest weight; the others become sum_i a_i x_i / sum_i a_i (eq. 4).
+
+    weights: (B, N) attention a_i from the class token.
+    """
+    kept = highest(weights, k - 1)
+    position = torch.arange(kept.shape[1], device=kept.device)
+    first_other = (~kept).to(torch.uint8).argmax(1, keepdim=True)
+    shares = torch.where(kept, 1.0, weights.clamp(min=torch.finfo(weights.dtype).tiny))
+    return Assignment(torch.where(kept, position, first_other), shares=shares)
+
+
+def random_tokens(z: Tensor, k: int, *, seed: int = 0) -> Assignment:
+    """Keep K tokens at random: the same for every image of a batch, another choice for every N.
+
+    The order is a hash of position, N and seed in integer arithmetic, so that it is the same on
+    every device and in every batch.
+    """
+    b, n, _ = z.shape
+    position = torch.arange(n, device=z.device)
+    order = _mix(_mix(position + _WORD * (n % 0xFFFF)) ^ (seed & _MASK)).argsort(stable=True)
+    return keep_only(mask_at(order[:k].expand(b, k), n))
+
+
+_MASK, _WORD = 0xFFFFFFFF, 0x10000
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Scramble integers below 2^32, one to one (two rounds of xor-shift and odd multiplication)."""
+    for factor in (0x7FEB352D, 0x046CA68B):
+        x = ((x ^ (x >> 16)) * factor) & _MASK
+    return x ^ (x >> 16)
+
+
+_PRUNING: dict[str, object] = {
+    "metric": "tokens",
+    "position": "attention",
+    "proportional_attention": False,
+}
+
+register(
+    Method(
+        name="top-k",
+        summary="Keep the tokens that the class token attends to most; drop the others.",
+        paper="Haurum et al., Which Tokens to Use?, ICCV Workshops 2023",
+        assign=top_k,
+        defaults={**_PRUNING, "weights": "attention"},
+        takes=("weights",),
+        weights=ATTENTION_WEIGHTS,
+    )
+)
+register(
+    Method(
+        name="evit",
+        summary="Top-K, and one token fused from the rest, weighted by attention.",
+        paper="Liang et al., Not All Patches are What You Need (EViT), ICLR 2022",
+        assign=evit,
+        defaults={**_PRUNING, "weights": "attention"},
+        takes=("weights",),
+        weights=ATTENTION_WEIGHTS,
+    )
+)
+register(
+    Method(
+        name="power-bert",
+        summary="Keep the tokens that receive most attention from all tokens; drop the others.",
+        paper="Goyal et al., PoWER-BERT, ICML 2020",
+        assign=top_k,
+        defaults={**_PRUNING, "weights": "significance"},
+        takes=("weights",),
+        weights=("significance",),
+    )
+)
+register(
+    Method(
+        name="random",
+        summary="Keep tokens at random, the same for every image; the control.",
+        paper="a control in most papers on token reduction",
+        assign=random_tokens,
+        defaults=_PRUNING,
+        takes=(),
+        parameters=(Parameter("seed", 0, "which random choice"),),
+    )
+)

@@ -1,0 +1,14 @@
+"""Schedules that find themselves: tokens per block under a FLOPs budget, from unlabelled images."""
+
+from .result import Member, SearchResult
+from .search import BUDGETS, OBJECTIVES, SearchOptions, budgets_with, search
+
+__all__ = [
+    "BUDGETS",
+    "OBJECTIVES",
+    "Member",
+    "SearchOptions",
+    "SearchResult",
+    "budgets_with",
+    "search",
+]

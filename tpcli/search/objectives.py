@@ -1,0 +1,81 @@
+"""What a schedule does to a model, as one number, measured without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tpcli.options import PoolingOptions
+from tpcli.pooling.distance import squared_distances
+from tpcli.schedule import Schedule
+from tpcli.surgery import TokenPooling, pool, unpool
+from tpcli.surgery.insert import patch_tokens
+
+from .cost import Tokens
+
+
+class Damage:
+    """Mean over calibration images of what pooling changes, for one schedule after another.
+
+    by "kl": KL divergence from the unpooled model's class probabilities to the pooled model's.
+    by "reconstruction": the loss that Token Pooling minimises (Marin et al., eq. 5), summed over
+    blocks: sum_i s_i min_k ||z_i - c_k||^2 between layer-normalised tokens before and after.
+
+    images: normalised batches on the model's device. The model is pooled and unpooled in turn.
+    """
+
+    def __init__(
+        self, model: nn.Module, options: PoolingOptions, images: Sequence[Tensor], by: str
+    ) -> None:
+        self._model = unpool(model).eval()
+        self._options = options
+        self._patch_tokens = patch_tokens(model)
+        self._images = images
+        self._by = by
+        self._losses: list[Tensor] = []
+        with torch.inference_mode():
+            self._wanted = [model(batch).float().log_softmax(-1) for batch in images]
+
+    def of(self, tokens: Tokens) -> float:
+        """Damage done by one schedule."""
+        pool(self._model, Schedule(tokens, self._patch_tokens), self._options)
+        total, count = 0.0, 0
+        with torch.inference_mode(), self._watching_layers():
+            for batch, wanted in zip(self._images, self._wanted, strict=True):
+                logits = self._model(batch).float()
+                if self._by == "kl":
+                    found = logits.log_softmax(-1)
+                    self._losses = [F.kl_div(found, wanted, log_target=True, reduction="sum")]
+                total += float(sum(self._losses))
+                count += len(batch)
+                self._losses.clear()
+        unpool(self._model)
+        return total / count
+
+    @contextmanager
+    def _watching_layers(self) -> Iterator[None]:
+        """Collect the reconstruction loss of each pooling layer while it runs."""
+        layers = [m for m in self._model.modules() if isinstance(m, TokenPooling)]
+        hooks = [
+            layer.register_forward_hook(self._collect)
+            for layer in layers
+            if self._by == "reconstruction"
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _collect(self, layer: TokenPooling, inputs: tuple[Any, ...], outputs: Any) -> None:
+        before, after = (
+            F.layer_norm(tokens[:, layer.prefix_tokens :].float(), tokens.shape[-1:])
+            for tokens in (inputs[0], outputs[0])
+        )
+        nearest = squared_distances(before, after).amin(-1)  # (B, N)
+        self._losses.append((nearest if inputs[1] is None else nearest * inputs[1]).sum())

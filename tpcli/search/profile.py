@@ -1,0 +1,61 @@
+"""Schedules of one shape and any strength: how removal is shared out among the blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from .cost import CostModel, Tokens
+
+Profile = tuple[float, ...]
+"""How much each block removes, relative to the others; 0 for a block that does not pool. Block b
+keeps the share exp(-strength * profile[b]) of its tokens."""
+
+MARGIN = 0.998
+"""Estimates are this near to the count, so schedules that should fit are aimed a little lower."""
+
+STRONGEST = 64.0
+"""A strength that leaves one token after the first block."""
+
+
+def schedule_of(profile: Profile, strength: float, cost: CostModel, floor: Tokens) -> Tokens:
+    """Tokens per block; nowhere fewer than in `floor`."""
+    wanted, removed = [], 0.0
+    for share, least in zip(profile, floor, strict=True):
+        removed += strength * share
+        wanted.append(max(round(cost.patch_tokens * math.exp(-removed)), least))
+    return cost.followed(wanted)
+
+
+def fit_budget(profile: Profile, budget: float, cost: CostModel, floor: Tokens) -> Tokens:
+    """The weakest schedule of this shape whose estimated cost is within `budget`.
+
+    `floor`, which is within it, where no strength is.
+    """
+    weak, strong = 0.0, STRONGEST
+    fitting = floor
+    for _ in range(40):
+        strength = (weak + strong) / 2
+        tokens = schedule_of(profile, strength, cost, floor)
+        if cost.estimate(tokens) > budget * MARGIN:
+            weak = strength
+        else:
+            strong, fitting = strength, tokens
+    return fitting
+
+
+def falling(depth: int, slope: float) -> Profile:
+    """A straight line from 1 + slope at the first block to 1 - slope at the last; |slope| < 1."""
+    shares = [1 + slope * (1 - 2 * block / max(depth - 1, 1)) for block in range(depth)]
+    return normalized(shares)
+
+
+def even_removal(depth: int) -> Profile:
+    """About the same number of tokens leaves every block, as in constant-r schedules."""
+    return normalized([math.log((depth + 1 - b) / (depth - b)) for b in range(depth)])
+
+
+def normalized(profile: Sequence[float]) -> Profile:
+    """Scaled to a mean of 1."""
+    mean = sum(profile) / len(profile)
+    return tuple(share / mean for share in profile)

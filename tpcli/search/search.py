@@ -1,0 +1,203 @@
+"""`search`: a whole family of schedules for one model and method, from a few unlabelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tpcli.data import UNREADABLE, ImageData, batches
+from tpcli.errors import UserError
+from tpcli.evaluation import explain_out_of_memory, pick_device
+from tpcli.models import weights_hash
+from tpcli.options import PoolingOptions
+from tpcli.surgery import unpooled
+from tpcli.version import __version__
+
+from .checkpoint import Memory
+from .cost import CostModel, Tokens
+from .objectives import Damage
+from .optimise import optimise
+from .profile import Profile
+from .result import Member, SearchResult
+from .thresholds import Thresholds
+
+OBJECTIVES = ("kl", "reconstruction", "significance")
+BUDGETS = (0.75, 0.55, 0.4, 0.28)
+"""Where the family is searched for; budgets between them are interpolated."""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search.
+
+    by: what a schedule is judged by. images: number of calibration images. budgets: shares of the
+    base FLOPs at which the family is searched for. trials: schedules that are tried per budget.
+
+    Raises:
+        UserError: a value is not among those accepted.
+    """
+
+    by: str = "kl"
+    images: int = 256
+    budgets: tuple[float, ...] = BUDGETS
+    trials: int = 30
+    batch_size: int = 64
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.by not in OBJECTIVES:
+            raise UserError(f"--by {self.by!r} is unknown; use one of {', '.join(OBJECTIVES)}.")
+        for name, value in (("images", self.images), ("trials", self.trials)):
+            if value < 1:
+                raise UserError(f"--{name} {value} is below 1; use 1 or more.")
+        for budget in self.budgets:
+            if not 0 < budget <= 1:
+                raise UserError(
+                    f"budget {budget:g} is out of range; use a share of the FLOPs in (0, 1]."
+                )
+
+
+def budgets_with(budget: float, apart: float = 0.06) -> tuple[float, ...]:
+    """The usual budgets, and `budget` in place of those that are near it."""
+    usual = [b for b in BUDGETS if abs(b - budget) >= apart]
+    return tuple(sorted([budget, *usual], reverse=True))
+
+
+def search(
+    model: nn.Module,
+    data: ImageData,
+    pooling: PoolingOptions,
+    options: SearchOptions | None = None,
+    *,
+    name: str = "",
+    checkpoint: Path | None = None,
+    on_trial: Callable[[int, int], None] | None = None,
+) -> SearchResult:
+    """Search tokens per block for `model`, pooled by `pooling`, at several budgets at once.
+
+    From the smallest budget to the largest: find the profile that does least damage, with nowhere
+    fewer tokens than at the budget before. The model is left as it was.
+
+    Args:
+        data: calibration images, the first `options.images` of them; labels are not used.
+        name: what the model is called in `made_by`.
+        checkpoint: file that remembers what was measured; removed when the search is done.
+        on_trial: called with trials done and trials in all.
+
+    Raises:
+        UserError: there are fewer images than asked for, or the smallest budget is out of reach.
+    """
+    options = options or SearchOptions()
+    device = pick_device(options.device)
+    model = model.to(device)
+    made_by = {
+        "command": "tpcli schedule",
+        "version": __version__,
+        "model": name,
+        "weights": weights_hash(model),
+        "data": data.spec,
+        "split": data.split,
+        **asdict(options),
+        "budgets": list(options.budgets),
+    }
+    images = calibration_images(data, options, device)
+    with unpooled(model), explain_out_of_memory(options.batch_size):
+        cost = CostModel(model, pooling)
+        smallest = _smallest(cost)
+        _check_reachable(min(options.budgets), smallest, cost, pooling)
+        if options.by == "significance":
+            found = _by_threshold(model, images, options.budgets, cost)
+        else:
+            damage = Damage(model, pooling, images, options.by)
+            identity = {**made_by, "images": data.fingerprint, "method": pooling.to_dict()}
+            memory = Memory(damage.of, checkpoint, identity)
+            found = _by_damage(memory, options, cost, smallest, on_trial)
+            memory.forget()
+    full = Member((cost.patch_tokens,) * cost.depth, 1.0, 0.0)
+    ends = () if found[-1].tokens == smallest else (smallest,)
+    last = [Member(tokens, cost.exact(tokens), None) for tokens in ends]
+    return SearchResult((full, *found, *last), pooling, made_by, cost)
+
+
+def calibration_images(
+    data: ImageData, options: SearchOptions, device: torch.device
+) -> list[Tensor]:
+    """`options.images` images of `data`, normalised, in batches on the device.
+
+    Raises:
+        UserError: the data holds fewer that can be read.
+    """
+    found: list[Tensor] = []
+    missing = options.images
+    for images, targets in batches(data, options.batch_size):
+        readable = images[targets != UNREADABLE][:missing]
+        missing -= len(readable)
+        if len(readable):
+            found.append(data.normalize(readable.to(device)))
+        if missing == 0:
+            return found
+    raise UserError(
+        f"the {data.split} split of {data.spec} has only {options.images - missing} images that "
+        f"can be read, --images asks for {options.images}; ask for fewer, or give more data."
+    )
+
+
+def _by_damage(
+    memory: Memory,
+    options: SearchOptions,
+    cost: CostModel,
+    smallest: Tokens,
+    on_trial: Callable[[int, int], None] | None,
+) -> list[Member]:
+    """From the smallest budget up, each schedule above the one before; returned falling."""
+    budgets = sorted(set(options.budgets))
+    total = len(budgets) * options.trials
+    floor = smallest
+    profiles: list[Profile] = []
+    members: list[Member] = []
+    for i, budget in enumerate(budgets):
+        done = i * options.trials
+
+        def damage(tokens: Tokens) -> float:
+            nonlocal done
+            value = memory(tokens)
+            done += 1
+            if on_trial is not None:
+                on_trial(done, total)
+            return value
+
+        profile, floor, lost = optimise(
+            budget, cost, damage, floor=floor, known=profiles, trials=options.trials
+        )
+        profiles = [profile]
+        members.append(Member(floor, cost.exact(floor), lost))
+    return members[::-1]
+
+
+def _by_threshold(
+    model: nn.Module, images: Sequence[Tensor], budgets: Sequence[float], cost: CostModel
+) -> list[Member]:
+    thresholds = Thresholds(model, images)
+    found = {thresholds.fit_budget(budget, cost) for budget in budgets}
+    members = [Member(tokens, cost.exact(tokens), None) for tokens in found]
+    return sorted(members, key=lambda member: -member.ratio)
+
+
+def _smallest(cost: CostModel) -> Tokens:
+    """One token after the first block, or as few as the method can make."""
+    return cost.followed([1] * cost.depth)
+
+
+def _check_reachable(
+    budget: float, smallest: Tokens, cost: CostModel, pooling: PoolingOptions
+) -> None:
+    ratio = cost.exact(smallest)
+    if budget < ratio:
+        raise UserError(
+            f"budget {budget:g} can't be reached; the smallest that method {pooling.method} "
+            f"reaches on this model is {ratio:.3f}."
+        )
