@@ -105,18 +105,20 @@ def create(
     data_dir: str | None = None,
     download: bool = False,
     limit: int | None = None,
+    transform: Any = None,
 ) -> ImageData:
-    """Open a data set for evaluation.
+    """Open a data set, for evaluation unless it is given another transform.
 
     Args:
         spec: `demo`, a folder, a .tar file, or a timm data set name such as `torch/cifar10`.
         config: the model's data config (`timm.data.resolve_data_config`).
         limit: at most so many images, spread evenly over the data.
+        transform: from a PIL image to what the data yields, in place of evaluation's own.
 
     Raises:
         UserError: there is nothing there, or nothing that can be read; says what is missing.
     """
-    transform = create_transform(
+    transform = transform or create_transform(
         **_transform_arguments(config), is_training=False, use_prefetcher=True
     )
     if spec == "demo":

@@ -1,0 +1,294 @@
+"""Training images: timm's transforms, and batches that don't depend on the number of processes.
+
+What an image looks like is a function of (seed, epoch, index of the image), and who is in a batch
+one of (seed, epoch, step). So one process, eight, or a run that was resumed see the same data.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import create_dataset, create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from tpcli import data
+from tpcli.data import UNREADABLE, ImageData
+from tpcli.errors import UserError
+from tpcli.recipe import Recipe
+
+STREAMS = ("wds", "tfds", "hfids")
+LARGEST_CROP_RATIO = 4 / 3
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Images to train on (augmented, normalized float32) and to measure on (as `tpcli eval` does)."""
+
+    train: ImageData
+    validation: ImageData
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether training images come in the order of their files, without random access."""
+        return isinstance(self.train.images, IterableDataset)
+
+
+def open_data(
+    spec: str,
+    config: dict[str, Any],
+    recipe: Recipe,
+    *,
+    train_split: str = "train",
+    split: str = "validation",
+    data_dir: str | None = None,
+    download: bool = False,
+    limit: int | None = None,
+) -> TrainingData:
+    """Open the training split of `spec` for a recipe, and the split to measure on.
+
+    Args:
+        spec, data_dir, download: as for `tpcli.data.create`. config: the model's data config.
+        limit: at most so many images of each split, spread evenly.
+
+    Raises:
+        UserError: a split is missing, or the two don't have the same classes.
+    """
+    validation = data.create(
+        spec, config, split=split, data_dir=data_dir, download=download, limit=limit
+    )
+    transform = training_transform(config, recipe, is_demo=spec == "demo")
+    if spec.partition("/")[0] in STREAMS and not Path(spec).exists():
+        train = _stream(spec, train_split, config, transform, data_dir, download, recipe.seed)
+    else:
+        train = data.create(
+            spec, config, split=train_split, data_dir=data_dir, download=download, limit=limit,
+            transform=transform,
+        )
+    if train.root is not None and train.root == validation.root and split != train_split:
+        raise UserError(
+            f"data {spec!r} has no {train_split!r} split: the same images would be trained on and "
+            f"measured on; make two folders in it, {train_split}/ and {split}/."
+        )
+    if train.classes and validation.classes:
+        _check_same_classes(spec, train.classes, validation.classes)
+    return TrainingData(train, validation)
+
+
+def training_transform(config: dict[str, Any], recipe: Recipe, is_demo: bool = False) -> Any:
+    """timm's training transform: a PIL image to normalized float32 (3, H, W)."""
+    hflip = recipe.hflip if recipe.hflip is not None else 0.0 if is_demo else 0.5
+    arguments = {key: config[key] for key in ("input_size", "interpolation", "mean", "std")}
+    if recipe.crop_scale == 1 and hflip == 0 and recipe.aa == "none" and recipe.erasing == 0:
+        return create_transform(**arguments, is_training=True, no_aug=True)
+    try:
+        return create_transform(
+            **arguments,
+            is_training=True,
+            scale=(recipe.crop_scale, 1.0),
+            ratio=(1 / LARGEST_CROP_RATIO, LARGEST_CROP_RATIO) if recipe.crop_scale < 1 else (1, 1),
+            hflip=hflip,
+            color_jitter=None,
+            auto_augment=None if recipe.aa == "none" else recipe.aa,
+            re_prob=recipe.erasing,
+            re_mode="pixel",
+        )
+    except (AssertionError, ValueError, KeyError) as error:
+        raise UserError(
+            f"--aa {recipe.aa!r} is not known to timm ({error or 'unknown form'}); "
+            "use a form like rand-m9-mstd0.5-mmax9-inc1, or none."
+        ) from error
+
+
+class SeededImages(Dataset[Any]):
+    """Images under a random state of their own, looked up by (epoch, index).
+
+    An image that can't be read is replaced by the next one.
+    """
+
+    def __init__(self, images: Dataset[Any], count: int, seed: int) -> None:
+        self.images = images
+        self.count = count
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key
+        with seeded(self.seed, epoch, index):
+            for offset in range(self.count):
+                image, target = self.images[(index + offset) % self.count]
+                if target != UNREADABLE:
+                    return image, target
+        raise UserError("none of the training images can be read.")
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Which images make up each part of a batch, for one process.
+
+    Each epoch is a permutation of its own, cut into batches of `batch_size`; the rest is left out.
+    A batch is cut into `shards` equal parts, of which this process takes `own`, in that order. A part
+    holds positions from both ends of the batch, so that reversing a part pairs the same images as
+    reversing the batch does: mixing in pairs is then the same however often a batch is cut.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, shards: int, own: Sequence[int], seed: int
+    ) -> None:
+        self.count = count
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.first_step = 0
+        self.positions = [shard_positions(batch_size, shards, shard) for shard in own]
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return self.count // self.batch_size
+
+    def __len__(self) -> int:
+        return (self.steps - self.first_step) * len(self.positions)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
+        for step in range(self.first_step, self.steps):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            for positions in self.positions:
+                yield [(self.epoch, int(i)) for i in batch[positions]]
+
+
+def shard_positions(batch_size: int, shards: int, shard: int) -> np.ndarray[Any, Any]:
+    """Positions of part `shard` of a batch: a run from the front and its mirror image, ascending."""
+    if shards == 1:
+        return np.arange(batch_size)
+    half = batch_size // shards // 2
+    front = np.arange(shard * half, (shard + 1) * half)
+    return np.concatenate([front, batch_size - 1 - front[::-1]])
+
+
+class Batches:
+    """The batches of a process: (B / shards, 3, H, W) float32 and (B / shards,) int64, on the CPU."""
+
+    def __init__(
+        self, source: TrainingData, recipe: Recipe, processes: int, process: int, pin_memory: bool
+    ) -> None:
+        shards = processes * recipe.grad_accumulation
+        count = source.train.count or 0
+        self.steps = count // recipe.batch_size
+        self._images = source.train.images
+        self._is_stream = source.is_stream
+        self._sampler: EpochBatches | None = None
+        # a generator of its own, so that starting an epoch leaves the model's random state alone
+        common: dict[str, Any] = {
+            "num_workers": recipe.workers,
+            "pin_memory": pin_memory,
+            "persistent_workers": recipe.workers > 0,
+            "generator": torch.Generator().manual_seed(recipe.seed),
+        }
+        if self._is_stream:
+            if hasattr(self._images, "set_loader_cfg"):
+                self._images.set_loader_cfg(num_workers=recipe.workers)
+            self._loader: DataLoader[Any] = DataLoader(
+                self._images, batch_size=recipe.batch_size // shards, drop_last=True, **common
+            )
+        else:
+            own = [part * processes + process for part in range(recipe.grad_accumulation)]
+            self._sampler = EpochBatches(count, recipe.batch_size, shards, own, recipe.seed)
+            images = SeededImages(self._images, count, recipe.seed)
+            self._loader = DataLoader(images, batch_sampler=self._sampler, **common)
+
+    def epoch(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch from `first_step` on; a stream starts over instead."""
+        if self._sampler is not None:
+            self._sampler.epoch, self._sampler.first_step = epoch, first_step
+            return iter(self._loader)
+        if hasattr(self._images, "set_epoch"):
+            self._images.set_epoch(epoch)
+        return self._repeat()
+
+    def _repeat(self) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = 1
+        while batches:  # the trainer counts steps; a process with fewer images than others reads on
+            batches = 0
+            for batch in self._loader:
+                batches += 1
+                yield batch
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Python's, NumPy's and torch's (CPU) random state as a function of `key`, in the body only."""
+    words = np.random.SeedSequence(key).generate_state(3)
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))  # noqa: NPY002 -- timm draws from NumPy's global state
+    torch.default_generator.manual_seed(int(words[2]))
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+
+
+def check_data(source: TrainingData, recipe: Recipe, processes: int) -> None:
+    """Raise unless the data can be cut into this recipe's batches over so many processes."""
+    train, count = source.train, source.train.count
+    if train.classes and len(train.classes) < 2:
+        raise UserError(
+            f"{train.spec} has one class only ({train.classes[0]}); training needs 2 or more."
+        )
+    if not count:
+        raise UserError(f"{train.spec} does not say how many images it has; training needs to know.")
+    if recipe.batch_size > count:
+        raise UserError(
+            f"--batch-size {recipe.batch_size} is larger than the training data of {train.spec}, "
+            f"{count} images; use at most {count}."
+        )
+    shards = processes * recipe.grad_accumulation
+    part = 2 if recipe.mixes or shards > 1 else 1
+    if recipe.batch_size % (shards * part):
+        raise UserError(
+            f"--batch-size {recipe.batch_size} can't be cut into {shards} equal parts of an even "
+            f"number of images (processes x --grad-accumulation); use a multiple of {shards * part}."
+        )
+
+
+def _check_same_classes(spec: str, train: Sequence[str], validation: Sequence[str]) -> None:
+    odd = sorted(set(train) ^ set(validation))
+    if odd:
+        raise UserError(
+            f"the splits of {spec!r} have different classes: {odd[0]!r} is in one of them only; "
+            "make their folders agree."
+        )
+
+
+def _stream(
+    spec: str,
+    split: str,
+    config: dict[str, Any],
+    transform: Any,
+    data_dir: str | None,
+    download: bool,
+    seed: int,
+) -> ImageData:
+    try:
+        images: Any = create_dataset(
+            spec, root=data_dir, split=split, is_training=True, download=download, seed=seed
+        )
+    except (AssertionError, ImportError, RuntimeError, ValueError, OSError, TypeError) as error:
+        raise UserError(
+            f"data set {spec!r}, split {split!r}, could not be opened: {str(error) or 'unknown'}; "
+            "check the name, --data-dir and --train-split, or add --download."
+        ) from error
+    images.transform = transform
+    return ImageData(spec, split, images, (), list(getattr(images, "classes", ())), config, None)
+
+
+__all__ = ["Batches", "TrainingData", "check_data", "open_data", "seeded", "training_transform"]

@@ -1,0 +1,73 @@
+"""Accuracy with several processes: each image is counted by exactly one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import IterableDataset, Subset
+
+from tpcli.data import ImageData
+from tpcli.evaluation import evaluate, wilson_interval
+
+
+@dataclass(frozen=True)
+class Score:
+    """Over all processes. right: images whose best guess was right. loss: mean cross entropy."""
+
+    count: int
+    right: int
+    loss: float
+
+    @property
+    def top1(self) -> float:
+        """Percent."""
+        return 100 * self.right / self.count
+
+    @property
+    def top1_ci95(self) -> tuple[float, float]:
+        """Wilson's interval, in percent."""
+        low, high = wilson_interval(self.right, self.count)
+        return 100 * low, 100 * high
+
+
+class Judge:
+    """Measures models on this process' share of the images, in float32, and adds the shares up.
+
+    Images with random access are dealt out in turn, so no image is counted twice to even out the
+    shares. A stream is dealt out by timm itself, by shard.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, data: ImageData, batch_size: int, workers: int
+    ) -> None:
+        self.accelerator = accelerator
+        self.batch_size = batch_size
+        self.workers = workers
+        self.share: ImageData | None = data
+        if not isinstance(data.images, IterableDataset):
+            own = range(accelerator.process_index, data.count or 0, accelerator.num_processes)
+            names = [data.names[i] for i in own] if data.names else ()
+            self.share = replace(data, images=Subset(data.images, own), names=names) if own else None
+
+    def score(self, model: nn.Module) -> Score:
+        """Measure `model`, which is put in eval mode."""
+        counts = torch.zeros(3, dtype=torch.float64)
+        if self.share is not None:
+            result = evaluate(
+                model,
+                self.share,
+                batch_size=self.batch_size,
+                device=self.accelerator.device,
+                workers=self.workers,
+            )
+            counts[0] = result.count
+            counts[1] = int(result.correct.sum())
+            counts[2] = result.loss * result.count
+        if self.accelerator.num_processes > 1:
+            exact = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
+            counts = self.accelerator.reduce(counts.to(self.accelerator.device, exact), "sum")
+        count, right, loss = counts.tolist()
+        return Score(int(count), int(right), loss / count)
