@@ -43,7 +43,7 @@ class Recipe:
     epochs: int = knob(10, "Passes over the training images.", "Training", low=1)
     batch_size: int = knob(128, "Images in an optimizer step, over all processes.", "Training", low=1)
     lr: float | None = knob(
-        None, f"Peak learning rate [default: {BASE_LR:g} x batch / {IMAGES_OF_LR}].", "Training", low=0
+        None, f"Peak learning rate (default {BASE_LR:g} x batch / {IMAGES_OF_LR}).", "Training", low=0
     )
     min_lr: float = knob(1e-6, "Learning rate at the end.", "Training", low=0)
     warmup_epochs: float = knob(0.5, "Epochs of linear warm-up.", "Training", low=0)
@@ -67,7 +67,7 @@ class Recipe:
 
     distill: bool | None = knob(
         None,
-        "Learn from the unpooled model [default: where it is pooled and the unpooled one is good].",
+        "Learn from the unpooled model (default where the model is pooled and the unpooled one is good).",
         "Distillation",
     )
     distill_alpha: float = knob(
@@ -89,7 +89,7 @@ class Recipe:
         0.35, "Smallest area of a random crop; 1 for the whole image.", "Augmentation", low=0.01, high=1
     )
     hflip: float | None = knob(
-        None, "Share of mirrored images [default: 0.5, none on the demo].", "Augmentation",
+        None, "Share of mirrored images (default 0.5, 0 on the demo).", "Augmentation",
         low=0, high=1,
     )
 

@@ -9,7 +9,7 @@ import typer
 
 from tpcli.version import __version__
 
-COMMANDS = ("apply", "eval", "flops")
+COMMANDS = ("apply", "eval", "finetune", "flops")
 DEBUG = "--debug"
 
 app = typer.Typer(

@@ -3,7 +3,7 @@
 from tpcli.recipe import Recipe
 
 from .data import TrainingData, open_data
-from .run import FinetuneResult, finetune
+from .run import FinetuneResult, finetune, leave
 from .stop import Interrupted
 from .watch import Watcher
 
@@ -14,5 +14,6 @@ __all__ = [
     "TrainingData",
     "Watcher",
     "finetune",
+    "leave",
     "open_data",
 ]

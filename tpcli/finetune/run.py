@@ -197,6 +197,13 @@ def finetune(
     return result
 
 
+def leave() -> None:
+    """Take this process out of its group, once, after the last run."""
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
+
+
 def set_drop_path(model: nn.Module, rate: float) -> None:
     """Stochastic depth that grows over the blocks from 0 to `rate`, as timm builds it."""
     blocks = list(model.blocks)  # type: ignore[arg-type]
