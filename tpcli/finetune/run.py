@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from timm.layers import DropPath, calculate_drop_path_rates
 from timm.optim import create_optimizer_v2
@@ -199,8 +200,6 @@ def finetune(
 
 def leave() -> None:
     """Take this process out of its group, once, after the last run."""
-    from accelerate import PartialState
-
     PartialState().destroy_process_group()
 
 
@@ -240,6 +239,7 @@ def _accelerator(recipe: Recipe, device: str, out: Path) -> Accelerator:
         raise UserError(
             f"--tracker {recipe.tracker} is not installed; pip install {recipe.tracker}, or leave it out."
         )
+    AcceleratorState._reset_state()  # each run in a process may have a precision of its own
     accelerator = Accelerator(
         cpu=chosen.type == "cpu",
         mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,

@@ -110,9 +110,9 @@ class Trainer:
         accelerator, recipe = self.accelerator, self.recipe
         self.scheduler.step_update(self.progress.step)
         total = torch.zeros((), device=accelerator.device)
-        for part in range(recipe.grad_accumulation):
+        for _ in range(recipe.grad_accumulation):
             images, targets = (t.to(accelerator.device, non_blocking=True) for t in next(batches))
-            images, targets = self.objective.mix(images, targets, self.progress.step, part)
+            images, targets = self.objective.mix(images, targets, self.progress.step)
             with accelerator.accumulate(self.prepared):
                 loss = self.objective(self.prepared(images), targets, images)
                 accelerator.backward(loss)
