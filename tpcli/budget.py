@@ -58,7 +58,10 @@ class BudgetSolver:
         target = budget * self.base_flops
         if target >= self.base_flops:
             return self.tokens(0)
-        low, high = 0, self._patch_tokens // 2 * self._depth + 1  # flops(low) > target, high: unknown
+        low, high = (
+            0,
+            self._patch_tokens // 2 * self._depth + 1,
+        )  # flops(low) > target, high: unknown
         guess = self._guess(target, low, high)
         while True:
             flops = self.flops(guess)

@@ -114,7 +114,9 @@ def evaluate(
     count = len(correct)
     loss = float(torch.cat(losses).double().mean())
     if not math.isfinite(loss):
-        raise TpcliError("the model's output is not finite; try without --amp, or check its weights.")
+        raise TpcliError(
+            "the model's output is not finite; try without --amp, or check its weights."
+        )
     low, high = wilson_interval(int(correct.sum()), count)
     return EvalResult(
         count=count,
@@ -150,7 +152,9 @@ def pick_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"device {str(device)!r} can't be used ({reason}); try auto or cpu.") from None
+        raise UserError(
+            f"device {str(device)!r} can't be used ({reason}); try auto or cpu."
+        ) from None
     return chosen
 
 

@@ -29,12 +29,14 @@ def check_output(path: Path, force: bool = True) -> None:
     if not folder.is_dir():
         raise UserError(f"{path} can't be written: {folder} is a file; choose another --out.")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{path} can't be written: no permission in {folder}; choose another --out.")
+        raise UserError(
+            f"{path} can't be written: no permission in {folder}; choose another --out."
+        )
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place if the body succeeds, and vanishes if not.
+    """A temporary path beside `path` that takes its place if the body succeeds, else vanishes.
 
     The body may create a file or a folder there. A folder that is replaced is moved aside first.
     """

@@ -28,7 +28,7 @@ Handle = Callable[[list[Any], list[Any]], int]
 
 @dataclass(frozen=True)
 class BlockFlops:
-    """One block: patch tokens in and out (no prefix tokens), FLOPs with pooling, and pooling's own."""
+    """A block: patch tokens in and out (no prefix tokens), FLOPs with pooling, pooling's own."""
 
     index: int
     tokens_in: int

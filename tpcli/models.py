@@ -108,7 +108,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         state = load_state_dict(str(path), weights_only=True)
     except (pickle.UnpicklingError, EOFError, KeyError, ValueError, RuntimeError, OSError) as error:
         raise UserError(
-            f"checkpoint {path} is not a file of plain weights, and nothing else is ever unpickled; "
+            f"checkpoint {path} is no file of plain weights, and nothing else is ever unpickled; "
             "save its state_dict as .safetensors or with torch.save."
         ) from error
     except Exception as error:
@@ -116,7 +116,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
             raise
         raise UserError(f"checkpoint {path} is not a valid .safetensors file ({error}).") from error
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
-        raise UserError(f"checkpoint {path} holds no state_dict; save the model's state_dict alone.")
+        raise UserError(
+            f"checkpoint {path} holds no state_dict; save the model's state_dict alone."
+        )
     state = checkpoint_filter_fn(state, model)
     own = model.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())

@@ -26,7 +26,14 @@ def knob(
     free: bool = False,
 ) -> Any:
     """A field with its help, its panel, what it accepts, and whether a resumed run may change it."""
-    about = {"help": text, "panel": panel, "low": low, "high": high, "choices": choices, "free": free}
+    about = {
+        "help": text,
+        "panel": panel,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "free": free,
+    }
     return field(default=default, metadata=about)
 
 
@@ -41,15 +48,24 @@ class Recipe:
     """
 
     epochs: int = knob(10, "Passes over the training images.", "Training", low=1)
-    batch_size: int = knob(128, "Images in an optimizer step, over all processes.", "Training", low=1)
+    batch_size: int = knob(
+        128, "Images in an optimizer step, over all processes.", "Training", low=1
+    )
     lr: float | None = knob(
-        None, f"Peak learning rate (default {BASE_LR:g} x batch / {IMAGES_OF_LR}).", "Training", low=0
+        None,
+        f"Peak learning rate (default {BASE_LR:g} x batch / {IMAGES_OF_LR}).",
+        "Training",
+        low=0,
     )
     min_lr: float = knob(1e-6, "Learning rate at the end.", "Training", low=0)
     warmup_epochs: float = knob(0.5, "Epochs of linear warm-up.", "Training", low=0)
     weight_decay: float = knob(0.05, "Weight decay.", "Training", low=0)
     layer_decay: float | None = knob(
-        None, "Factor on the learning rate per block, from the head down.", "Training", low=0, high=1
+        None,
+        "Factor on the learning rate per block, from the head down.",
+        "Training",
+        low=0,
+        high=1,
     )
     opt: str = knob("adamw", "Optimizer, by timm's name.", "Training")
     sched: str = knob("cosine", "Learning rate schedule, by timm's name.", "Training")
@@ -59,8 +75,11 @@ class Recipe:
     )
     precision: str = knob("bf16", "bf16, fp16 or fp32.", "Training", choices=PRECISIONS)
     ema_decay: float = knob(
-        0.998, "Decay of the weights' moving average, after a warm-up; 0 for none.", "Training",
-        low=0, high=1,
+        0.998,
+        "Decay of the weights' moving average, after a warm-up; 0 for none.",
+        "Training",
+        low=0,
+        high=1,
     )
     drop_path: float = knob(0.0, "Stochastic depth of the last block.", "Training", low=0, high=1)
     seed: int = knob(0, "Seed of everything random.", "Training", low=0)
@@ -78,19 +97,28 @@ class Recipe:
     smoothing: float = knob(0.1, "Label smoothing.", "Augmentation", low=0, high=1)
     mixup: float = knob(0.8, "Mixup alpha; 0 for none.", "Augmentation", low=0)
     cutmix: float = knob(1.0, "CutMix alpha; 0 for none.", "Augmentation", low=0)
-    mix_prob: float = knob(
-        1.0, "Share of batches that are mixed.", "Augmentation", low=0, high=1
-    )
+    mix_prob: float = knob(1.0, "Share of batches that are mixed.", "Augmentation", low=0, high=1)
     aa: str = knob(
-        "rand-m9-mstd0.5-mmax9-inc1", "RandAugment or AutoAugment, by timm's name; none.", "Augmentation"
+        "rand-m9-mstd0.5-mmax9-inc1",
+        "RandAugment or AutoAugment, by timm's name; none.",
+        "Augmentation",
     )
-    erasing: float = knob(0.25, "Share of images with a random erasure.", "Augmentation", low=0, high=1)
+    erasing: float = knob(
+        0.25, "Share of images with a random erasure.", "Augmentation", low=0, high=1
+    )
     crop_scale: float = knob(
-        0.35, "Smallest area of a random crop; 1 for the whole image.", "Augmentation", low=0.01, high=1
+        0.35,
+        "Smallest area of a random crop; 1 for the whole image.",
+        "Augmentation",
+        low=0.01,
+        high=1,
     )
     hflip: float | None = knob(
-        None, "Share of mirrored images (default 0.5, 0 on the demo).", "Augmentation",
-        low=0, high=1,
+        None,
+        "Share of mirrored images (default 0.5, 0 on the demo).",
+        "Augmentation",
+        low=0,
+        high=1,
     )
 
     workers: int = knob(2, "Processes that decode images, per process.", "Run", low=0, free=True)
@@ -163,5 +191,3 @@ def _check(item: Field[Any], value: object) -> None:
     ):
         span = f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
         raise UserError(f"{option_name(item.name)} {value!r} is out of range; use {span}.")
-
-

@@ -183,7 +183,7 @@ def _keep(spec: str, text: str, patch_tokens: int, depth: int) -> tuple[int, ...
 def _from_file(path: Path, patch_tokens: int, depth: int) -> Schedule:
     document = read_json(path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise UserError(f"{path} is no schedule file; it needs \"format\": \"{FORMAT}\".")
+        raise UserError(f'{path} is no schedule file; it needs "format": "{FORMAT}".')
     entries = document.get("tokens")
     if not isinstance(entries, list):
         raise UserError(f'{path} has no list "tokens"; it needs one number per block.')

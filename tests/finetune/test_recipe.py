@@ -57,7 +57,11 @@ def test_whole_numbers_pass_for_real_ones() -> None:
 
 
 def test_toml_round_trip() -> None:
-    values = {**Recipe(lr=1e-7, aa='a"b\\c').to_dict(), "model_kwargs": ["a=1", "b=x"], "none": None}
+    values = {
+        **Recipe(lr=1e-7, aa='a"b\\c').to_dict(),
+        "model_kwargs": ["a=1", "b=x"],
+        "none": None,
+    }
     read = tomllib.loads(to_toml(values))
     assert read["model-kwargs"] == ["a=1", "b=x"]
     assert "none" not in read

@@ -141,7 +141,10 @@ def finetune(
                 f"{render.gigas(result.flops)} of {render.gigas(result.base_flops)} "
                 f"({100 * result.ratio:.1f}%; {render.CONVENTION})",
             ),
-            ("images/s", f"{result.images_per_second:.0f}  (training, {result.processes} processes)"),
+            (
+                "images/s",
+                f"{result.images_per_second:.0f}  (training, {result.processes} processes)",
+            ),
             ("saved", f"{out}/  (curve.png, metrics.csv; try: tpcli eval {out})"),
         ]
     )

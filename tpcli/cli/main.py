@@ -9,7 +9,7 @@ import typer
 
 from tpcli.version import __version__
 
-COMMANDS = ("apply", "eval", "finetune", "flops")
+COMMANDS = ("apply", "eval", "finetune", "flops", "pareto")
 DEBUG = "--debug"
 
 app = typer.Typer(
@@ -33,7 +33,11 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def options(
     version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Show the version and stop."
+        False,
+        "--version",
+        callback=_print_version,
+        is_eager=True,
+        help="Show the version and stop.",
     ),
     debug: bool = typer.Option(False, DEBUG, help="Show a traceback on errors (any position)."),
 ) -> None:

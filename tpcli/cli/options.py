@@ -35,7 +35,9 @@ class ModelGroup:
 
     checkpoint: Annotated[
         str | None,
-        typer.Option(help="Weights: .safetensors, or .pth of weights.", rich_help_panel=MODEL_PANEL),
+        typer.Option(
+            help="Weights: .safetensors, or .pth of weights.", rich_help_panel=MODEL_PANEL
+        ),
     ] = None
     pretrained: Annotated[
         bool, typer.Option(help="Take pretrained weights.", rich_help_panel=MODEL_PANEL)
@@ -178,9 +180,9 @@ class DataGroup:
         str | None,
         typer.Option(help="Where a named data set is kept.", rich_help_panel=DATA_PANEL),
     ] = None
-    split: Annotated[
-        str, typer.Option(help="Split to measure on.", rich_help_panel=DATA_PANEL)
-    ] = "validation"
+    split: Annotated[str, typer.Option(help="Split to measure on.", rich_help_panel=DATA_PANEL)] = (
+        "validation"
+    )
     download: Annotated[
         bool, typer.Option("--download", help="Fetch a named set.", rich_help_panel=DATA_PANEL)
     ] = False

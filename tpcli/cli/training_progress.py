@@ -63,7 +63,9 @@ class TrainingProgress(Watcher):
         self.top1 = start_top1
         self.last = time.monotonic()
         self.bar.update(self.task, total=steps, completed=done, state="")
-        self.console.print(f"before: top-1 {base_top1:.2f}% unpooled, {start_top1:.2f}% as it starts")
+        self.console.print(
+            f"before: top-1 {base_top1:.2f}% unpooled, {start_top1:.2f}% as it starts"
+        )
 
     def step(self, *, step: int, epoch: int, loss: float, lr: float, images: int) -> None:
         now = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -19,7 +20,7 @@ from tpcli.evaluation import evaluate
 from tpcli.models import save
 
 EPOCHS = 120
-ARCHITECTURE = {
+ARCHITECTURE: dict[str, Any] = {
     "img_size": IMAGE_SIZE,
     "patch_size": 4,
     "embed_dim": 96,
@@ -27,7 +28,7 @@ ARCHITECTURE = {
     "num_heads": 3,
     "num_classes": 10,
 }
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "input_size": (3, IMAGE_SIZE, IMAGE_SIZE),
     "interpolation": "bicubic",
     "crop_pct": 1.0,
@@ -41,7 +42,8 @@ def main(out: Path) -> None:
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
     model = timm.create_model("vit_tiny_patch16_224", drop_path_rate=0.1, **ARCHITECTURE)
-    model.pretrained_cfg = {**model.pretrained_cfg, **CONFIG, "license": "apache-2.0"}
+    pretrained_cfg: Any = model.pretrained_cfg
+    model.pretrained_cfg = {**pretrained_cfg, **CONFIG, "license": "apache-2.0"}  # type: ignore[assignment]
     transform = create_transform(
         **CONFIG,
         is_training=True,

@@ -69,7 +69,12 @@ def open_data(
         train = _stream(spec, train_split, config, transform, data_dir, download, recipe.seed)
     else:
         train = data.create(
-            spec, config, split=train_split, data_dir=data_dir, download=download, limit=limit,
+            spec,
+            config,
+            split=train_split,
+            data_dir=data_dir,
+            download=download,
+            limit=limit,
             transform=transform,
         )
     if train.root is not None and train.root == validation.root and split != train_split:
@@ -245,7 +250,9 @@ def check_data(source: TrainingData, recipe: Recipe, processes: int) -> None:
             f"{train.spec} has one class only ({train.classes[0]}); training needs 2 or more."
         )
     if not count:
-        raise UserError(f"{train.spec} does not say how many images it has; training needs to know.")
+        raise UserError(
+            f"{train.spec} does not say how many images it has; training needs to know."
+        )
     if recipe.batch_size > count:
         raise UserError(
             f"--batch-size {recipe.batch_size} is larger than the training data of {train.spec}, "

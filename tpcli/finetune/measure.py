@@ -50,7 +50,9 @@ class Judge:
         if not isinstance(data.images, IterableDataset):
             own = range(accelerator.process_index, data.count or 0, accelerator.num_processes)
             names = [data.names[i] for i in own] if data.names else ()
-            self.share = replace(data, images=Subset(data.images, own), names=names) if own else None
+            self.share = (
+                replace(data, images=Subset(data.images, own), names=names) if own else None
+            )
 
     def score(self, model: nn.Module) -> Score:
         """Measure `model`, which is put in eval mode."""

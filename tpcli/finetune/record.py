@@ -23,7 +23,16 @@ RUN, RESULT, CONFIG, METRICS, CURVE, CHECKPOINTS = (
     "checkpoints",
 )
 FORMAT = "tpcli-finetune/1"
-COLUMNS = ("epoch", "step", "lr", "train_loss", "top1", "average_top1", "images_per_second", "seconds")
+COLUMNS = (
+    "epoch",
+    "step",
+    "lr",
+    "train_loss",
+    "top1",
+    "average_top1",
+    "images_per_second",
+    "seconds",
+)
 
 
 class RunFolder:

@@ -138,7 +138,9 @@ def finetune(
     set_drop_path(model, recipe.drop_path)
     model.to(accelerator.device)
     spare = copy.deepcopy(model)
-    average = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
+    average = (
+        ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
+    )
     optimizer = _optimizer(model, recipe)
     batches = Batches(
         source,
@@ -273,7 +275,9 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             layer_decay=recipe.layer_decay,
         )
     except (ValueError, AssertionError) as error:
-        raise UserError(f"--opt {recipe.opt!r} is not known to timm; use one such as adamw.") from error
+        raise UserError(
+            f"--opt {recipe.opt!r} is not known to timm; use one such as adamw."
+        ) from error
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Any:
@@ -343,5 +347,3 @@ def _write_model(model: nn.Module, out: Path, classes: Any) -> None:
     for file in sorted(fresh.iterdir(), key=lambda f: f.name == "config.json"):
         file.replace(out / file.name)
     fresh.rmdir()
-
-

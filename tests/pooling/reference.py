@@ -1,0 +1,113 @@
+"""The operators once more, as plain loops in float64, written from their definitions."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def squared_distances(z: Floats) -> Floats:
+    """D_ij = ||z_i - z_j||^2 by explicit differences."""
+    return np.square(z[:, None, :] - z[None, :, :]).sum(-1)
+
+
+def start_positions(start: str, z: Floats, k: int, w: Floats) -> list[int]:
+    """The K tokens that clustering starts from, ascending."""
+    n = len(z)
+    if start == "top-k":
+        return sorted(sorted(range(n), key=lambda i: (-w[i], i))[:k])
+    if start == "even":
+        return [int(np.floor((c + 0.5) * n / k)) for c in range(k)]
+    assert start == "matching"
+    return _matching_positions(z, k, w)
+
+
+def _matching_positions(z: Floats, k: int, w: Floats) -> list[int]:
+    d = squared_distances(z)
+    mass = w.copy()
+    alive = list(range(len(z)))
+    while len(alive) > k:
+        away = min(len(alive) - k, len(alive) // 2)
+        candidates = []
+        for i in alive[1::2]:
+            costs = [(mass[i] * mass[j] / (mass[i] + mass[j]) * d[i, j], j) for j in alive[0::2]]
+            cost, partner = min(costs)
+            candidates.append((cost, i, partner))
+        for _, i, partner in sorted(candidates)[:away]:
+            mass[partner] += mass[i]
+            alive.remove(i)
+    return alive
+
+
+def k_medoids(
+    z: Floats, start: list[int], w: Floats, iterations: int
+) -> tuple[list[int], list[int]]:
+    """Labels (the medoid of each token) and medoids; ties go to the lowest index."""
+    n, d = len(z), squared_distances(z)
+    medoids = sorted(start)
+
+    def assign() -> list[int]:
+        labels = []
+        for i in range(n):
+            best = min(medoids, key=lambda m: (d[i, m], m))
+            labels.append(i if i in medoids else best)
+        return labels
+
+    labels = assign()
+    for _ in range(iterations):
+        moved = []
+        for medoid in medoids:
+            members = [i for i in range(n) if labels[i] == medoid]
+            costs = [(sum(w[i] * d[i, j] for i in members), j) for j in members]
+            moved.append(min(costs)[1])
+        if sorted(moved) == medoids:
+            break
+        medoids = sorted(moved)
+        labels = assign()
+    return labels, medoids
+
+
+def k_means(z: Floats, start: list[int], w: Floats, iterations: int) -> tuple[list[int], Floats]:
+    """Labels in [0, K) and centres, before any repair; an emptied cluster keeps its centre."""
+    centres = z[start].copy()
+
+    def assign() -> list[int]:
+        return [int(np.argmin([np.square(t - c).sum() for c in centres])) for t in z]
+
+    labels = assign()
+    for _ in range(iterations):
+        for c in range(len(centres)):
+            members = [i for i in range(len(z)) if labels[i] == c]
+            if members:
+                centres[c] = sum(w[i] * z[i] for i in members) / sum(w[i] for i in members)
+        labels = assign()
+    return labels, centres
+
+
+def medoid_objective(z: Floats, medoids: list[int], w: Floats) -> float:
+    """sum_i w_i min_m D_im."""
+    return float((squared_distances(z)[:, medoids].min(1) * w).sum())
+
+
+def best_medoid_objective(z: Floats, k: int, w: Floats) -> float:
+    """The optimum, by trying every set of K medoids."""
+    return min(medoid_objective(z, list(m), w) for m in combinations(range(len(z)), k))
+
+
+def mean_objective(z: Floats, labels: NDArray[np.int64], w: Floats) -> float:
+    """sum_i w_i ||z_i - weighted mean of its cluster||^2."""
+    total = 0.0
+    for c in np.unique(labels):
+        inside, mass = z[labels == c], w[labels == c]
+        mean = (mass[:, None] * inside).sum(0) / mass.sum()
+        total += float((mass * np.square(inside - mean).sum(-1)).sum())
+    return total
+
+
+def partition(labels: NDArray[np.int64]) -> set[frozenset[int]]:
+    """The clusters as sets of positions, whatever their numbers."""
+    return {frozenset(np.flatnonzero(labels == c).tolist()) for c in np.unique(labels)}

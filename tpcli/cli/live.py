@@ -1,0 +1,77 @@
+"""The live table of a running sweep, on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from tpcli.pareto import Point
+
+ROWS = 24
+
+
+class LiveSweep:
+    """Shows points as they come in, and how far the current one is; silent off a terminal."""
+
+    def __init__(self, total: int) -> None:
+        self._console = Console(stderr=True)
+        self._points: list[Point] = []
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TimeRemainingColumn(), console=self._console,
+        )  # fmt: skip
+        self._sweep = self._progress.add_task("points", total=total)
+        self._job = self._progress.add_task("", total=None, visible=False)
+        self._live = Live(get_renderable=self._render, console=self._console, transient=True)
+
+    def __enter__(self) -> LiveSweep:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def start(self, label: str, images: int | None) -> Callable[[int], None]:
+        """A measurement begins; returns what its batches are reported to."""
+        self._progress.update(self._job, description=label, total=images, completed=0, visible=True)
+        return lambda done: self._progress.advance(self._job, done)
+
+    def add(self, point: Point) -> None:
+        """A point is known."""
+        self._points.append(point)
+        self._progress.advance(self._sweep)
+        self._progress.update(self._job, visible=False)
+        if not self._console.is_terminal:
+            self._console.print(
+                f"{point.model} {point.method} {point.gflops:.4f} GFLOPs "
+                f"({100 * point.gflops_ratio:.1f}%): top-1 {point.top1:.2f}",
+                highlight=False,
+            )
+
+    def _render(self) -> RenderableType:
+        table = Table(box=None, padding=(0, 2))
+        for column in ("model", "method", "GFLOPs", "of base", "top-1"):
+            table.add_column(column, justify="left" if column in ("model", "method") else "right")
+        for p in self._points[-ROWS:]:
+            table.add_row(
+                p.model,
+                p.method,
+                f"{p.gflops:.4f}",
+                f"{100 * p.gflops_ratio:.1f}%",
+                f"{p.top1:.2f}",
+            )
+        return Group(table, self._progress)

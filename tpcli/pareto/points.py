@@ -1,0 +1,96 @@
+"""One measured point of a curve, and which points are worth having."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+BASE = "none"
+"""Method of an unpooled model's point."""
+
+CSV_COLUMNS = [
+    "model",
+    "method",
+    "schedule",
+    "budget",
+    "gflops",
+    "gflops_ratio",
+    "top1",
+    "top1_lo",
+    "top1_hi",
+    "top5",
+    "images_per_second",
+    "params",
+    "count",
+    "on_frontier",
+]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model under one method and schedule.
+
+    budget: the share of the base's FLOPs that was asked for, None for other schedules. gflops:
+    multiply-adds per image. top1, top1_lo, top1_hi, top5: percent. correct: (count,) bool, which
+    images were right, for paired comparisons.
+    """
+
+    model: str
+    method: str
+    schedule: str
+    budget: float | None
+    tokens: tuple[int, ...]
+    options: dict[str, Any]
+    gflops: float
+    gflops_ratio: float
+    pooling_gflops: float
+    top1: float
+    top1_lo: float
+    top1_hi: float
+    top5: float
+    loss: float
+    images_per_second: float
+    params: int
+    count: int
+    unreadable: tuple[str, ...] = ()
+    on_frontier: bool = False
+    correct: npt.NDArray[np.bool_] = field(
+        default_factory=lambda: np.zeros(0, bool), repr=False, compare=False
+    )
+
+    @property
+    def is_base(self) -> bool:
+        """Whether this is the model without pooling."""
+        return self.method == BASE
+
+    def to_dict(self, with_correct: bool = False) -> dict[str, Any]:
+        """Plain values; `correct` as base64 of packed bits, only if asked for."""
+        values = asdict(self)
+        del values["correct"]
+        if with_correct:
+            values["correct"] = base64.b64encode(np.packbits(self.correct).tobytes()).decode()
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Point:
+        """What `to_dict(with_correct=True)` wrote."""
+        values = {f.name: values[f.name] for f in fields(cls)}
+        bits = np.frombuffer(base64.b64decode(values["correct"]), dtype=np.uint8)
+        values["correct"] = np.unpackbits(bits, count=values["count"]).astype(bool)
+        values["tokens"] = tuple(values["tokens"])
+        values["unreadable"] = tuple(values["unreadable"])
+        return cls(**values)
+
+
+def frontier(points: Iterable[Point]) -> list[Point]:
+    """The points that no other beats: from cheap to dear, each more accurate than all before."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.gflops, -p.top1)):
+        if not best or point.top1 > best[-1].top1:
+            best.append(point)
+    return best

@@ -1,0 +1,164 @@
+"""The files beside the figure: CSV, JSON, Markdown, and one HTML page that stands alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tpcli.files import replacing, write_text
+from tpcli.pareto import Point, SweepResult
+from tpcli.pareto.points import CSV_COLUMNS
+
+from .figure import figure_bytes, pareto_figure
+
+CONVENTION = "1 multiply-add = 1 FLOP, per image"
+
+
+@dataclass(frozen=True)
+class ReportContext:
+    """What a reader needs to know about how the points were made."""
+
+    title: str
+    data: str
+    count: int
+    device: str
+    precision: str
+    command: str
+    versions: dict[str, str]
+    date: str
+
+
+def report_paths(plot: Path) -> dict[str, Path]:
+    """Where a report's files go, beside the figure."""
+    suffixes = ("csv", "json", "md", "html")
+    return {"plot": plot, **{s: plot.with_suffix(f".{s}") for s in suffixes}}
+
+
+def write_report(result: SweepResult, context: ReportContext, plot: Path) -> dict[str, Any]:
+    """Write the figure and the four files beside it; returns what the .json file holds."""
+    paths = report_paths(plot)
+    figure = pareto_figure(result.points, context.title)
+    document = report_document(result, context, paths)
+    with replacing(plot) as fresh:
+        fresh.write_bytes(figure_bytes(figure, plot.suffix.lower()))
+    write_text(paths["csv"], points_csv(result))
+    write_text(paths["md"], markdown(result, context, plot.name))
+    write_text(paths["html"], html(result, context, figure_bytes(figure, ".png")))
+    write_text(paths["json"], json.dumps(document, indent=2) + "\n")
+    return document
+
+
+def report_document(
+    result: SweepResult, context: ReportContext, paths: dict[str, Path]
+) -> dict[str, Any]:
+    """Points, frontier and headline as plain values."""
+    return {
+        "format": "tpcli-pareto/1",
+        "convention": CONVENTION,
+        "points": [p.to_dict() for p in result.points],
+        "frontier": [p.to_dict() for p in result.frontier],
+        "headline": {h.method: h.to_dict() for h in result.headlines},
+        "out": {name: str(path) for name, path in paths.items() if name != "json"},
+        "made_by": asdict(context),
+    }
+
+
+def points_csv(result: SweepResult) -> str:
+    """One row per point, with the columns that scripts rely on."""
+    import pandas as pd
+
+    rows = [{column: getattr(p, column) for column in CSV_COLUMNS} for p in result.points]
+    text: str = pd.DataFrame(rows, columns=list(CSV_COLUMNS)).to_csv(index=False)
+    return text
+
+
+def table_rows(result: SweepResult) -> list[dict[str, str]]:
+    """The table of a report: from dear to cheap within each model and method."""
+    bases = {p.model: p for p in result.points if p.is_base}
+    order = {(p.model, p.method): i for i, p in enumerate(result.points)}
+    rows = []
+    for p in sorted(result.points, key=lambda p: (order[p.model, p.method], -p.gflops)):
+        difference = p.top1 - bases[p.model].top1
+        rows.append(
+            {
+                "model": p.model,
+                "method": "without pooling" if p.is_base else p.method,
+                "budget": _budget(p),
+                "gflops": f"{p.gflops:.3f}" if p.gflops >= 0.1 else f"{p.gflops:.4f}",
+                "ratio": f"{100 * p.gflops_ratio:.1f}%",
+                "top1": f"{p.top1:.2f}",
+                "interval": f"{p.top1_lo:.2f} to {p.top1_hi:.2f}",
+                "difference": "" if p.is_base else f"{difference:+.2f}",
+                "top5": f"{p.top5:.2f}",
+                "speed": f"{p.images_per_second:.0f}",
+                "tokens": " ".join(map(str, p.tokens)),
+                "frontier": "yes" if p.on_frontier else "",
+            }
+        )
+    return rows
+
+
+def markdown(result: SweepResult, context: ReportContext, plot_name: str) -> str:
+    """The report as Markdown."""
+    return _render(
+        "report.md",
+        rows=table_rows(result),
+        headlines=result.headlines,
+        context=context,
+        plot=plot_name,
+        convention=CONVENTION,
+        unreadable=_unreadable(result),
+    )
+
+
+def html(result: SweepResult, context: ReportContext, plot_png: bytes) -> str:
+    """The report as one HTML file that needs no other."""
+    return _render(
+        "report.html",
+        rows=table_rows(result),
+        headlines=result.headlines,
+        context=context,
+        plot=base64.b64encode(plot_png).decode(),
+        convention=CONVENTION,
+        unreadable=_unreadable(result),
+        savings=_savings(result),
+    )
+
+
+def _savings(result: SweepResult) -> list[dict[str, str]]:
+    rows = []
+    for entry in result.headlines:
+        row = {"method": entry.method}
+        for below, saving in entry.same_accuracy_flops_saving.items():
+            row[below] = "not reached"
+            if saving is not None:
+                low, high = saving.ci95
+                row[below] = f"{100 * saving.value:.0f}% ({100 * low:.0f} to {100 * high:.0f})"
+        rows.append(row)
+    return rows
+
+
+def _unreadable(result: SweepResult) -> tuple[str, ...]:
+    return max((p.unreadable for p in result.points), key=len)
+
+
+def _budget(p: Point) -> str:
+    if p.is_base:
+        return ""
+    return f"{p.budget:g}" if p.budget is not None else p.schedule
+
+
+def _render(name: str, **values: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("tpcli.report"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name).render(**values)
