@@ -25,7 +25,7 @@ def knob(
     choices: tuple[str, ...] = (),
     free: bool = False,
 ) -> Any:
-    """A field with its help, its panel, what it accepts, and whether a resumed run may change it."""
+    """A field: its help, its panel, what it accepts, whether a resumed run may change it."""
     about = {
         "help": text,
         "panel": panel,
@@ -39,7 +39,7 @@ def knob(
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained. Each field is an option of `tpcli finetune` and a key of its TOML file.
+    """How a model is trained: each field is an option of `tpcli finetune` and a key of its TOML.
 
     None means: decided from the model and the data (see each help).
 
@@ -86,7 +86,7 @@ class Recipe:
 
     distill: bool | None = knob(
         None,
-        "Learn from the unpooled model (default where the model is pooled and the unpooled one is good).",
+        "Learn from the unpooled model (default: if there is pooling, and that model is good).",
         "Distillation",
     )
     distill_alpha: float = knob(
@@ -182,12 +182,11 @@ def _check(item: Field[Any], value: object) -> None:
         raise UserError(f"{option_name(item.name)} {value!r} is no {wanted}; give one.")
     if about["choices"] and value not in about["choices"]:
         raise UserError(
-            f"{option_name(item.name)} {value!r} is unknown; use one of {', '.join(about['choices'])}."
+            f"{option_name(item.name)} {value!r} is unknown; "
+            f"use one of {', '.join(about['choices'])}."
             f"{did_you_mean(str(value), about['choices'])}"
         )
     low, high = about["low"], about["high"]
-    if is_number and not (
-        (low is None or value >= low) and (high is None or value <= high)  # type: ignore[operator]
-    ):
+    if is_number and not ((low is None or value >= low) and (high is None or value <= high)):
         span = f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
         raise UserError(f"{option_name(item.name)} {value!r} is out of range; use {span}.")

@@ -48,7 +48,7 @@ def test_values_out_of_range(name: str, value: object, told: str) -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(UserError, match="no 'epoch'. Did you mean epochs"):
+    with pytest.raises(UserError, match=r"no 'epoch'\. Did you mean epochs"):
         recipe({"epoch": 3})
 
 

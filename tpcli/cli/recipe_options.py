@@ -37,8 +37,8 @@ def _types(name: str) -> tuple[Any, ...]:
 
 def _option(name: str, about: Any, default: object) -> Any:
     (plain,) = _types(name)
-    shown = {} if default is None else {"show_default": str(default)}
-    option = typer.Option(help=about["help"], rich_help_panel=about["panel"], **shown)
+    shown = True if default is None else str(default)
+    option = typer.Option(help=about["help"], rich_help_panel=about["panel"], show_default=shown)
     return Annotated[plain | None, option]
 
 

@@ -31,7 +31,7 @@ class Progress:
     """Where a run is.
 
     step: optimizer steps done. rows: the lines of metrics.csv. loss_sum, images, seconds: of the
-    epoch that is under way. best: epoch, weights ("model" or "average") and top1 of the best so far.
+    epoch that is under way. best: epoch, weights ("model" or "average"), top1 of the best so far.
     """
 
     step: int = 0

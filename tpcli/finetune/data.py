@@ -30,7 +30,7 @@ LARGEST_CROP_RATIO = 4 / 3
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Images to train on (augmented, normalized float32) and to measure on (as `tpcli eval` does)."""
+    """Images to train on (augmented, normalized, float32) and to measure on (as `tpcli eval`)."""
 
     train: ImageData
     validation: ImageData
@@ -90,7 +90,8 @@ def open_data(
 def training_transform(config: dict[str, Any], recipe: Recipe, is_demo: bool = False) -> Any:
     """timm's training transform: a PIL image to normalized float32 (3, H, W)."""
     hflip = recipe.hflip if recipe.hflip is not None else 0.0 if is_demo else 0.5
-    arguments = {key: config[key] for key in ("input_size", "interpolation", "mean", "std")}
+    keys = ("input_size", "interpolation", "mean", "std")
+    arguments: dict[str, Any] = {key: config[key] for key in keys} | {"color_jitter": None}
     if recipe.crop_scale == 1 and hflip == 0 and recipe.aa == "none" and recipe.erasing == 0:
         return create_transform(**arguments, is_training=True, no_aug=True)
     try:
@@ -100,7 +101,6 @@ def training_transform(config: dict[str, Any], recipe: Recipe, is_demo: bool = F
             scale=(recipe.crop_scale, 1.0),
             ratio=(1 / LARGEST_CROP_RATIO, LARGEST_CROP_RATIO) if recipe.crop_scale < 1 else (1, 1),
             hflip=hflip,
-            color_jitter=None,
             auto_augment=None if recipe.aa == "none" else recipe.aa,
             re_prob=recipe.erasing,
             re_mode="pixel",
@@ -137,9 +137,9 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Which images make up each part of a batch, for one process.
 
     Each epoch is a permutation of its own, cut into batches of `batch_size`; the rest is left out.
-    A batch is cut into `shards` equal parts, of which this process takes `own`, in that order. A part
-    holds positions from both ends of the batch, so that reversing a part pairs the same images as
-    reversing the batch does: mixing in pairs is then the same however often a batch is cut.
+    A batch is cut into `shards` equal parts, of which this process takes `own`, in that order. A
+    part holds positions from both ends of the batch, so that reversing a part pairs the same images
+    as reversing the batch does: mixing in pairs is the same however often a batch is cut.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 def shard_positions(batch_size: int, shards: int, shard: int) -> np.ndarray[Any, Any]:
-    """Positions of part `shard` of a batch: a run from the front and its mirror image, ascending."""
+    """Positions of part `shard` of a batch: a run from the front and its mirror, ascending."""
     if shards == 1:
         return np.arange(batch_size)
     half = batch_size // shards // 2
@@ -178,7 +178,7 @@ def shard_positions(batch_size: int, shards: int, shard: int) -> np.ndarray[Any,
 
 
 class Batches:
-    """The batches of a process: (B / shards, 3, H, W) float32 and (B / shards,) int64, on the CPU."""
+    """Batches of a process: (B / shards, 3, H, W) float32 and (B / shards,) int64, on the CPU."""
 
     def __init__(
         self, source: TrainingData, recipe: Recipe, processes: int, process: int, pin_memory: bool
@@ -218,11 +218,11 @@ class Batches:
         return self._repeat()
 
     def _repeat(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = 1
-        while batches:  # the trainer counts steps; a process with fewer images than others reads on
-            batches = 0
+        empty = False
+        while not empty:  # the trainer counts steps; a process with fewer images reads on
+            empty = True
             for batch in self._loader:
-                batches += 1
+                empty = False
                 yield batch
 
 
@@ -230,7 +230,8 @@ class Batches:
 def seeded(*key: int) -> Iterator[None]:
     """Python's, NumPy's and torch's (CPU) random state as a function of `key`, in the body only."""
     words = np.random.SeedSequence(key).generate_state(3)
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    numpy = np.random.get_state()  # noqa: NPY002
+    python, cpu = random.getstate(), torch.get_rng_state()
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))  # noqa: NPY002 -- timm draws from NumPy's global state
     torch.default_generator.manual_seed(int(words[2]))
@@ -238,7 +239,7 @@ def seeded(*key: int) -> Iterator[None]:
         yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002
         torch.set_rng_state(cpu)
 
 
@@ -263,7 +264,8 @@ def check_data(source: TrainingData, recipe: Recipe, processes: int) -> None:
     if recipe.batch_size % (shards * part):
         raise UserError(
             f"--batch-size {recipe.batch_size} can't be cut into {shards} equal parts of an even "
-            f"number of images (processes x --grad-accumulation); use a multiple of {shards * part}."
+            "number of images (processes x --grad-accumulation); "
+            f"use a multiple of {part * shards}."
         )
 
 

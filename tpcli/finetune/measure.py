@@ -24,7 +24,7 @@ class Score:
     @property
     def top1(self) -> float:
         """Percent."""
-        return 100 * self.right / self.count
+        return 100 * (self.right / self.count)
 
     @property
     def top1_ci95(self) -> tuple[float, float]:

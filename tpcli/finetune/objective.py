@@ -48,8 +48,8 @@ class Objective:
     def mix(self, images: Tensor, targets: Tensor, *key: int) -> tuple[Tensor, Tensor]:
         """Mix a batch in pairs, the same way for the same `key` in every process.
 
-        images: (B, 3, H, W), changed in place. targets: (B,). Returns images and targets, (B, classes)
-        where batches are mixed.
+        images: (B, 3, H, W), changed in place. targets: (B,). Returns both; where batches are
+        mixed, targets are (B, classes).
         """
         if self.mixup is None:
             return images, targets
@@ -71,7 +71,7 @@ class Objective:
 
 
 def soft_divergence(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(wanted / T) || softmax(logits / T)), mean over the batch (Hinton et al., 2015).
+    """T^2 KL(softmax(wanted / T) || softmax(logits / T)), batch mean (Hinton et al., 2015).
 
     logits, wanted: (B, classes). Returns ().
     """

@@ -62,22 +62,28 @@ class RunFolder:
             return
         if not (self.path / RUN).is_file():
             raise UserError(
-                f"{self.path} exists and is no fine-tuning run; choose another --out, or replace it "
-                "with --force."
+                f"{self.path} exists and is no fine-tuning run; choose another --out, or replace "
+                "it with --force."
             )
         difference = first_difference(read_json(self.path / RUN).get("identity", {}), self.identity)
         if difference:
             raise UserError(
                 f"{self.path} holds a run with {difference}; repeat the options of that run "
-                f"(--config {self.path / CONFIG}), choose another --out, or start over with --force."
+                f"(--config {self.path / CONFIG}), choose another --out, or start over by --force."
             )
 
     def begin(self, config: Mapping[str, Any], force: bool = False) -> None:
-        """Make the folder and write who it belongs to; the main process calls this, after `check`."""
-        if force and self.path.is_dir():
-            shutil.rmtree(self.path)
-        elif force:
-            self.path.unlink(missing_ok=True)
+        """Make the folder and write whose it is; the main process calls this, after `check`."""
+        try:
+            if force and self.path.is_dir():
+                shutil.rmtree(self.path)
+            elif force:
+                self.path.unlink(missing_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.path} can't be written ({error.strerror}); choose another --out."
+            ) from error
         if not (self.path / RUN).is_file():
             write_text(self.path / CONFIG, to_toml(config))
             write_json(self.path / RUN, {"format": FORMAT, "identity": self.identity, "scores": {}})

@@ -44,10 +44,10 @@ TEACHER_ABOVE_CHANCE = 10.0
 class FinetuneResult:
     """What came of a run. Accuracies in percent, FLOPs per image.
 
-    base_top1: the unpooled model before training. start_top1: right after pooling. best_top1: of the
-    weights that were saved, after `best_epoch`, "model" or "average". final_top1: after the last
-    epoch. count: images measured on. ratio: FLOPs over base FLOPs. images_per_second: of training,
-    over all processes, loading included, measuring not. seconds: of training.
+    base_top1: the unpooled model before training. start_top1: right after pooling. best_top1: of
+    the weights that were saved, after `best_epoch`, "model" or "average". final_top1: after the
+    last epoch. count: images measured on. ratio: FLOPs over base FLOPs. images_per_second: of
+    training, over all processes, loading included, measuring not. seconds: of training.
     """
 
     out: str
@@ -114,6 +114,8 @@ def finetune(
     folder.check(resume=resume, force=force)
     accelerator = _accelerator(recipe, device, out)
     check_data(source, recipe, accelerator.num_processes)
+    optimizer = _optimizer(model, recipe)
+    scheduler = _scheduler(optimizer, recipe, (source.train.count or 0) // recipe.batch_size)
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
     if accelerator.is_main_process:
         settings = {**(origin or {}), **recipe.to_dict()}
@@ -141,7 +143,6 @@ def finetune(
     average = (
         ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
     )
-    optimizer = _optimizer(model, recipe)
     batches = Batches(
         source,
         recipe,
@@ -149,7 +150,6 @@ def finetune(
         accelerator.process_index,
         accelerator.device.type == "cuda",
     )
-    scheduler = _scheduler(optimizer, recipe, batches.steps)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     checkpoints = Checkpoints(
         out / CHECKPOINTS, accelerator, model, average.module if average else None
@@ -208,7 +208,8 @@ def leave() -> None:
 def set_drop_path(model: nn.Module, rate: float) -> None:
     """Stochastic depth that grows over the blocks from 0 to `rate`, as timm builds it."""
     blocks = list(model.blocks)  # type: ignore[arg-type]
-    for block, own in zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True):
+    rates: Any = calculate_drop_path_rates(rate, len(blocks))
+    for block, own in zip(blocks, rates, strict=True):
         for module in list(block.modules()):
             for name in [n for n, _ in module.named_children() if n.startswith("drop_path")]:
                 setattr(module, name, DropPath(own) if own else nn.Identity())
@@ -239,7 +240,7 @@ def _accelerator(recipe: Recipe, device: str, out: Path) -> Accelerator:
         from accelerate.utils import is_wandb_available as available
     if recipe.tracker is not None and not available():
         raise UserError(
-            f"--tracker {recipe.tracker} is not installed; pip install {recipe.tracker}, or leave it out."
+            f"--tracker {recipe.tracker} is not installed; pip install it, or leave it out."
         )
     AcceleratorState._reset_state()  # each run in a process may have a precision of its own
     accelerator = Accelerator(
@@ -282,18 +283,21 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Any:
     warmup = recipe.warmup_epochs * steps
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=recipe.sched,
-        num_epochs=recipe.epochs,
-        min_lr=recipe.min_lr,
-        warmup_epochs=recipe.warmup_epochs,  # type: ignore[arg-type]
-        warmup_lr=recipe.peak_lr / max(warmup, 1),
-        step_on_epochs=False,
-        updates_per_epoch=steps,
-    )
-    if scheduler is None:
-        raise UserError(f"--sched {recipe.sched!r} is not known to timm; use one such as cosine.")
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=recipe.sched,
+            num_epochs=recipe.epochs,
+            min_lr=recipe.min_lr,
+            warmup_epochs=recipe.warmup_epochs,  # type: ignore[arg-type]
+            warmup_lr=recipe.peak_lr / max(warmup, 1),
+            step_on_epochs=False,
+            updates_per_epoch=steps,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"--sched {recipe.sched!r} is not known to timm; use one such as cosine."
+        ) from error
     return scheduler
 
 

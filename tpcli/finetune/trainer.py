@@ -130,7 +130,7 @@ class Trainer:
         return loss_value
 
     def check_finite(self, loss: float, norm: Tensor | None) -> None:
-        """Raise before a step that would spoil the weights. (fp16's scaler skips bad steps itself.)"""
+        """Raise before a step that would spoil the weights (fp16's scaler skips such steps)."""
         bad_norm = norm is not None and self.accelerator.scaler is None and not norm.isfinite()
         if math.isfinite(loss) and not bad_norm:
             return
