@@ -77,7 +77,7 @@ def test_a_base_model_from_nothing(
     arguments = [
         "finetune", "test_vit", "--no-pretrained", "--num-classes", 10, "--img-size", 32,
         "--schedule", "none", "--data", "demo", "--limit", 40, "--epochs", 1, "--batch-size", 20,
-        "--workers", 0, "--precision", "fp32", "--out", tmp_path / "out", "--device", "cpu", "--json",
+        "--workers", 0, "--precision", "fp32", "--out", tmp_path / "out", "--json",
     ]  # fmt: skip
     assert tpcli(monkeypatch, *arguments) == 0
     document = json.loads(capsys.readouterr().out)

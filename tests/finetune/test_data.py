@@ -16,15 +16,8 @@ from torch.utils.data import IterableDataset, TensorDataset
 from tpcli.data import ImageData
 from tpcli.errors import UserError
 from tpcli.finetune import Recipe, TrainingData, open_data
-from tpcli.finetune.data import (
-    Batches,
-    EpochBatches,
-    SeededImages,
-    check_data,
-    seeded,
-    shard_positions,
-    training_transform,
-)
+from tpcli.finetune.batches import Batches, EpochBatches, SeededImages, seeded, shard_positions
+from tpcli.finetune.data import check_data, training_transform
 from tpcli.finetune.objective import Objective
 
 CONFIG = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tpcli.recipe import Recipe
 
-from .data import seeded
+from .batches import seeded
 
 
 class Objective:

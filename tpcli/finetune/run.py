@@ -8,30 +8,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from timm.layers import DropPath, calculate_drop_path_rates
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from tpcli.data import check_classes
 from tpcli.errors import UserError
-from tpcli.evaluation import pick_device
 from tpcli.files import write_json
 from tpcli.flops import count_flops
 from tpcli.models import LoadedModel, save, weights_hash
 from tpcli.recipe import Recipe
 from tpcli.surgery import pooling_spec, unpool, unpooled
 
+from .batches import Batches
 from .checkpoint import Checkpoints, Progress
 from .curve import draw_curve
-from .data import Batches, TrainingData, check_data
+from .data import TrainingData, check_data
 from .measure import Judge
 from .objective import Objective
+from .parts import make_accelerator, make_optimizer, make_scheduler, set_drop_path
 from .record import CHECKPOINTS, CURVE, RESULT, RunFolder
 from .trainer import Trainer
 from .watch import Watcher
@@ -112,10 +108,10 @@ def finetune(
         )
     folder = RunFolder(out, _identity(loaded, source, recipe))
     folder.check(resume=resume, force=force)
-    accelerator = _accelerator(recipe, device, out)
+    accelerator = make_accelerator(recipe, device, out)
     check_data(source, recipe, accelerator.num_processes)
-    optimizer = _optimizer(model, recipe)
-    scheduler = _scheduler(optimizer, recipe, (source.train.count or 0) // recipe.batch_size)
+    optimizer = make_optimizer(model, recipe)
+    scheduler = make_scheduler(optimizer, recipe, (source.train.count or 0) // recipe.batch_size)
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
     if accelerator.is_main_process:
         settings = {**(origin or {}), **recipe.to_dict()}
@@ -205,16 +201,6 @@ def leave() -> None:
     PartialState().destroy_process_group()
 
 
-def set_drop_path(model: nn.Module, rate: float) -> None:
-    """Stochastic depth that grows over the blocks from 0 to `rate`, as timm builds it."""
-    blocks = list(model.blocks)  # type: ignore[arg-type]
-    rates: Any = calculate_drop_path_rates(rate, len(blocks))
-    for block, own in zip(blocks, rates, strict=True):
-        for module in list(block.modules()):
-            for name in [n for n, _ in module.named_children() if n.startswith("drop_path")]:
-                setattr(module, name, DropPath(own) if own else nn.Identity())
-
-
 def _identity(loaded: LoadedModel, source: TrainingData, recipe: Recipe) -> dict[str, Any]:
     model, spec = loaded.model, pooling_spec(loaded.model)
     return {
@@ -230,75 +216,12 @@ def _identity(loaded: LoadedModel, source: TrainingData, recipe: Recipe) -> dict
     }
 
 
-def _accelerator(recipe: Recipe, device: str, out: Path) -> Accelerator:
-    chosen = pick_device(device)
-    if recipe.precision == "fp16" and chosen.type == "cpu":
-        raise UserError("--precision fp16 is not there on a CPU; use bf16 or fp32.")
-    if recipe.tracker == "tensorboard":
-        from accelerate.utils import is_tensorboard_available as available
-    else:
-        from accelerate.utils import is_wandb_available as available
-    if recipe.tracker is not None and not available():
-        raise UserError(
-            f"--tracker {recipe.tracker} is not installed; pip install it, or leave it out."
-        )
-    AcceleratorState._reset_state()  # each run in a process may have a precision of its own
-    accelerator = Accelerator(
-        cpu=chosen.type == "cpu",
-        mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
-        gradient_accumulation_steps=recipe.grad_accumulation,
-        log_with=recipe.tracker,
-        project_dir=str(out),
-    )
-    if accelerator.device.type != chosen.type:
-        raise UserError(f"--device {device} is not where this process was started; use auto.")
-    if recipe.tracker is not None:
-        config = {key: value for key, value in recipe.to_dict().items() if value is not None}
-        accelerator.init_trackers("tpcli", config=config)
-    return accelerator
-
-
 def _scores_before(
     judge: Judge, model: nn.Module, teacher: nn.Module, pools: bool
 ) -> dict[str, Any]:
     base = judge.score(teacher)
     start = judge.score(model) if pools else base
     return {"base_top1": base.top1, "start_top1": start.top1, "count": base.count}
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    try:
-        return create_optimizer_v2(
-            model,
-            opt=recipe.opt,
-            lr=recipe.peak_lr,
-            weight_decay=recipe.weight_decay,
-            layer_decay=recipe.layer_decay,
-        )
-    except (ValueError, AssertionError) as error:
-        raise UserError(
-            f"--opt {recipe.opt!r} is not known to timm; use one such as adamw."
-        ) from error
-
-
-def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Any:
-    warmup = recipe.warmup_epochs * steps
-    try:
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched=recipe.sched,
-            num_epochs=recipe.epochs,
-            min_lr=recipe.min_lr,
-            warmup_epochs=recipe.warmup_epochs,  # type: ignore[arg-type]
-            warmup_lr=recipe.peak_lr / max(warmup, 1),
-            step_on_epochs=False,
-            updates_per_epoch=steps,
-        )
-    except ValueError as error:
-        raise UserError(
-            f"--sched {recipe.sched!r} is not known to timm; use one such as cosine."
-        ) from error
-    return scheduler
 
 
 def _result(

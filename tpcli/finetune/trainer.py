@@ -16,8 +16,8 @@ from tpcli.errors import TpcliError
 from tpcli.evaluation import explain_out_of_memory
 from tpcli.recipe import Recipe
 
+from .batches import Batches
 from .checkpoint import Checkpoints, Progress
-from .data import Batches
 from .measure import Judge
 from .objective import Objective
 from .record import RunFolder
