@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -134,15 +134,23 @@ def create(
 
 
 def batches(
-    data: ImageData, batch_size: int, workers: int = 0, pin_memory: bool = False
+    data: ImageData,
+    batch_size: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+    start_worker: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches in order: uint8 (B, 3, H, W) and int64 (B,), on the CPU."""
+    """Batches in order: uint8 (B, 3, H, W) and int64 (B,), on the CPU.
+
+    start_worker: called in each worker process before its first image.
+    """
     loader: DataLoader[Any] = DataLoader(
         data.images,
         batch_size=batch_size,
         num_workers=0 if isinstance(data.images, IterableDataset) else workers,
         pin_memory=pin_memory,
         collate_fn=_collate,
+        worker_init_fn=start_worker,
     )
     return iter(loader)
 

@@ -12,7 +12,7 @@ PRECISIONS = ("bf16", "fp16", "fp32")
 TRACKERS = ("tensorboard", "wandb")
 IMAGES_OF_LR = 512
 """The batch that `BASE_LR` is meant for; other batches scale it linearly, as DeiT does."""
-BASE_LR = 4e-4
+BASE_LR = 8e-4
 
 
 def knob(
@@ -97,17 +97,17 @@ class Recipe:
     smoothing: float = knob(0.1, "Label smoothing.", "Augmentation", low=0, high=1)
     mixup: float = knob(0.8, "Mixup alpha; 0 for none.", "Augmentation", low=0)
     cutmix: float = knob(1.0, "CutMix alpha; 0 for none.", "Augmentation", low=0)
-    mix_prob: float = knob(1.0, "Share of batches that are mixed.", "Augmentation", low=0, high=1)
+    mix_prob: float = knob(0.5, "Share of batches that are mixed.", "Augmentation", low=0, high=1)
     aa: str = knob(
-        "rand-m9-mstd0.5-mmax9-inc1",
+        "rand-m7-mstd0.5-mmax9-inc1",
         "RandAugment or AutoAugment, by timm's name; none.",
         "Augmentation",
     )
     erasing: float = knob(
-        0.25, "Share of images with a random erasure.", "Augmentation", low=0, high=1
+        0.1, "Share of images with a random erasure.", "Augmentation", low=0, high=1
     )
     crop_scale: float = knob(
-        0.35,
+        0.5,
         "Smallest area of a random crop; 1 for the whole image.",
         "Augmentation",
         low=0.01,

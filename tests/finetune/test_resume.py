@@ -199,14 +199,15 @@ def test_a_full_disk_keeps_the_checkpoint_before(run: Run, tmp_path: Path) -> No
     run(out)
 
 
-def test_sigterm_to_the_command(tiny: Path, tmp_path: Path) -> None:
+def test_sigterm_to_the_process_group(tiny: Path, tmp_path: Path) -> None:
+    """As schedulers send it: to the processes that decode images too."""
     out = tmp_path / "out"
-    options = [*quick_options(tiny, out), "--epochs", 1000, "--save-minutes", 0]
-    process = command(*options)
+    options = [*quick_options(tiny, out), "--epochs", 1000, "--save-minutes", 0, "--workers", 1]
+    process = command(*options, start_new_session=True)
     until = time.monotonic() + 60
     while not list((out / "checkpoints").glob("step-*")) and time.monotonic() < until:
         time.sleep(0.02)
-    process.terminate()
+    os.killpg(process.pid, signal.SIGTERM)
     _, log = process.communicate(timeout=60)
     assert process.returncode == 130, log
     assert "stopped by SIGTERM after" in log

@@ -21,6 +21,7 @@ from tpcli.errors import UserError
 from tpcli.recipe import Recipe
 
 from .data import TrainingData
+from .stop import outlive_signals
 
 
 class SeededImages(Dataset[Any]):
@@ -105,6 +106,7 @@ class Batches:
             "num_workers": recipe.workers,
             "pin_memory": pin_memory,
             "persistent_workers": recipe.workers > 0,
+            "worker_init_fn": outlive_signals,
             "generator": torch.Generator().manual_seed(recipe.seed),
         }
         if self._is_stream:

@@ -9,8 +9,10 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
 
-from tpcli.data import ImageData
+from tpcli.data import ImageData, batches
 from tpcli.evaluation import evaluate, wilson_interval
+
+from .stop import outlive_signals
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,13 @@ class Judge:
                 self.share,
                 batch_size=self.batch_size,
                 device=self.accelerator.device,
-                workers=self.workers,
+                source=batches(
+                    self.share,
+                    self.batch_size,
+                    self.workers,
+                    pin_memory=self.accelerator.device.type == "cuda",
+                    start_worker=outlive_signals,
+                ),
             )
             counts[0] = result.count
             counts[1] = int(result.correct.sum())

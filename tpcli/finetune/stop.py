@@ -15,6 +15,19 @@ class Interrupted(TpcliError):
     exit_code = 130
 
 
+def outlive_signals(worker: int) -> None:
+    """Let a process that decodes images leave the first signal to its parent, which still needs it.
+
+    Schedulers and terminals signal whole process groups; the second signal is the parent's own.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _die_next_time)
+
+
+def _die_next_time(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
 class StopRequest:
     """While active, remembers the first SIGTERM or SIGINT; a second SIGINT interrupts at once."""
 
