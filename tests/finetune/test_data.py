@@ -18,6 +18,7 @@ from tpcli.errors import UserError
 from tpcli.finetune import Recipe, TrainingData, open_data
 from tpcli.finetune.batches import Batches, EpochBatches, SeededImages, seeded, shard_positions
 from tpcli.finetune.data import check_data, training_transform
+from tpcli.finetune.measure import Turns
 from tpcli.finetune.objective import Objective
 
 CONFIG = {
@@ -198,3 +199,13 @@ def test_a_stream_without_a_length_is_refused() -> None:
     still = ImageData("x", "validation", TensorDataset(torch.zeros(2)), (), (), CONFIG)
     with pytest.raises(UserError, match="how many images"):
         check_data(TrainingData(stream, still), Recipe(), 1)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_stream_is_measured_in_turns(processes: int) -> None:
+    class Stream(IterableDataset[int]):
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(10))
+
+    shares = [list(Turns(Stream(), p, processes)) for p in range(processes)]
+    assert sorted(sum(shares, [])) == list(range(10))

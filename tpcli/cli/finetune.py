@@ -85,6 +85,7 @@ def finetune(
     check_output(out)
     if source.data is None and model != "demo":
         raise UserError(f"model {model} needs data of its own; add --data.")
+    library.join(device)
     torch.manual_seed(recipe.seed)  # a new head has the same start weights in every process and run
     loaded = loading.load(model)
     default = DEMO_SCHEDULE if model == "demo" else DEFAULT_SCHEDULE

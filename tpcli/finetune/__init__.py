@@ -3,7 +3,7 @@
 from tpcli.recipe import Recipe
 
 from .data import TrainingData, open_data
-from .run import FinetuneResult, finetune, leave
+from .run import FinetuneResult, finetune, join, leave
 from .stop import Interrupted
 from .watch import Watcher
 
@@ -14,6 +14,7 @@ __all__ = [
     "TrainingData",
     "Watcher",
     "finetune",
+    "join",
     "leave",
     "open_data",
 ]

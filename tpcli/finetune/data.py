@@ -45,6 +45,8 @@ def open_data(
 ) -> TrainingData:
     """Open the training split of `spec` for a recipe, and the split to measure on.
 
+    Where there are several processes, `join` them first.
+
     Args:
         spec, data_dir, download: as for `tpcli.data.create`. config: the model's data config.
         limit: at most so many images of each split, spread evenly.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -35,11 +38,26 @@ class Score:
         return 100 * low, 100 * high
 
 
+class Turns(IterableDataset[Any]):
+    """Every `processes`-th image of a stream, from `process` on."""
+
+    def __init__(self, images: IterableDataset[Any], process: int, processes: int) -> None:
+        self.images = images
+        self.process = process
+        self.processes = processes
+        reader: Any = getattr(images, "reader", None)
+        if reader is not None:
+            reader.dist_rank, reader.dist_num_replicas = 0, 1
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.images), self.process, None, self.processes)
+
+
 class Judge:
     """Measures models on this process' share of the images, in float32, and adds the shares up.
 
-    Images with random access are dealt out in turn, so no image is counted twice to even out the
-    shares. A stream is dealt out by timm itself, by shard.
+    Images are dealt out in turn, so no image is counted twice to even out the shares. Of a stream
+    every process reads all images and counts its own: timm's dealing by shard pads.
     """
 
     def __init__(
@@ -49,7 +67,10 @@ class Judge:
         self.batch_size = batch_size
         self.workers = workers
         self.share: ImageData | None = data
-        if not isinstance(data.images, IterableDataset):
+        if isinstance(data.images, IterableDataset):
+            turns = Turns(data.images, accelerator.process_index, accelerator.num_processes)
+            self.share = replace(data, images=turns)
+        else:
             own = range(accelerator.process_index, data.count or 0, accelerator.num_processes)
             names = [data.names[i] for i in own] if data.names else ()
             self.share = (

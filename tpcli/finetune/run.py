@@ -15,6 +15,7 @@ from torch import nn
 
 from tpcli.data import check_classes
 from tpcli.errors import UserError
+from tpcli.evaluation import pick_device
 from tpcli.files import write_json
 from tpcli.flops import count_flops
 from tpcli.models import LoadedModel, save, weights_hash
@@ -194,6 +195,14 @@ def finetune(
         write_json(out / RESULT, asdict(result))
     accelerator.wait_for_everyone()
     return result
+
+
+def join(device: str = "auto") -> None:
+    """Make this process one of its group, once, before data are opened.
+
+    timm deals the shards of a stream out as they are opened, to the processes there are then.
+    """
+    PartialState(cpu=pick_device(device).type == "cpu")
 
 
 def leave() -> None:
