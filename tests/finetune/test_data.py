@@ -208,4 +208,4 @@ def test_a_stream_is_measured_in_turns(processes: int) -> None:
             return iter(range(10))
 
     shares = [list(Turns(Stream(), p, processes)) for p in range(processes)]
-    assert sorted(sum(shares, [])) == list(range(10))
+    assert sorted(i for share in shares for i in share) == list(range(10))
