@@ -47,6 +47,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 SIDE_BY_SIDE = ("ParallelScalingBlock", "DiffParallelScalingBlock")
 """Variants without a place between attention and MLP."""
 
+PLACES = [
+    (variant, position)
+    for variant in VARIANTS
+    for position in ("block", "attention")
+    if position == "block" or variant not in SIDE_BY_SIDE
+]
+"""Every variant with every position that it has."""
+
 
 def tiny_vit(name: str = "vit_tiny_patch16_224", *, seed: int = 0, **arguments: Any) -> nn.Module:
     """A small model in eval mode, its weights drawn anew by `scramble`."""

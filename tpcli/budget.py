@@ -101,7 +101,7 @@ class BudgetSolver:
         out = self.tokens(total)
         blocks, squares = 0.0, 0.0
         for before, after in zip((n, *out), out, strict=False):
-            in_mlp = after if self._options.position == "attention" else before
+            in_mlp = after if self._options.position != "block" else before
             blocks += attention * (before / n) ** 2
             blocks += (1 - attention - mlp) * before / n + mlp * in_mlp / n
             squares += before**2 if after < before else 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -78,23 +80,38 @@ class ImageData:
 class ReadableImages(Dataset[Any]):
     """A timm image data set in which an unreadable image is a blank one with target UNREADABLE.
 
-    timm's own would silently take the next image in its place, and count that one twice.
+    timm's own would silently take the next image in its place, and count that one twice. And it
+    keeps tar files open: a forked worker would share its parent's place in the file and read other
+    images' bytes, so each process opens its own.
     """
 
     def __init__(self, images: Any, input_size: tuple[int, int, int]) -> None:
         self.images = images
         self.images._max_retries = 1
         self.input_size = input_size
+        self._process = os.getpid()
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray[Any, Any], int]:
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            _forget_open_tars(self.images)
         try:
             image, target = self.images[index]
         except (RuntimeError, OSError, SyntaxError, ValueError):
             return np.zeros(self.input_size, dtype=np.uint8), UNREADABLE
         return image, int(target)
+
+
+def _forget_open_tars(images: Any) -> None:
+    states = getattr(getattr(images, "reader", None), "tar_state", None)
+    if states is None:
+        return
+    for state in states.values() if isinstance(states, dict) else [states]:
+        for opened in (state, *state.children.values()):
+            opened.reset()
 
 
 def create(
@@ -218,13 +235,17 @@ def _local(spec: str, split: str, config: dict[str, Any], transform: Any) -> Ima
     logging.getLogger("timm.data.dataset").setLevel(logging.ERROR)
     try:
         images: Any = create_dataset("", root=str(root), search_split=False, transform=transform)
-    except (RuntimeError, AssertionError, OSError, ValueError) as error:
+    except (RuntimeError, AssertionError, OSError, ValueError, tarfile.TarError) as error:
         raise UserError(f"{root} holds no images in class folders ({error}).") from error
     if len(images) == 0:
         raise UserError(f"{root} holds no images in class folders.")
     names = [str(name) for name in images.filenames()]
-    by_index = sorted(images.reader.class_to_idx.items(), key=lambda item: item[1])
+    reader = images.reader  # timm's two readers have the same thing under two names
+    indices = reader.class_name_to_idx if root.is_file() else reader.class_to_idx
+    by_index = sorted(indices.items(), key=lambda item: item[1])
     classes = [name for name, _ in by_index]
+    if classes == [""]:
+        raise UserError(f"{root} holds images but no class folders; put each class in its own.")
     readable = ReadableImages(images, config["input_size"])
     return ImageData(spec, split, readable, names, classes, config, root)
 

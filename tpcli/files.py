@@ -28,10 +28,13 @@ def check_output(path: Path, force: bool = True) -> None:
         folder = folder.parent
     if not folder.is_dir():
         raise UserError(f"{path} can't be written: {folder} is a file; choose another --out.")
-    if not os.access(folder, os.W_OK | os.X_OK):
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
         raise UserError(
-            f"{path} can't be written: no permission in {folder}; choose another --out."
-        )
+            f"{path} can't be written: {error.strerror} in {folder}; choose another --out."
+        ) from None
 
 
 @contextmanager
@@ -46,13 +49,24 @@ def replacing(path: Path) -> Iterator[Path]:
     fresh = work / path.name
     try:
         yield fresh
-        if path.is_dir() and not path.is_symlink():
-            path.rename(work / "replaced")
-        os.replace(fresh, path)
+        _swap(fresh, path, aside=work / "replaced")
     except OSError as error:
         raise TpcliError(f"{path} could not be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _swap(fresh: Path, path: Path, aside: Path) -> None:
+    """Put `fresh` at `path`; a folder there is moved aside first, and back if that fails."""
+    is_folder = path.is_dir() and not path.is_symlink()
+    if is_folder:
+        path.rename(aside)
+    try:
+        os.replace(fresh, path)
+    except OSError:
+        if is_folder:
+            aside.rename(path)
+        raise
 
 
 def write_text(path: Path, text: str, force: bool = True) -> None:

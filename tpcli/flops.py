@@ -69,7 +69,8 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
     parameter = next(model.parameters())
     size = input_size or model_input_size(model)
     image = torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype)
-    was_training, checkpointing = model.training, getattr(model, "grad_checkpointing", False)
+    training = {module: module.training for module in model.modules()}
+    checkpointing = getattr(model, "grad_checkpointing", False)
     model.eval()
     model.grad_checkpointing = False  # type: ignore[assignment]
     try:
@@ -83,7 +84,8 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
             modules = {name: int(flops) for name, flops in analysis.by_module().items() if flops}
             ops = {op: int(flops) for op, flops in analysis.by_operator().items() if flops}
     finally:
-        model.train(was_training)
+        for module, was_training in training.items():
+            module.training = was_training
         model.grad_checkpointing = checkpointing  # type: ignore[assignment]
     if unknown:
         raise TpcliError(
@@ -173,7 +175,7 @@ ELEMENTWISE = (
 ).split()
 REDUCTIONS = "all amax amin any argmax argmin cumsum max mean min norm prod sum var".split()
 MOVING = (
-    "arange argsort as_strided bincount cat chunk clone contiguous copy_ detach dropout empty "
+    "arange argsort as_strided bincount cat chunk clone contiguous copy_ detach diagonal dropout empty "
     "empty_like expand expand_as eye eye_ fill_ flatten flip full full_like gather index index_put "
     "index_select lift_fresh linspace meshgrid narrow new_full new_ones new_zeros nonzero one_hot "
     "ones ones_like outer pad permute repeat repeat_interleave reshape roll scatter scatter_ "

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_data_config
+from timm.data.model_config import resolve_input_data_config
 from timm.models import load_state_dict, save_for_hf
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
@@ -72,7 +70,7 @@ def load(
         if stored is not None:
             remembered = PoolingSpec.from_dict(stored)
             pool(model, remembered.schedule, remembered.options)
-    return LoadedModel(model, _display_name(spec), resolve_data_config({}, model=model))
+    return LoadedModel(model, _display_name(spec), resolve_input_data_config(model))
 
 
 def save(model: nn.Module, folder: Path, force: bool = False, **extra: Any) -> None:
@@ -82,7 +80,8 @@ def save(model: nn.Module, folder: Path, force: bool = False, **extra: Any) -> N
     `config.json`. `extra` adds keys there.
 
     Raises:
-        UserError: the folder exists and `force` is off.
+        UserError: the folder exists and `force` is off, or the model was built with arguments that
+            JSON can't hold.
     """
     check_output(folder, force)
     spec = pooling_spec(model)
@@ -93,7 +92,10 @@ def save(model: nn.Module, folder: Path, force: bool = False, **extra: Any) -> N
     if spec is not None:
         config["token_pooling"] = spec.to_dict()
     with replacing(folder) as fresh:
-        save_for_hf(model, str(fresh), model_config=config, safe_serialization=True)
+        try:
+            save_for_hf(model, str(fresh), model_config=config, safe_serialization=True)
+        except ValueError as error:
+            raise UserError(f"the model can't be saved: {error}") from error
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -106,15 +108,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise UserError(f"checkpoint {path} does not exist; check the path.")
     try:
         state = load_state_dict(str(path), weights_only=True)
-    except (pickle.UnpicklingError, EOFError, KeyError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # what a broken file raises depends on where it is broken
         raise UserError(
             f"checkpoint {path} is no file of plain weights, and nothing else is ever unpickled; "
             "save its state_dict as .safetensors or with torch.save."
         ) from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise UserError(f"checkpoint {path} is not a valid .safetensors file ({error}).") from error
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
         raise UserError(
             f"checkpoint {path} holds no state_dict; save the model's state_dict alone."
@@ -234,14 +232,20 @@ def _create(spec: str, name: str, pretrained: bool, arguments: Mapping[str, Any]
                 f"timm has no pretrained weights for {spec!r}; add --no-pretrained or --checkpoint."
             ) from error
         raise UserError(f"model {spec!r} could not be loaded: {_first_line(error)}.") from error
-    except (FileNotFoundError, AssertionError, ValueError, json.JSONDecodeError) as error:
+    except (FileNotFoundError, AssertionError, KeyError, ValueError) as error:
+        if type(error).__module__.startswith("huggingface_hub"):  # some are FileNotFoundErrors
+            raise _not_fetched(spec, error) from error
         raise UserError(f"model {spec!r} could not be loaded: {_first_line(error)}.") from error
     except Exception as error:
-        raise TpcliError(
-            f"the weights of {spec!r} could not be fetched ({_first_line(error)}); check the "
-            "connection, or use --checkpoint, a model folder or --no-pretrained."
-        ) from error
+        raise _not_fetched(spec, error) from error
     return model
+
+
+def _not_fetched(spec: str, error: Exception) -> TpcliError:
+    return TpcliError(
+        f"the weights of {spec!r} could not be fetched ({_first_line(error)}); check the "
+        "connection, or use --checkpoint, a model folder or --no-pretrained."
+    )
 
 
 def _first_line(error: Exception) -> str:

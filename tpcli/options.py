@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 
 from tpcli.errors import UserError, did_you_mean
 
-DEFAULT_METHOD = "k-medoids"
+DEFAULT_METHOD = "ward"
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "metric": ("tokens", "normalized", "keys"),
@@ -26,7 +26,7 @@ class PoolingOptions:
     random projection of the metric, or None for all. weights: clustering weight of a token.
     start: tokens that clustering starts from. reduce: how a cluster becomes a token.
     iterations: steps (or rounds) of the method. position: after the block, or between its attention
-    and its MLP. proportional_attention: a token that stands for s tokens counts s times as a key.
+    and its MLP; None is the latter where a block has such a place. proportional_attention: a token that stands for s tokens counts s times as a key.
 
     Raises:
         UserError: a value is not among those accepted.
@@ -39,13 +39,13 @@ class PoolingOptions:
     start: str = "matching"
     reduce: str = "mean"
     iterations: int = 3
-    position: str = "block"
+    position: str | None = None
     proportional_attention: bool = True
 
     def __post_init__(self) -> None:
         for name, accepted in CHOICES.items():
             value = getattr(self, name)
-            if value not in accepted:
+            if value not in accepted and not (name == "position" and value is None):
                 raise UserError(
                     f"--{name} {value!r} is unknown; use one of {', '.join(accepted)}."
                     f"{did_you_mean(str(value), accepted)}"

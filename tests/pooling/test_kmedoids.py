@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import kmedoids
 import numpy as np
 import pytest
@@ -57,7 +59,9 @@ def test_equals_plain_loops(start: str, k: int, iterations: int, weighted: bool)
 
 
 @given(
-    z=arrays(np.int8, st.tuples(st.integers(3, 24), st.integers(1, 4)), elements=st.integers(-9, 9)),
+    z=arrays(
+        np.int8, st.tuples(st.integers(3, 24), st.integers(1, 4)), elements=st.integers(-9, 9)
+    ),
     data=st.data(),
 )
 def test_objective_never_rises(z: np.ndarray, data: st.DataObject) -> None:
@@ -75,7 +79,7 @@ def test_objective_never_rises(z: np.ndarray, data: st.DataObject) -> None:
         for t in range(6)
     ]
     # whole numbers: what distances may err by in float32, far below the smallest true step of 1
-    assert all(b <= a + 0.01 for a, b in zip(objectives, objectives[1:], strict=False)), objectives
+    assert all(b <= a + 0.01 for a, b in pairwise(objectives)), objectives
 
 
 @given(seed=st.integers(0, 10_000), n=st.integers(3, 8), data=st.data())
@@ -91,14 +95,14 @@ def test_never_below_the_optimum(seed: int, n: int, data: st.DataObject) -> None
 @pytest.mark.parametrize(
     ("start", "k", "bound"),
     [
-        # ratio to FasterPAM's objective on these tokens, as measured (in brackets), + 0.02
-        ("matching", 56, 9.0),
-        ("matching", 32, 9.0),
-        ("matching", 12, 9.0),
-        ("even", 56, 9.0),
-        ("even", 32, 9.0),
-        ("even", 12, 9.0),
-        ("top-k", 32, 9.0),
+        # ratio to FasterPAM's objective on these tokens, as measured (behind it) + 0.02
+        ("matching", 56, 1.131),  # 1.111
+        ("matching", 32, 1.245),  # 1.225
+        ("matching", 12, 1.305),  # 1.285
+        ("even", 56, 1.403),  # 1.383
+        ("even", 32, 1.261),  # 1.241
+        ("even", 12, 1.504),  # 1.484
+        ("top-k", 32, 1.220),  # 1.200
     ],
 )
 def test_objective_relative_to_fasterpam(start: str, k: int, bound: float) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tpcli.cli.options import (
+    DEFAULT_SCHEDULE,
     ForceOption,
     JsonOption,
     ModelArgument,
@@ -47,7 +48,7 @@ def apply(
     out = out or Path(f"{base_name(model)}-pooled")
     check_output(out, force)
     loaded = loading.load(model)
-    pooling.apply_to(loaded, default_schedule="flops:0.6")
+    pooling.apply_to(loaded, default_schedule=DEFAULT_SCHEDULE)
     count = count_flops(loaded.model)
     with unpooled(loaded.model):
         base = count_flops(loaded.model).total

@@ -38,6 +38,7 @@ def evaluate(
     from tpcli.surgery import pooling_spec
 
     render.quiet()
+    source.require_for(model)
     device = evaluation.pick_device(run.device)
     loaded = loading.load(model)
     pooling.apply_to(loaded)

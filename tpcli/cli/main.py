@@ -7,10 +7,14 @@ from importlib import import_module
 
 import typer
 
+from tpcli.errors import TpcliError, UserError
 from tpcli.version import __version__
 
-COMMANDS = ("apply", "eval", "finetune", "flops", "pareto")
+COMMANDS = ("apply", "eval", "finetune", "flops", "pareto", "bench")
 DEBUG = "--debug"
+INTERRUPTED = 130
+# typer carries a click of its own in some versions, and uses the installed one in others
+USAGE_ERROR = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     name="tpcli",
@@ -55,28 +59,21 @@ def main() -> None:
     try:
         code = app(args=arguments, standalone_mode=False)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        code = INTERRUPTED
     except Exception as error:
         if debug:
             raise
         sys.exit(_explain(error))
+    if code == INTERRUPTED:
+        print("interrupted", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _explain(error: Exception) -> int:
     """Print one sentence on stderr; the exit code."""
-    from click import ClickException
-    from click.exceptions import Abort
-
-    from tpcli.errors import TpcliError
-
-    if isinstance(error, Abort):
-        print("interrupted", file=sys.stderr)
-        return 130
-    if isinstance(error, ClickException):
-        error.show()
-        return error.exit_code
+    if isinstance(error, USAGE_ERROR):
+        error.show()  # type: ignore[attr-defined]
+        return UserError.exit_code
     if isinstance(error, TpcliError):
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -23,6 +23,8 @@ ModelArgument = Annotated[
         help="demo, a timm name, hf-hub:org/name, or a folder with config.json.", metavar="[MODEL]"
     ),
 ]
+DEFAULT_SCHEDULE = "flops:0.6"
+
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 
@@ -155,7 +157,8 @@ class PoolingGroup(MethodGroup):
 
         own = pooling_spec(loaded.model)
         if own is None:
-            schedule = self.schedule or default_schedule
+            asked = self.method is not None or bool(self.given)
+            schedule = self.schedule or (DEFAULT_SCHEDULE if asked else default_schedule)
             if schedule is not None:
                 pool(loaded.model, schedule, self.method, **self.given)
         elif self.schedule is not None or self.method is not None or self.given:
@@ -191,13 +194,19 @@ class DataGroup:
         typer.Option(help="At most N images, spread evenly.", rich_help_panel=DATA_PANEL),
     ] = None
 
+    def require_for(self, model: str) -> None:
+        """Fail before `model` is loaded where there is no data for it."""
+        from tpcli.errors import UserError
+
+        if self.data is None and model != "demo":
+            raise UserError(
+                f"model {model!r} needs data of its own; add --data (demo is built in)."
+            )
+
     def open(self, loaded: LoadedModel) -> ImageData:
         """Open the data for this model, and hold its classes against the head."""
         from tpcli.data import check_classes, create
-        from tpcli.errors import UserError
 
-        if self.data is None and loaded.name != "demo":
-            raise UserError(f"model {loaded.name} needs data of its own; add --data.")
         data = create(
             self.data or "demo",
             loaded.data_config,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tpcli.report import ReportContext
 
 DEFAULT_BUDGETS = "0.9,0.8,0.7,0.6,0.5,0.4,0.3"
-DEFAULT_METHODS = ("k-medoids", "k-means", "ward")
+DEFAULT_METHODS = ("ward", "k-medoids", "k-means", "wk-medoids")
 
 
 def register(app: typer.Typer) -> None:
@@ -94,6 +94,8 @@ def pareto(
         workers=run.workers,
         strict=run.strict,
     )
+    for model in models or ["demo"]:
+        source.require_for(model)
     sources = []
     for model in models or ["demo"]:
         loaded = loading.load(model)

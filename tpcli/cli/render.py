@@ -16,7 +16,8 @@ CONVENTION = "1 multiply-add = 1 FLOP"
 def quiet() -> None:
     """Keep libraries' warnings off the terminal; what matters is said by tpcli itself."""
     warnings.filterwarnings("ignore")
-    logging.getLogger("timm").setLevel(logging.ERROR)
+    for name in ("timm", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def print_json(document: Any) -> None:

@@ -1,16 +1,19 @@
 """The accuracy-versus-GFLOPs sweep: points, their cache, the frontier and the headline."""
 
+from .compare import Comparison, compare
 from .headline import Headline, Saving, headline
 from .points import Point, frontier
 from .sweep import ModelSource, SweepOptions, SweepResult, sweep
 
 __all__ = [
+    "Comparison",
     "Headline",
     "ModelSource",
     "Point",
     "Saving",
     "SweepOptions",
     "SweepResult",
+    "compare",
     "frontier",
     "headline",
     "sweep",

@@ -68,6 +68,11 @@ class Point:
         """Whether this is the model without pooling."""
         return self.method == BASE
 
+    @property
+    def asked(self) -> str:
+        """What was asked for: the budget, else the schedule."""
+        return f"{self.budget:g}" if self.budget is not None else self.schedule
+
     def to_dict(self, with_correct: bool = False) -> dict[str, Any]:
         """Plain values; `correct` as base64 of packed bits, only if asked for."""
         values = asdict(self)

@@ -22,6 +22,7 @@ from tpcli.schedule import Schedule
 from tpcli.surgery import pool, pooling_spec, unpool
 
 from .cache import PointCache, point_key
+from .compare import Comparison, compare
 from .headline import Headline, headline
 from .points import BASE, Point, frontier
 
@@ -59,6 +60,8 @@ class SweepResult:
     points: tuple[Point, ...]
     frontier: tuple[Point, ...]
     headlines: tuple[Headline, ...]
+    comparisons: tuple[Comparison, ...]
+    """Each other method against the first, at the same budget and on the same images."""
     measured: int
     """How many points this process measured itself; the others were in the cache."""
 
@@ -171,6 +174,7 @@ def sweep(
         points=ordered,
         frontier=tuple(p for p in ordered if p.on_frontier),
         headlines=tuple(headline(ordered, name) for name in names),
+        comparisons=tuple(compare(ordered, next(iter(names)))) if names else (),
         measured=measured,
     )
 

@@ -75,7 +75,8 @@ def reduce_tokens(x: Tensor, clusters: Clusters, weights: Tensor) -> Tensor:
     share = (weights / total).unsqueeze(-1)  # (B, N, 1), 1 for a cluster of one
 
     offset = torch.arange(b, device=x.device).unsqueeze(1)
-    flat = (x.float() * share).reshape(b * n, c)
+    exact = torch.promote_types(x.dtype, share.dtype)
+    flat = (x.to(exact) * share.to(exact)).reshape(b * n, c)
     out = flat.index_select(0, (clusters.lead + offset * n).flatten())
     target = (clusters.index.gather(1, clusters.followers) + offset * k).flatten()
     source = flat.index_select(0, (clusters.followers + offset * n).flatten())

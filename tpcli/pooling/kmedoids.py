@@ -26,6 +26,11 @@ def k_medoids(
     """
     distances = pairwise_squared_distances(z)  # (B, N, N)
     medoids = start_medoids(start, z, k, weights=weights, sizes=sizes)
+    return alternate(distances, medoids, weights, iterations)
+
+
+def alternate(distances: Tensor, medoids: Tensor, weights: Tensor, iterations: int) -> Assignment:
+    """The alternation of K-Medoids from given medoids: (B, N, N), (B, N) bool, (B, N)."""
     labels = nearest_medoid(distances, medoids)
     for _ in range(iterations):
         medoids = best_members(within_cluster_cost(distances, labels, weights), labels)
@@ -52,5 +57,21 @@ register(
         summary="K-Medoids by alternation; centres are tokens (the paper's choice).",
         paper="Marin et al., Token Pooling in Vision Transformers, WACV 2023",
         assign=k_medoids,
+    )
+)
+
+register(
+    Method(
+        name="wk-medoids",
+        summary="The paper's own variant: K-Medoids weighted by significance, after the block.",
+        paper="Marin et al., Token Pooling in Vision Transformers, WACV 2023",
+        assign=k_medoids,
+        defaults={
+            "metric": "tokens",
+            "weights": "significance",
+            "start": "top-k",
+            "position": "block",
+            "proportional_attention": False,
+        },
     )
 )

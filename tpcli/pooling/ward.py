@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from .clusters import Clusters, reduce_tokens
+from .clusters import Clusters, cluster_sums, reduce_tokens
 from .distance import pairwise_squared_distances
 from .registry import Assignment, Method, register
 from .starts import ward_cost
 
-LARGEST_CUT = 1 / 4
+LARGEST_CUT = 1 / 5
 """No round removes more than this share of the clusters: later merges should see earlier means."""
 
 
@@ -30,14 +30,15 @@ def ward(
     z: (B, N, D). weights, sizes: (B, N). `iterations`: the least number of rounds. `start` is not
     used. Returns labels in [0, K).
     """
-    index: Tensor | None = None
-    for merges in merges_per_round(z.shape[1], k, iterations):
-        clusters = merge_cheapest(z, weights, merges)
-        mass = torch.zeros_like(clusters.lead, dtype=weights.dtype)
-        z = reduce_tokens(z, clusters, weights)
-        weights = mass.scatter_add(1, clusters.index, weights)
-        index = clusters.index if index is None else clusters.index.gather(1, index)
-    assert index is not None
+    index = torch.arange(z.shape[1], device=z.device).expand(z.shape[:2])
+    distances = pairwise_squared_distances(z)  # (B, N, N)
+    plan = merges_per_round(z.shape[1], k, iterations)
+    for i, merges in enumerate(plan):
+        clusters = merge_cheapest(distances, weights, merges)
+        index = clusters.index.gather(1, index)
+        if i + 1 < len(plan):
+            distances = distances_between_means(distances, clusters, weights)
+            weights = cluster_sums(weights, clusters.index, clusters.lead.shape[1])
     return Assignment(index)
 
 
@@ -51,11 +52,11 @@ def merges_per_round(n: int, k: int, rounds: int) -> list[int]:
     return plan
 
 
-def merge_cheapest(z: Tensor, mass: Tensor, merges: int) -> Clusters:
-    """Make exactly `merges` merges, at most half of the clusters: (B, N, D), (B, N) -> Clusters."""
-    n = z.shape[1]
-    position = torch.arange(n, device=z.device)
-    cheapest, partner = ward_cost(pairwise_squared_distances(z), mass).min(-1)  # (B, N)
+def merge_cheapest(distances: Tensor, mass: Tensor, merges: int) -> Clusters:
+    """Make exactly `merges` merges, at most half of the clusters: (B, N, N), (B, N) -> Clusters."""
+    n = mass.shape[1]
+    position = torch.arange(n, device=mass.device)
+    cheapest, partner = ward_cost(distances, mass).min(-1)  # (B, N)
     mutual = partner.gather(1, partner) == position
     # of a reciprocal pair the lower one stays: pointers form trees, and it is the root of its tree
     last = 2 * cheapest.amax(1, keepdim=True) + 1
@@ -66,6 +67,21 @@ def merge_cheapest(z: Tensor, mass: Tensor, merges: int) -> Clusters:
     for _ in range(merges.bit_length()):
         parent = parent.gather(1, parent)
     return Clusters.from_labels(parent, n - merges)
+
+
+def distances_between_means(distances: Tensor, clusters: Clusters, mass: Tensor) -> Tensor:
+    """||mean_a - mean_b||^2 from the distances of the members, without looking at them again.
+
+    With member shares p, q it is sum_ij p_i q_j D_ij less half of the same sum within either
+    cluster (Lance and Williams' update, for any number of members).
+
+    distances: (B, N, N). mass: (B, N). Returns (B, K, K).
+    """
+    rows = reduce_tokens(distances, clusters, mass)  # (B, K, N)
+    between = reduce_tokens(rows.transpose(1, 2), clusters, mass)  # (B, K, K)
+    within = between.diagonal(dim1=1, dim2=2) / 2
+    between = between - within.unsqueeze(1) - within.unsqueeze(2)
+    return ((between + between.transpose(1, 2)) / 2).clamp(min=0)
 
 
 register(

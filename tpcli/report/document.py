@@ -10,6 +10,7 @@ from typing import Any
 
 from tpcli.files import replacing, write_text
 from tpcli.pareto import Point, SweepResult
+from tpcli.pareto.compare import top1_at
 from tpcli.pareto.points import CSV_COLUMNS
 
 from .figure import figure_bytes, pareto_figure
@@ -58,8 +59,10 @@ def report_document(
     return {
         "format": "tpcli-pareto/1",
         "convention": CONVENTION,
+        "measured": result.measured,
         "points": [p.to_dict() for p in result.points],
         "frontier": [p.to_dict() for p in result.frontier],
+        "comparisons": [c.to_dict() for c in result.comparisons],
         "headline": {h.method: h.to_dict() for h in result.headlines},
         "out": {name: str(path) for name, path in paths.items() if name != "json"},
         "made_by": asdict(context),
@@ -111,6 +114,8 @@ def markdown(result: SweepResult, context: ReportContext, plot_name: str) -> str
         plot=plot_name,
         convention=CONVENTION,
         unreadable=_unreadable(result),
+        comparisons=comparison_rows(result),
+        equal_flops=equal_flops_rows(result),
     )
 
 
@@ -124,6 +129,8 @@ def html(result: SweepResult, context: ReportContext, plot_png: bytes) -> str:
         plot=base64.b64encode(plot_png).decode(),
         convention=CONVENTION,
         unreadable=_unreadable(result),
+        comparisons=comparison_rows(result),
+        equal_flops=equal_flops_rows(result),
         savings=_savings(result),
     )
 
@@ -141,6 +148,35 @@ def _savings(result: SweepResult) -> list[dict[str, str]]:
     return rows
 
 
+def equal_flops_rows(result: SweepResult) -> list[dict[str, Any]]:
+    """Top-1 of each method at the same share of FLOPs, interpolated between its points."""
+    methods = [h.method for h in result.headlines]
+    budgets = sorted({p.budget for p in result.points if p.budget is not None}, reverse=True)
+    rows = []
+    for model in (p.model for p in result.points if p.is_base):
+        for budget in budgets:
+            values = [top1_at(result.points, method, model, budget) for method in methods]
+            cells = ["" if value is None else f"{value:.2f}" for value in values]
+            rows.append({"model": model, "budget": f"{100 * budget:g}%", "cells": cells})
+    return rows
+
+
+def comparison_rows(result: SweepResult) -> list[dict[str, str]]:
+    """Other methods against the first: difference, interval, and whether chance explains it."""
+    return [
+        {
+            "model": c.model,
+            "budget": c.schedule,
+            "method": c.method,
+            "reference": c.reference,
+            "difference": f"{c.difference:+.2f}",
+            "interval": f"{c.ci95[0]:+.2f} to {c.ci95[1]:+.2f}",
+            "p": f"{c.p_value:.3f}" if c.p_value >= 0.001 else "< 0.001",
+        }
+        for c in result.comparisons
+    ]
+
+
 def _unreadable(result: SweepResult) -> tuple[str, ...]:
     return max((p.unreadable for p in result.points), key=len)
 
@@ -148,7 +184,7 @@ def _unreadable(result: SweepResult) -> tuple[str, ...]:
 def _budget(p: Point) -> str:
     if p.is_base:
         return ""
-    return f"{p.budget:g}" if p.budget is not None else p.schedule
+    return p.asked
 
 
 def _render(name: str, **values: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -106,10 +106,10 @@ def pool(
         UserError: the model, the schedule or an option can't be used; names it.
     """
     check_supported(model)
-    unpool(model)
     resolved = resolve(model, schedule, method, **options)
     chosen, plan = resolved.options, resolved.schedule
     _check_options(model, chosen)
+    unpool(model)
     if plan.pools:
         head.install(model)
     blocks = list(model.blocks)  # type: ignore[arg-type]
@@ -150,6 +150,9 @@ def resolve(
         )
     if schedule.patch_tokens != tokens:
         schedule = Schedule(schedule.tokens, tokens, schedule.spec, schedule.method)
+    if chosen.position is None:
+        has_place = all(FAMILIES[type(b)].halves for b in model.blocks)  # type: ignore[union-attr]
+        chosen = replace(chosen, position="attention" if has_place else "block")
     return PoolingSpec(schedule, chosen)
 
 

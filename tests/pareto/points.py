@@ -1,0 +1,37 @@
+"""Made-up points."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tpcli.pareto import Point
+from tpcli.pareto.points import BASE
+
+COUNT = 1000
+
+
+def point(
+    gflops: float, top1: float, method: str = BASE, model: str = "m", base: float = 1.0
+) -> Point:
+    """A point whose first images are the right ones."""
+    correct = np.arange(COUNT) < round(top1 * COUNT / 100)
+    return Point(
+        model=model,
+        method=method,
+        schedule="none" if method == BASE else "tokens:3,2",
+        budget=None if method == BASE else gflops / base,
+        tokens=() if method == BASE else (3, 2),
+        options={},
+        gflops=gflops,
+        gflops_ratio=gflops / base,
+        pooling_gflops=0.0,
+        top1=top1,
+        top1_lo=top1 - 1,
+        top1_hi=top1 + 1,
+        top5=99.0,
+        loss=0.5,
+        images_per_second=100.0,
+        params=10,
+        count=COUNT,
+        correct=correct,
+    )

@@ -1,0 +1,52 @@
+"""Methods against each other on the same images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from tpcli.pareto import Point, compare
+from tpcli.pareto.compare import top1_at
+
+from .points import COUNT, point
+
+
+def with_correct(p: Point, wrong: range) -> Point:
+    correct = np.ones(COUNT, bool)
+    correct[list(wrong)] = False
+    return replace(p, budget=0.5, correct=correct)
+
+
+def test_difference_counts_only_images_on_which_the_two_disagree() -> None:
+    reference = with_correct(point(0.5, 98.0, "ward"), range(0, 20))
+    other = with_correct(point(0.5, 97.0, "tome"), range(10, 40))
+    (result,) = compare([point(1.0, 99), reference, other], "ward")
+    assert result.difference == pytest.approx(-1.0)  # 10 right only in one, 20 only in the other
+    assert result.p_value == pytest.approx(2 * binom.cdf(10, 30, 0.5))
+    low, high = result.ci95
+    assert low < -1.0 < high
+    assert (low + high) / 2 == pytest.approx(-1.0)
+
+
+def test_equal_answers_are_no_evidence() -> None:
+    reference = with_correct(point(0.5, 98.0, "ward"), range(0, 20))
+    (result,) = compare([reference, replace(reference, method="tome")], "ward")
+    assert (result.difference, result.p_value, result.ci95) == (0.0, 1.0, (0.0, 0.0))
+
+
+def test_only_points_with_the_same_budget_and_model_are_compared() -> None:
+    points = [
+        point(0.5, 80, "ward"),
+        point(0.4, 80, "tome"),
+        replace(point(0.5, 80, "tome"), model="n"),
+    ]
+    assert compare(points, "ward") == []
+
+
+def test_accuracy_at_equal_flops_is_interpolated_and_never_extrapolated() -> None:
+    points = [point(1.0, 80), point(0.5, 70, "ward")]
+    assert top1_at(points, "ward", "m", 0.75) == pytest.approx(75.0)
+    assert top1_at(points, "ward", "m", 0.4) is None

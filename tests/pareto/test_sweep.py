@@ -1,0 +1,123 @@
+"""Sweeps on the demo: each point once, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tpcli import data
+from tpcli.models import load
+from tpcli.options import pooling_options
+from tpcli.pareto import ModelSource, Point, SweepOptions, sweep
+from tpcli.surgery import pooling_spec
+
+
+@pytest.fixture(scope="module")
+def source() -> ModelSource:
+    loaded = load("demo")
+    return ModelSource(loaded, data.create("demo", loaded.data_config, limit=40))
+
+
+def options(*budgets: float, methods: tuple[str, ...] = ("k-medoids",)) -> SweepOptions:
+    chosen = [pooling_options(method) for method in methods]
+    return SweepOptions(methods=chosen, budgets=budgets, device="cpu")
+
+
+def test_points_are_measured_once_and_come_in_order(source: ModelSource, tmp_path: Path) -> None:
+    seen: list[Point] = []
+    first = sweep([source], options(0.8, 0.5), tmp_path, on_point=seen.append)
+    assert first.measured == 3
+    assert [p.budget for p in first.points] == [None, 0.8, 0.5]
+    assert [p.gflops for p in seen] == [p.gflops for p in first.points]
+    again = sweep([source], options(0.8, 0.5, 0.6), tmp_path)
+    assert again.measured == 1
+    assert again.points[:3] == first.points or again.points[0].top1 == first.points[0].top1
+    assert pooling_spec(source.loaded.model) is None
+
+
+def test_points_keep_their_budget_and_count_pooling(source: ModelSource, tmp_path: Path) -> None:
+    result = sweep([source], options(0.6, methods=("k-means", "ward")), tmp_path)
+    base = result.points[0]
+    for point in result.points[1:]:
+        assert 0.55 < point.gflops_ratio <= 0.6
+        assert point.gflops == pytest.approx(point.gflops_ratio * base.gflops)
+        assert point.pooling_gflops > 0
+        assert point.schedule == "tokens:" + ",".join(map(str, point.tokens))
+    assert {h.method for h in result.headlines} == {"k-means", "ward"}
+
+
+def test_schedules_can_stand_in_for_budgets(source: ModelSource, tmp_path: Path) -> None:
+    chosen = SweepOptions([pooling_options("ward")], schedules=["r:4", "keep:0.5@2"], device="cpu")
+    result = sweep([source], chosen, tmp_path)
+    assert [p.budget for p in result.points] == [None, None, None]
+    assert result.points[2].tokens == (64, 64, 32, 32, 32, 32, 32, 32)
+
+
+COMMAND = [
+    *(sys.executable, "-m", "tpcli", "pareto", "--limit", "40", "--workers", "0"),
+    *("--method", "k-medoids", "--budget", "0.9,0.8,0.7,0.6,0.5,0.4"),
+]
+
+
+def start(folder: Path, out: str, *more: str) -> subprocess.Popen[str]:
+    command = [*COMMAND, "--cache", str(folder / "cache"), "--out", str(folder / out), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def points_on_disk(folder: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in (folder / "cache" / "points").glob("*.json")}
+
+
+def wait_for_points(process: subprocess.Popen[str], folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(points_on_disk(folder)) < count:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_stopped_sweep_goes_on_where_it_was(
+    tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
+    process = start(tmp_path, "plot.png")
+    wait_for_points(process, tmp_path, 3)
+    process.send_signal(sent)
+    process.communicate()
+    assert process.returncode == code
+    kept = points_on_disk(tmp_path)
+    assert not list(tmp_path.glob("*plot*"))
+    assert len(kept) < 7
+
+    process = start(tmp_path, "plot.png", "--json")
+    out, error = process.communicate()
+    assert process.returncode == 0, error
+    after = points_on_disk(tmp_path)
+    assert len(after) == 7
+    assert {name: after[name] for name in kept} == kept
+    document = json.loads(out)
+    assert len(document["points"]) == 7
+    for path in document["out"].values():
+        assert Path(path).stat().st_size > 0
+
+
+def test_two_processes_split_a_sweep(tmp_path: Path) -> None:
+    processes = [start(tmp_path, f"{name}.svg", "--json") for name in "ab"]
+    documents = []
+    for process in processes:
+        out, error = process.communicate()
+        assert process.returncode == 0, error
+        documents.append(json.loads(out))
+    measured = [d["measured"] for d in documents]
+    assert sum(measured) == 7
+    assert documents[0]["points"] == documents[1]["points"]

@@ -1,0 +1,156 @@
+"""What every registered method promises, from every start."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import Tensor
+
+from tests.pooling import reference
+from tests.tiny import tokens
+from tpcli.errors import UserError
+from tpcli.pooling import Clusters, Method, get_method, methods, reduce_tokens, register
+from tpcli.pooling.clusters import cluster_sums
+from tpcli.pooling.registry import Assignment
+from tpcli.pooling.starts import STARTS, start_medoids
+
+METHODS = [method.name for method in methods()]
+every_method = pytest.mark.parametrize("method", METHODS)
+every_start = pytest.mark.parametrize("start", STARTS)
+
+
+def assign(method: str, start: str, z: Tensor, k: int, weights: Tensor | None = None) -> Assignment:
+    weights = torch.ones(z.shape[:2]) if weights is None else weights
+    return get_method(method).assign(
+        z, k, weights=weights, sizes=torch.ones(z.shape[:2]), start=start, iterations=3
+    )
+
+
+def test_the_methods_of_the_paper_are_there() -> None:
+    assert {"k-medoids", "k-means", "ward"} <= set(METHODS)
+
+
+@every_method
+@every_start
+@given(data=st.data(), n=st.integers(2, 18), channels=st.integers(1, 3))
+def test_exactly_k_clusters(
+    method: str, start: str, data: st.DataObject, n: int, channels: int
+) -> None:
+    """Also where tokens are equal, far apart or of very different weight."""
+    k = data.draw(st.integers(1, n - 1), label="k")
+    values = data.draw(arrays("int16", (2, n, channels), elements=st.integers(-3, 3)))
+    scale = data.draw(st.sampled_from([1e-3, 1.0, 1e4]), label="scale")
+    weights = data.draw(
+        st.lists(st.sampled_from([1e-6, 0.5, 1.0, 64.0]), min_size=2 * n, max_size=2 * n)
+    )
+    z = scale * torch.tensor(values).float()
+    found = assign(method, start, z, k, torch.tensor(weights).view(2, n))
+    assert found.labels.shape == (2, n)
+    for b in range(2):
+        labels = found.labels[b].tolist()
+        assert len(set(labels)) == k
+        assert all(0 <= label < n for label in labels)
+        if found.medoids is not None:
+            leaders = [labels[i] for i in found.medoids[b].nonzero().flatten().tolist()]
+            assert sorted(leaders) == sorted(set(labels))
+
+
+@every_method
+@every_start
+@pytest.mark.parametrize("k", [1, 7, 24, 31])
+def test_a_sample_does_not_depend_on_its_batch(method: str, start: str, k: int) -> None:
+    z, weights = tokens(5, 32, 8), torch.rand(5, 32) + 0.1
+    together = assign(method, start, z, k, weights).labels
+    for b in range(5):
+        alone = assign(method, start, z[b : b + 1], k, weights[b : b + 1]).labels
+        assert torch.equal(alone[0], together[b])
+
+
+@every_method
+@every_start
+def test_deterministic(method: str, start: str) -> None:
+    z, weights = tokens(3, 40, 8), torch.rand(3, 40) + 0.1
+    first = assign(method, start, z, 13, weights).labels
+    torch.manual_seed(123)
+    assert torch.equal(assign(method, start, z, 13, weights).labels, first)
+
+
+@every_method
+def test_inputs_stay_as_they_were(method: str) -> None:
+    z, weights = tokens(2, 20, 4), torch.rand(2, 20) + 0.1
+    z_before, weights_before = z.clone(), weights.clone()
+    assign(method, "matching", z, 7, weights)
+    assert torch.equal(z, z_before)
+    assert torch.equal(weights, weights_before)
+
+
+@pytest.mark.parametrize("method", ["k-medoids", "k-means", "ward"])
+@given(seed=st.integers(0, 10_000), n=st.integers(3, 24), data=st.data())
+def test_permuted_tokens_give_the_same_clusters(
+    method: str, seed: int, n: int, data: st.DataObject
+) -> None:
+    """From the largest weights; the other starts depend on the order of tokens by definition."""
+    k = data.draw(st.integers(1, n - 1), label="k")
+    order = torch.tensor(data.draw(st.permutations(range(n)), label="order"))
+    z = tokens(1, n, 6, seed=seed, groups=4)
+    weights = torch.rand(1, n, generator=torch.Generator().manual_seed(seed)) + 0.1
+    plain = assign(method, "top-k", z, k, weights).labels[0]
+    permuted = assign(method, "top-k", z[:, order], k, weights[:, order]).labels[0]
+    back = torch.empty_like(permuted)
+    back[order] = permuted
+    assert reference.partition(back.numpy()) == reference.partition(plain.numpy())
+
+
+@every_method
+@every_start
+@given(seed=st.integers(0, 10_000), n=st.integers(2, 24), data=st.data())
+def test_pooled_tokens(method: str, start: str, seed: int, n: int, data: st.DataObject) -> None:
+    """Means lie between their members, sizes add up, order is that of the lowest member."""
+    k = data.draw(st.integers(1, n - 1), label="k")
+    x = tokens(2, n, 4, seed=seed)
+    sizes = torch.randint(1, 9, (2, n), generator=torch.Generator().manual_seed(seed)).float()
+    clusters = Clusters.from_labels(assign(method, start, x, k, sizes).labels, k)
+    pooled = reduce_tokens(x, clusters, sizes)
+    assert pooled.shape == (2, k, 4)
+    new_sizes = cluster_sums(sizes, clusters.index, k)
+    assert torch.equal(new_sizes.sum(1), sizes.sum(1))
+    for b in range(2):
+        first = [clusters.index[b].tolist().index(c) for c in range(k)]
+        assert first == sorted(first)
+        for c in range(k):
+            members = x[b, clusters.index[b] == c]
+            slack = 1e-5 * members.abs().amax()
+            assert (pooled[b, c] >= members.amin(0) - slack).all()
+            assert (pooled[b, c] <= members.amax(0) + slack).all()
+
+
+@every_start
+@pytest.mark.parametrize("k", [1, 5, 16, 31])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_starts_equal_plain_loops(start: str, k: int, weighted: bool) -> None:
+    z = tokens(3, 32, 6, seed=k)
+    weights = torch.rand(3, 32) + 0.1 if weighted else torch.ones(3, 32)
+    chosen = start_medoids(start, z, k, weights=weights, sizes=weights)
+    for b in range(3):
+        expected = reference.start_positions(
+            start, z[b].double().numpy(), k, weights[b].double().numpy()
+        )
+        assert chosen[b].nonzero().flatten().tolist() == sorted(expected)
+
+
+def test_unknown_start_is_named() -> None:
+    with pytest.raises(UserError, match="start 'middle' is unknown; use one of top-k"):
+        assign("k-medoids", "middle", tokens(1, 4, 2), 2)
+
+
+def test_unknown_method_is_named_with_its_neighbours() -> None:
+    with pytest.raises(UserError, match=r"'k-medoid' is unknown.*Did you mean k-medoids"):
+        get_method("k-medoid")
+
+
+def test_a_name_is_given_once() -> None:
+    with pytest.raises(ValueError, match="'k-means' is registered already"):
+        register(Method("k-means", "", "", get_method("k-means").assign))

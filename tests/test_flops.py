@@ -1,0 +1,173 @@
+"""FLOPs against published numbers and closed forms; nothing is left out silently."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from tests.tiny import VARIANTS, images, tiny_vit
+from tpcli import count_flops, pool
+from tpcli.errors import TpcliError
+from tpcli.flops import CONVENTION
+from tpcli.pooling import methods
+
+SCHEDULE = [50, 40, 30, 20]
+C, P = 48, 1
+"""Channels and prefix tokens of `tiny_vit`."""
+
+
+def block_flops(tokens: int, channels: int = C) -> int:
+    """Two norms, attention and MLP; fvcore takes 5 FLOPs per element of a LayerNorm."""
+    norms = 2 * 5 * tokens * channels
+    projections = 4 * tokens * channels**2
+    attention = 2 * tokens**2 * channels
+    mlp = 8 * tokens * channels**2
+    return norms + projections + attention + mlp
+
+
+@pytest.mark.parametrize(
+    ("name", "gflops"),
+    [("deit_tiny_patch16_224", 1.2584), ("deit_small_patch16_224", 4.6083)],
+)
+def test_known_models(name: str, gflops: float) -> None:
+    count = count_flops(timm.create_model(name))
+    assert round(count.total / 1e9, 4) == gflops
+    assert count.pooling == 0
+
+
+def test_closed_form_of_a_plain_vit() -> None:
+    count = count_flops(tiny_vit())
+    stem = 64 * (3 * 4 * 4) * C
+    head = 5 * 65 * C + C * 10
+    assert count.total == stem + 4 * block_flops(65) + head
+    assert [b.flops for b in count.blocks] == [block_flops(65)] * 4
+    assert [(b.tokens_in, b.tokens_out, b.pooling_flops) for b in count.blocks] == [(64, 64, 0)] * 4
+    assert count.params == sum(p.numel() for p in tiny_vit().parameters())
+
+
+def test_pooled_blocks_cost_what_their_tokens_cost() -> None:
+    """Pooling counted apart, the rest is that of a plain block with fewer tokens."""
+    count = count_flops(pool(tiny_vit(), SCHEDULE, position="block"))
+    before = [64, *SCHEDULE]
+    for i, block in enumerate(count.blocks):
+        assert (block.index, block.tokens_in, block.tokens_out) == (i, before[i], before[i + 1])
+        assert block.pooling_flops > 0
+        assert block.flops - block.pooling_flops == block_flops(P + before[i])
+    assert count.pooling == sum(b.pooling_flops for b in count.blocks)
+
+
+def test_pooling_inside_the_block_saves_its_mlp() -> None:
+    count = count_flops(pool(tiny_vit(), [32, 32, 32, 32], position="attention"))
+    first = count.blocks[0]
+    saved = 32 * (8 * C**2 + 5 * C)
+    assert first.flops - first.pooling_flops == block_flops(65) - saved
+
+
+def test_closed_form_of_k_medoids() -> None:
+    """Normalised tokens, an even start and one step, from 64 to 20 tokens."""
+    options = {"start": "even", "iterations": 1, "weights": "size", "metric": "normalized"}
+    count = count_flops(pool(tiny_vit(), [20] * 4, "k-medoids", **options))
+    n, k = 64, 20
+    norm = 4 * n * C  # without affine parameters
+    distances = n * n * C
+    candidates = n * n  # weights times distances within clusters
+    means = (n - k) * C
+    sums = 2 * n  # weights per cluster, sizes per cluster
+    expected = norm + distances + candidates + means + sums
+    assert count.blocks[0].pooling_flops == expected
+    assert [b.pooling_flops for b in count.blocks[1:]] == [0, 0, 0]
+
+
+def test_scores_cost_a_second_product_of_queries_and_keys() -> None:
+    by_size = count_flops(pool(tiny_vit(), [20] * 4, weights="size"))
+    by_score = count_flops(pool(tiny_vit(), [20] * 4, weights="significance"))
+    assert by_score.total - by_size.total == 65**2 * C
+
+
+@pytest.mark.parametrize(
+    ("variant", "method"),
+    [*((variant, "k-medoids") for variant in VARIANTS)]
+    + [("class token", method.name) for method in methods() if method.name != "k-medoids"],
+)
+def test_every_cut_adds_up(variant: str, method: str) -> None:
+    model = pool(tiny_vit(**VARIANTS[variant]), SCHEDULE, method)
+    count = count_flops(model)
+    assert sum(count.by_op.values()) == count.total
+    assert count.by_module[""] == count.total
+    children = [name for name, _ in model.named_children()]
+    assert sum(count.by_module.get(name, 0) for name in children) <= count.total
+    assert sum(b.flops for b in count.blocks) == count.by_module["blocks"]
+    assert 0 < count.pooling < count.total
+
+
+def test_fused_attention_is_counted_as_the_unfused_one() -> None:
+    model = tiny_vit()
+    fused = count_flops(model)
+    assert fused.by_op["scaled_dot_product_attention"] == 4 * 2 * 65**2 * C
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    assert count_flops(model).total == fused.total
+
+
+def test_convention_is_said() -> None:
+    assert "1 multiply-add = 1 FLOP" in CONVENTION
+
+
+class Inverse(nn.Module):
+    """An operator that nobody counts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.erfinv(x.tanh())
+
+
+def test_an_unknown_operator_is_an_error() -> None:
+    model = tiny_vit()
+    model.fc_norm = Inverse()
+    with pytest.raises(TpcliError, match=r"operators aten::erfinv are neither counted nor"):
+        count_flops(model)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = pool(tiny_vit(drop_path_rate=0.1), SCHEDULE).train()
+    model.set_grad_checkpointing(True)
+    model.blocks[1].eval()  # frozen, say
+    modes = [module.training for module in model.modules()]
+    attributes = set(vars(model))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    count_flops(model)
+    assert model.grad_checkpointing
+    assert set(vars(model)) == attributes
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_the_model_is_left_as_it_was_by_an_error() -> None:
+    model = tiny_vit().train()
+    model.fc_norm = Inverse()
+    with pytest.raises(TpcliError):
+        count_flops(model)
+    assert model.training
+
+
+def test_counting_does_not_change_results() -> None:
+    model = pool(tiny_vit(), SCHEDULE)
+    with torch.no_grad():
+        before = model(images())
+        count_flops(model)
+        assert torch.equal(model(images()), before)
+
+
+def test_training_mode_and_batches_do_not_count() -> None:
+    model = pool(tiny_vit(), SCHEDULE)
+    evaluated = count_flops(model).total
+    assert count_flops(model.train()).total == evaluated
+
+
+def test_another_input_size() -> None:
+    model = tiny_vit(dynamic_img_size=True)
+    larger = count_flops(model, (3, 64, 64))
+    assert larger.blocks[0].flops == block_flops(257)
+    assert (larger.blocks[0].tokens_in, larger.blocks[3].tokens_out) == (256, 256)

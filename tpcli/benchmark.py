@@ -1,0 +1,231 @@
+"""Throughput and latency of a model and its pooled versions, in one interleaved run.
+
+The machine's speed drifts, so what is compared is timed in turn: one forward of each version, again
+and again. Beside the pooled models runs the *ideal*: the same schedule with tokens cut off by
+slicing, which costs nothing. Data loading is not part of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from tpcli.evaluation import explain_out_of_memory, pick_device, synchronize
+from tpcli.flops import model_input_size
+from tpcli.options import PoolingOptions
+from tpcli.schedule import Schedule
+from tpcli.surgery import TokenPooling, pool, pooling_spec, unpool
+
+POOLING_LABEL = "tpcli::token_pooling"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How to measure.
+
+    dtype: float32, or a 16-bit type for autocast. threads: CPU threads, None for the machine's
+    own. seconds: how long each pooled version, its base and its ideal are measured together, at
+    least.
+    """
+
+    batch_size: int = 16
+    device: str = "auto"
+    dtype: str = "float32"
+    threads: int | None = None
+    compile: bool = False
+    seconds: float = 10.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Forward passes of one version: milliseconds of a batch, and images per second (median)."""
+
+    images_per_second: float
+    latency_ms: float
+    latency_p95_ms: float
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """One pooled version against its base.
+
+    speedup, ideal_speedup: medians of the ratio to the base forward timed right beside.
+    pooling_share: share of the forward's time inside pooling layers, by torch's profiler.
+    peak_memory, base_peak_memory: bytes on the device; None on the CPU, which keeps no count.
+    """
+
+    method: str
+    schedule: str
+    device: str
+    dtype: str
+    batch_size: int
+    compiled: bool
+    pooled: Timing
+    base: Timing
+    ideal: Timing
+    speedup: float
+    ideal_speedup: float
+    pooling_share: float
+    peak_memory: int | None
+    base_peak_memory: int | None
+    rounds: int
+
+
+def bench(
+    model: nn.Module,
+    schedule: str | Schedule,
+    method: PoolingOptions,
+    options: BenchOptions,
+    on_round: Callable[[float], None] | None = None,
+) -> BenchResult:
+    """Measure one method and schedule on random images.
+
+    Args:
+        on_round: called with the share of the time that has passed.
+
+    Raises:
+        UserError: the device is not there, or its memory runs out (says the batch size to try).
+    """
+    device = pick_device(options.device)
+    base = unpool(copy.deepcopy(model)).to(device).eval()
+    pooled = pool(copy.deepcopy(base), schedule, method)
+    spec = pooling_spec(pooled)
+    assert spec is not None
+    ideal = cut(pool(copy.deepcopy(base), spec.schedule, spec.options))
+    versions = [base, pooled, ideal]
+    images = torch.randn(options.batch_size, *model_input_size(model), device=device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads or threads)
+    try:
+        with torch.inference_mode(), explain_out_of_memory(options.batch_size):
+            share = pooling_share(pooled, images, options)
+            memory = [peak_memory(version, images, options) for version in (pooled, base)]
+            if options.compile:
+                versions = [torch.compile(version) for version in versions]  # type: ignore[misc]
+            times = _interleaved(versions, images, options, on_round)  # (rounds, versions)
+    finally:
+        torch.set_num_threads(threads)
+    timings = [_timing(column, options.batch_size) for column in times.T]
+    return BenchResult(
+        method=method.method,
+        schedule=spec.schedule.name,
+        device=str(device),
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+        compiled=options.compile,
+        base=timings[0],
+        pooled=timings[1],
+        ideal=timings[2],
+        speedup=float(np.median(times[:, 0] / times[:, 1])),
+        ideal_speedup=float(np.median(times[:, 0] / times[:, 2])),
+        pooling_share=share,
+        peak_memory=memory[0],
+        base_peak_memory=memory[1],
+        rounds=len(times),
+    )
+
+
+def cut(model: nn.Module) -> nn.Module:
+    """Make a pooled model drop its last tokens instead of pooling: the ideal that costs nothing."""
+    for layer in model.modules():
+        if isinstance(layer, TokenPooling):
+            layer.detach_hooks()
+            layer.forward = partial(_slice, layer)  # type: ignore[method-assign]
+    return model
+
+
+def _slice(layer: TokenPooling, x: Tensor, sizes: Tensor | None, *args: Any) -> tuple[Tensor, None]:
+    patches = x.shape[1] - layer.prefix_tokens
+    return x[:, : layer.prefix_tokens + layer.tokens_to_keep(patches)], None
+
+
+def pooling_share(model: nn.Module, images: Tensor, options: BenchOptions) -> float:
+    """Share of the forward's time inside pooling layers; the device's time where it is not the CPU."""
+    layers = [layer for layer in model.modules() if isinstance(layer, TokenPooling)]
+    for layer in layers:
+        layer.forward = partial(_recorded, layer)  # type: ignore[method-assign]
+    on_cpu = images.device.type == "cpu"
+    activities = [ProfilerActivity.CPU]
+    if images.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    try:
+        for _ in range(2):
+            _forward(model, images, options)
+        with profile(activities=activities) as profiler:
+            for _ in range(3):
+                with record_function("forward"):
+                    _forward(model, images, options)
+            synchronize(images.device)
+    finally:
+        for layer in layers:
+            del layer.forward
+    totals = {event.key: event for event in profiler.key_averages()}
+    if POOLING_LABEL not in totals:
+        return 0.0
+    clock = "cpu_time_total" if on_cpu else "device_time_total"
+    return float(getattr(totals[POOLING_LABEL], clock) / getattr(totals["forward"], clock))
+
+
+def _recorded(layer: TokenPooling, *args: Any) -> Any:
+    with record_function(POOLING_LABEL):
+        return TokenPooling.forward(layer, *args)
+
+
+def peak_memory(model: nn.Module, images: Tensor, options: BenchOptions) -> int | None:
+    """Bytes that one forward allocates at most, on devices that count them."""
+    if images.device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(images.device)
+    _forward(model, images, options)
+    return torch.cuda.max_memory_allocated(images.device)
+
+
+def _forward(model: nn.Module, images: Tensor, options: BenchOptions) -> Tensor:
+    dtype = DTYPES[options.dtype]
+    half: AbstractContextManager[Any] = nullcontext()
+    if dtype is not torch.float32:
+        half = torch.autocast(images.device.type, dtype=dtype)
+    with half:
+        logits: Tensor = model(images)
+    return logits
+
+
+def _interleaved(
+    versions: Sequence[nn.Module],
+    images: Tensor,
+    options: BenchOptions,
+    on_round: Callable[[float], None] | None,
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    for version in versions:
+        for _ in range(2):
+            _forward(version, images, options)
+    rounds: list[list[float]] = []
+    began = time.perf_counter()
+    while len(rounds) < 5 or time.perf_counter() - began < options.seconds:
+        row = []
+        for version in versions:
+            synchronize(images.device)
+            start = time.perf_counter()
+            _forward(version, images, options)
+            synchronize(images.device)
+            row.append(time.perf_counter() - start)
+        rounds.append(row)
+        if on_round is not None:
+            on_round(min(1.0, (time.perf_counter() - began) / options.seconds))
+    return np.array(rounds)
+
+
+def _timing(seconds: np.ndarray[Any, np.dtype[np.float64]], batch_size: int) -> Timing:
+    median, p95 = np.percentile(seconds, [50, 95])
+    return Timing(float(batch_size / median), float(1000 * median), float(1000 * p95))
