@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tpcli.errors import TpcliError
 from tpcli.evaluation import explain_out_of_memory
 from tpcli.recipe import Recipe
+from tpcli.surgery import unpooled
 
 from .batches import Batches
 from .checkpoint import Checkpoints, Progress
@@ -114,7 +115,7 @@ class Trainer:
             images, targets = (t.to(accelerator.device, non_blocking=True) for t in next(batches))
             images, targets = self.objective.mix(images, targets, self.progress.step)
             with accelerator.accumulate(self.prepared):
-                loss = self.objective(self.prepared(images), targets, images)
+                loss = self.objective(self.forward(images), targets, images)
                 accelerator.backward(loss)
                 total += loss.detach() / recipe.grad_accumulation
                 if accelerator.sync_gradients:
@@ -128,6 +129,17 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.model, self.progress.step + 1)
         return loss_value
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The model's logits (B, classes). Tokens that are not finite can't be clustered: says so."""
+        try:
+            logits: Tensor = self.prepared(images)
+        except (RuntimeError, IndexError):
+            with torch.no_grad(), unpooled(self.model):
+                if not self.model(images).isfinite().all():
+                    self.check_finite(math.nan, None)
+            raise
+        return logits
 
     def check_finite(self, loss: float, norm: Tensor | None) -> None:
         """Raise before a step that would spoil the weights (fp16's scaler skips such steps)."""
