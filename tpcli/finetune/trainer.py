@@ -131,7 +131,7 @@ class Trainer:
         return loss_value
 
     def forward(self, images: Tensor) -> Tensor:
-        """The model's logits (B, classes). Tokens that are not finite can't be clustered: says so."""
+        """Logits (B, classes); says so where tokens are not finite and so can't be clustered."""
         try:
             logits: Tensor = self.prepared(images)
         except (RuntimeError, IndexError):
