@@ -170,7 +170,7 @@ COUNTED: dict[str, Handle] = {
 ELEMENTWISE = (
     "__and__ __or__ __rshift__ __xor__ abs add add_ addcmul bitwise_and bitwise_not bitwise_or "
     "clamp clamp_ clamp_min clamp_min_ cos div div_ eq exp floor_divide ge gelu gt hardtanh le "
-    "leaky_relu log logical_and logical_not lt masked_fill masked_fill_ mul mul_ ne neg pow "
+    "leaky_relu log logical_and logical_not lt masked_fill masked_fill_ mul mul_ nan_to_num ne neg pow "
     "reciprocal relu remainder rsqrt rsub sigmoid silu sin softmax log_softmax sqrt square sub "
     "sub_ tanh where"
 ).split()
@@ -179,8 +179,8 @@ REDUCTIONS = (
     "norm prod sum var"
 ).split()
 MOVING = (
-    "arange argsort as_strided bincount cat chunk clone contiguous copy_ detach diagonal dropout empty "
-    "empty_like expand expand_as eye eye_ fill_ flatten flip full full_like gather index index_put "
+    "arange argsort as_strided bincount cat chunk clone contiguous copy_ detach diagonal dropout "
+    "empty empty_like expand expand_as eye eye_ fill_ flatten flip full full_like gather index index_put "
     "index_put_ index_select lift_fresh linspace meshgrid narrow new_full new_ones new_zeros "
     "nonzero one_hot ones ones_like outer pad permute repeat repeat_interleave reshape roll "
     "scatter scatter_ scatter_reduce select slice sort split split_with_sizes squeeze stack t "
