@@ -159,7 +159,7 @@ def _slice(
 
 
 def pooling_share(model: nn.Module, images: Tensor, options: BenchOptions) -> float:
-    """Share of the forward's time inside pooling layers; the device's time where it is not the CPU."""
+    """Share of the forward's time inside pooling layers, on the device's own clock."""
     layers = [layer for layer in model.modules() if isinstance(layer, TokenPooling)]
     for layer in layers:
         layer.forward = partial(_recorded, layer)  # type: ignore[method-assign]

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -122,18 +122,20 @@ def create(
     data_dir: str | None = None,
     download: bool = False,
     limit: int | None = None,
+    transform: Any = None,
 ) -> ImageData:
-    """Open a data set for evaluation.
+    """Open a data set, for evaluation unless it is given another transform.
 
     Args:
         spec: `demo`, a folder, a .tar file, or a timm data set name such as `torch/cifar10`.
         config: the model's data config (`timm.data.resolve_data_config`).
         limit: at most so many images, spread evenly over the data.
+        transform: from a PIL image to what the data yields, in place of evaluation's own.
 
     Raises:
         UserError: there is nothing there, or nothing that can be read; says what is missing.
     """
-    transform = create_transform(
+    transform = transform or create_transform(
         **_transform_arguments(config), is_training=False, use_prefetcher=True
     )
     if spec == "demo":
@@ -149,15 +151,23 @@ def create(
 
 
 def batches(
-    data: ImageData, batch_size: int, workers: int = 0, pin_memory: bool = False
+    data: ImageData,
+    batch_size: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+    start_worker: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches in order: uint8 (B, 3, H, W) and int64 (B,), on the CPU."""
+    """Batches in order: uint8 (B, 3, H, W) and int64 (B,), on the CPU.
+
+    start_worker: called in each worker process before its first image.
+    """
     loader: DataLoader[Any] = DataLoader(
         data.images,
         batch_size=batch_size,
         num_workers=0 if isinstance(data.images, IterableDataset) else workers,
         pin_memory=pin_memory,
         collate_fn=_collate,
+        worker_init_fn=start_worker,
     )
     return iter(loader)
 

@@ -68,7 +68,8 @@ def evaluate(
     target_device = pick_device(device)
     model = model.to(target_device).eval()
     pin = target_device.type == "cuda"
-    source = source or batches(data, batch_size, workers, pin_memory=pin)
+    if source is None:
+        source = batches(data, batch_size, workers, pin_memory=pin)
     right1: list[Tensor] = []
     right5: list[Tensor] = []
     losses: list[Tensor] = []

@@ -188,23 +188,23 @@ COUNTED: dict[str, Handle] = {
 
 ELEMENTWISE = (
     "__and__ __or__ __rshift__ __xor__ abs add add_ addcmul bitwise_and bitwise_not bitwise_or "
-    "ceil clamp clamp_ clamp_min clamp_min_ cos div div_ eq exp floor_divide ge gelu gt hardtanh le "
-    "leaky_relu log logical_and logical_not lt masked_fill masked_fill_ mul mul_ ne neg pow "
-    "reciprocal relu remainder rsqrt rsub sigmoid silu sin softmax log_softmax sqrt square sub "
-    "sub_ tanh where"
+    "ceil clamp clamp_ clamp_min clamp_min_ cos div div_ eq exp floor_divide ge gelu gt hardtanh "
+    "le leaky_relu log logical_and logical_not lt masked_fill masked_fill_ mul mul_ nan_to_num ne "
+    "neg pow reciprocal relu remainder rsqrt rsub sigmoid silu sin softmax log_softmax sqrt "
+    "square sub sub_ tanh where"
 ).split()
 REDUCTIONS = (
-    "all amax amin any argmax argmin avg_pool2d cummax cumsum linalg_vector_norm max maximum max_pool2d mean min minimum "
-    "norm prod sum var"
+    "all amax amin any argmax argmin avg_pool2d cummax cumsum linalg_vector_norm max maximum "
+    "max_pool2d mean min minimum norm prod sum var"
 ).split()
 MOVING = (
-    "arange argsort as_strided bincount cat chunk clone contiguous copy_ detach diagonal dropout empty "
-    "empty_like expand expand_as eye eye_ fill_ flatten flip full full_like gather index index_put "
-    "index_put_ index_select lift_fresh linspace meshgrid narrow new_full new_ones new_zeros "
-    "nonzero one_hot ones ones_like outer pad permute repeat repeat_interleave reshape reshape_as roll "
-    "scatter scatter_ scatter_reduce select slice sort split split_with_sizes squeeze stack t "
-    "take_along_dim tile to topk transpose tril triu type_as unbind unflatten unsqueeze view zeros "
-    "zeros_like constant_pad_nd"
+    "arange argsort as_strided bincount cat chunk clone contiguous copy_ detach diagonal dropout "
+    "empty empty_like expand expand_as eye eye_ fill_ flatten flip full full_like gather index "
+    "index_put index_put_ index_select lift_fresh linspace meshgrid narrow new_full new_ones "
+    "new_zeros nonzero one_hot ones ones_like outer pad permute repeat repeat_interleave reshape "
+    "reshape_as roll scatter scatter_ scatter_reduce select slice sort split split_with_sizes "
+    "squeeze stack t take_along_dim tile to topk transpose tril triu type_as unbind unflatten "
+    "unsqueeze view zeros zeros_like constant_pad_nd"
 ).split()
 FREE: tuple[str, ...] = tuple(f"aten::{op}" for op in (*ELEMENTWISE, *REDUCTIONS, *MOVING))
 """Operators that cost nothing under fvcore's convention."""

@@ -26,10 +26,11 @@ class PoolingOptions:
     """How tokens are pooled, apart from how many.
 
     method: name in the registry, with the method's own parameters if wanted. metric: what
-    distances are measured on. metric_dim: channels of a random projection of the metric, or None for all. weights: clustering weight of a token.
-    start: tokens that clustering starts from. reduce: how a cluster becomes a token.
-    iterations: steps (or rounds) of the method. position: after the block, or between its attention
-    and its MLP; None is the latter where a block has such a place. proportional_attention: a token that stands for s tokens counts s times as a key.
+    distances are measured on. metric_dim: channels of a random projection of the metric, or None
+    for all. weights: clustering weight of a token. start: tokens that clustering starts from.
+    reduce: how a cluster becomes a token. iterations: steps (or rounds) of the method. position:
+    after the block, or between its attention and its MLP; None is the latter where a block has such
+    a place. proportional_attention: a token that stands for s tokens counts s times as a key.
 
     Raises:
         UserError: a value is not among those accepted.

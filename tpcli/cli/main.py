@@ -14,6 +14,7 @@ COMMANDS = (
     "apply",
     "eval",
     "flops",
+    "finetune",
     "schedule",
     "pareto",
     "bench",

@@ -1,4 +1,4 @@
-"""From an assignment to fewer tokens: ordering, weighted means, medoids, the reconstruction loss."""
+"""From an assignment to fewer tokens: ordering, weighted means, medoids, reconstruction loss."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Clusters(NamedTuple):
     followers: (B, N - K) all other tokens, ascending.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index, which nobody needs here
     lead: Tensor
     followers: Tensor
 
     @classmethod
     def from_labels(cls, labels: Tensor, k: int) -> Clusters:
-        """Number the clusters of arbitrary `labels` (B, N) in reading order; K distinct per sample."""
+        """Number clusters of any `labels` (B, N) in reading order; K distinct per sample."""
         lead_of = lowest_member(labels)  # (B, N)
         position = torch.arange(labels.shape[1], device=labels.device)
         is_follower = lead_of != position

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+FAR = 1e30
+
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """||a_i - b_j||^2 as one batched product: (B, N, D), (B, M, D) -> (B, N, M), never negative."""
@@ -19,11 +21,14 @@ def pairwise_squared_distances(z: Tensor) -> Tensor:
     Symmetry matters: both members of a pair are equally good medoids, and that tie must not be
     decided by rounding.
 
+    Tokens that are not finite are far from all others, so that a diverged model still gets K
+    clusters, and its loss tells.
+
     z: (B, N, D). Returns (B, N, N).
     """
     # centring takes the common offset out of the norms, and most of the cancellation with it
     z = z - z.mean(1, keepdim=True)
     d = squared_distances(z, z)
-    d = (d + d.transpose(1, 2)) / 2
+    d = ((d + d.transpose(1, 2)) / 2).nan_to_num(nan=FAR, posinf=FAR)
     eye = torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
     return d.masked_fill(eye, 0.0)

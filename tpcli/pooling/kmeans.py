@@ -23,7 +23,8 @@ def k_means(
     """
     z = z - z.mean(1, keepdim=True)
     medoids = start_medoids(start, z, k, weights=weights, sizes=sizes)
-    centres = z.gather(1, positions_of(medoids, k).unsqueeze(-1).expand(-1, -1, z.shape[-1]))  # (B, K, D)
+    first = positions_of(medoids, k).unsqueeze(-1)
+    centres = z.gather(1, first.expand(-1, -1, z.shape[-1]))  # (B, K, D)
     distances = squared_distances(z, centres)
     for _ in range(iterations):
         members = torch.zeros_like(distances).scatter_(

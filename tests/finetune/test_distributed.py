@@ -1,0 +1,77 @@
+"""Two gloo processes on CPU do what one process does."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.finetune.conftest import LIMIT, Run, command, quick_options
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    with (out / "metrics.csv").open() as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The run of two processes, and what it printed."""
+    out = tmp_path_factory.mktemp("two") / "out"
+    options = [*quick_options(tiny, out), "--drop-path", 0, "--json"]
+    printed, log = command(*options, processes=2).communicate(timeout=180)
+    assert (out / "result.json").exists(), log
+    return out, json.loads(printed)
+
+
+def test_same_curve_as_one_process(
+    run: Run, two: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    run(tmp_path / "one", drop_path=0.0)
+    one, other = metrics(tmp_path / "one"), metrics(two[0])
+    assert len(one) == len(other) == 3
+    for a, b in zip(one, other, strict=True):
+        assert b["top1"] == a["top1"]  # to the image
+        assert b.get("average_top1") == a.get("average_top1")
+        assert b["step"] == a["step"]
+        if "train_loss" in a:
+            assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-5)
+    first = load_file(tmp_path / "one" / "model.safetensors")
+    for key, value in load_file(two[0] / "model.safetensors").items():
+        assert value.numpy() == pytest.approx(first[key].numpy(), abs=1e-4), key
+
+
+def test_every_image_is_counted_once(two: tuple[Path, dict[str, Any]]) -> None:
+    assert LIMIT % 2 == 1  # so one process has more images than the other
+    assert two[1]["count"] == LIMIT
+    assert two[1]["processes"] == 2
+
+
+def test_accumulation_gives_the_curve_too(
+    run: Run, two: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    run(tmp_path / "parts", drop_path=0.0, grad_accumulation=4)
+    parts, other = metrics(tmp_path / "parts"), metrics(two[0])
+    assert [r["train_loss"] for r in parts[1:]] == pytest.approx(
+        [r["train_loss"] for r in other[1:]], rel=1e-5
+    )
+
+
+def test_a_run_goes_on_with_another_number_of_processes(
+    run: Run, two: tuple[Path, dict[str, Any]], tiny: Path, tmp_path: Path
+) -> None:
+    from tests.finetune.test_resume import Stopper, terminate
+    from tpcli.finetune import Interrupted
+
+    with pytest.raises(Interrupted):
+        run(tmp_path / "out", drop_path=0.0, watcher=Stopper(3, terminate))
+    options = [*quick_options(tiny, tmp_path / "out"), "--drop-path", 0]
+    _, log = command(*options, processes=2).communicate(timeout=180)
+    assert "after step 3" in log
+    assert [r["train_loss"] for r in metrics(tmp_path / "out")[1:]] == pytest.approx(
+        [r["train_loss"] for r in metrics(two[0])[1:]], rel=1e-5
+    )

@@ -1,0 +1,144 @@
+"""Recipes: what is accepted, and the way through TOML files and options."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from tpcli.cli.options import spread
+from tpcli.cli.recipe_options import RecipeGroup, read_config
+from tpcli.errors import UserError
+from tpcli.finetune.record import to_toml
+from tpcli.recipe import BASE_LR, IMAGES_OF_LR, Recipe, option_name, recipe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def test_learning_rate_scales_with_the_batch() -> None:
+    assert Recipe(batch_size=IMAGES_OF_LR).peak_lr == BASE_LR
+    assert Recipe(batch_size=64).peak_lr == BASE_LR * 64 / IMAGES_OF_LR
+    assert Recipe(batch_size=64, lr=0.1).peak_lr == 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("epochs", 0, "1 or more"),
+        ("epochs", 2.5, "no int"),
+        ("epochs", True, "no int"),
+        ("lr", "fast", "no float"),
+        ("mixup", -0.1, "0 or more"),
+        ("smoothing", 1.5, "0 to 1"),
+        ("precision", "bf61", "bf16, fp16, fp32"),
+        ("tracker", "wandbb", "Did you mean wandb"),
+        ("distill", "yes", "no bool"),
+    ],
+)
+def test_values_out_of_range(name: str, value: object, told: str) -> None:
+    with pytest.raises(UserError, match=f"{option_name(name)} .*{told}"):
+        recipe({name: value})
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(UserError, match=r"no 'epoch'\. Did you mean epochs"):
+        recipe({"epoch": 3})
+
+
+def test_whole_numbers_pass_for_real_ones() -> None:
+    assert recipe({"mixup": 0, "lr": 1}).mixup == 0
+
+
+def test_toml_round_trip() -> None:
+    values = {
+        **Recipe(lr=1e-7, aa='a"b\\c').to_dict(),
+        "model_kwargs": ["a=1", "b=x"],
+        "none": None,
+    }
+    read = tomllib.loads(to_toml(values))
+    assert read["model-kwargs"] == ["a=1", "b=x"]
+    assert "none" not in read
+    back = {k.replace("-", "_"): v for k, v in read.items() if k != "model-kwargs"}
+    assert recipe(back) == Recipe(lr=1e-7, aa='a"b\\c')
+
+
+def test_what_a_resumed_run_may_change() -> None:
+    fixed = Recipe().fixed()
+    assert not {"workers", "save_minutes", "tracker", "eval_batch_size"} & fixed.keys()
+    assert {"lr", "epochs", "batch_size", "seed", "distill"} <= fixed.keys()
+
+
+@pytest.fixture
+def parsed() -> tuple[typer.Typer, list[Recipe]]:
+    """A command with nothing but a recipe, and the recipes that it was called with."""
+    app, seen = typer.Typer(), []
+
+    def train(
+        *, training: RecipeGroup, config: Path | None = CONFIG, as_json: bool = False
+    ) -> None:
+        seen.append(training.recipe)
+
+    app.command()(spread(train))
+    return app, seen
+
+
+CONFIG = typer.Option(None, callback=read_config, is_eager=True)
+
+
+def test_every_field_is_an_option_and_a_key(
+    parsed: tuple[typer.Typer, list[Recipe]], tmp_path: Path
+) -> None:
+    app, seen = parsed
+    help_text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
+    for item in fields(Recipe):
+        assert option_name(item.name) in help_text
+    file = tmp_path / "all.toml"
+    wanted = Recipe(epochs=3, lr=0.25, distill=False, hflip=0.0, tracker="wandb")
+    file.write_text(to_toml(wanted.to_dict()))
+    CliRunner().invoke(app, ["--config", str(file)], catch_exceptions=False)
+    assert seen == [wanted]
+
+
+def test_options_win_over_the_file(
+    parsed: tuple[typer.Typer, list[Recipe]], tmp_path: Path
+) -> None:
+    app, seen = parsed
+    file = tmp_path / "some.toml"
+    file.write_text("epochs = 7\nbatch_size = 32\ndistill = false\n")
+    arguments = ["--epochs", "3", "--config", str(file), "--distill"]
+    CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert (seen[0].epochs, seen[0].batch_size, seen[0].distill) == (3, 32, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("epoch = 3", "'epoch', which is no option of this command. Did you mean epochs"),
+        ("as-json = true", "'as-json'"),
+        ("epochs = 2.5", "epochs = 2.5 is no whole number"),
+        ("[training]\nepochs = 2", "'training'"),
+        ("epochs = ", "not a readable TOML file"),
+        ("mixup = -1.0", "--mixup -1.0 is out of range"),
+    ],
+)
+def test_bad_files(
+    parsed: tuple[typer.Typer, list[Recipe]], tmp_path: Path, text: str, told: str
+) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    result = CliRunner().invoke(parsed[0], ["--config", str(file)])
+    assert isinstance(result.exception, UserError)
+    assert told in str(result.exception)
+
+
+def test_missing_file(parsed: tuple[typer.Typer, list[Recipe]]) -> None:
+    result = CliRunner().invoke(parsed[0], ["--config", "nowhere.toml"])
+    assert isinstance(result.exception, UserError)
+    assert "nowhere.toml does not exist" in str(result.exception)

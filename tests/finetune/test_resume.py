@@ -1,0 +1,215 @@
+"""No work is lost: a run that was stopped anywhere ends as one that was not."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.finetune.conftest import Run, command, quick_options
+from tpcli.errors import TpcliError, UserError
+from tpcli.finetune import Interrupted, Watcher
+
+STEPS = 8  # 2 epochs of 4
+
+
+class Stopper(Watcher):
+    """Does something after a step."""
+
+    def __init__(self, step: int, action: object) -> None:
+        self.at, self.action = step, action
+
+    def step(self, *, step: int, **rest: object) -> None:
+        if step == self.at:
+            self.action()  # type: ignore[operator]
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    for name in ("model.safetensors", "checkpoints/best.safetensors"):
+        assert_same_file(one / name, other / name)
+    step = f"checkpoints/step-{STEPS:09d}"
+    for name in ("model.safetensors", "average.safetensors"):
+        assert_same_file(one / step / name, other / step / name)
+
+
+def assert_same_file(one: Path, other: Path) -> None:
+    first, second = load_file(one), load_file(other)
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+def lines(out: Path) -> list[dict[str, str]]:
+    with (out / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in r.items() if k not in ("images_per_second", "seconds")} for r in rows]
+
+
+@pytest.fixture
+def straight(run: Run, tmp_path: Path) -> Path:
+    """A run that nothing happened to."""
+    run(tmp_path / "straight")
+    return tmp_path / "straight"
+
+
+@pytest.mark.parametrize("step", [1, 4, 6])
+def test_sigterm_and_resume_end_with_the_same_weights(
+    run: Run, straight: Path, tmp_path: Path, step: int
+) -> None:
+    out = tmp_path / "stopped"
+    with pytest.raises(Interrupted, match=f"SIGTERM after .*{step if step != 4 else ''}.*again"):
+        run(out, watcher=Stopper(step, terminate))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert not (out / "config.json").exists()  # no model before it is complete
+    run(out)
+    assert_same_weights(straight, out)
+    assert lines(out) == lines(straight)
+    assert [row["epoch"] for row in lines(out)] == ["0", "1", "2"]
+
+
+def test_sigkill_at_random_steps_and_resume_end_with_the_same_weights(
+    straight: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """Killed in processes of their own, with a checkpoint after each step."""
+    out = tmp_path / "killed"
+    options = [*quick_options(tiny, out), "--save-minutes", 0]
+    for _ in range(2):
+        process = command(*options)
+        before = {p.name for p in (out / "checkpoints").glob("step-*")}
+        until = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < until:
+            if {p.name for p in (out / "checkpoints").glob("step-*")} - before:
+                break
+            time.sleep(0.005)
+        time.sleep(random.random() * 0.2)
+        process.kill()
+        process.communicate()
+    process = command(*options)
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == 0, log
+    assert_same_weights(straight, out)
+    assert lines(out) == lines(straight)
+
+
+def test_a_complete_run_is_not_repeated(run: Run, straight: Path) -> None:
+    stamp = (straight / "model.safetensors").stat().st_mtime_ns
+    result = run(straight)
+    assert (straight / "model.safetensors").stat().st_mtime_ns == stamp
+    assert result == run(straight, resume=True)
+
+
+def test_only_one_checkpoint_stays(straight: Path) -> None:
+    names = sorted(p.name for p in (straight / "checkpoints").iterdir())
+    assert names == ["best.safetensors", f"step-{STEPS:09d}"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"schedule": "tokens:12,8,6"}, r"schedule \(tokens per block\): \[12, 8, 5\] there"),
+        ({"lr": 2e-3}, "--lr: 0.001 there, 0.002 here"),
+        ({"epochs": 3}, "--epochs: 2 there, 3 here"),
+        ({"limit": 66}, "number of training images: 67 there, 66 here"),
+    ],
+)
+def test_resuming_something_else_is_refused(
+    run: Run, tmp_path: Path, changes: dict[str, object], told: str
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted):
+        run(out, watcher=Stopper(1, terminate))
+    with pytest.raises(UserError, match=told):
+        run(out, **changes)  # type: ignore[arg-type]
+
+
+def test_resuming_another_model_is_refused(run: Run, tiny: Path, tmp_path: Path) -> None:
+    from tpcli.models import load, save
+
+    out, other = tmp_path / "out", load(str(tiny))
+    with pytest.raises(Interrupted):
+        run(out, watcher=Stopper(1, terminate))
+    with torch.no_grad():
+        other.model.head.bias.add_(1)  # type: ignore[union-attr, operator]
+    save(other.model, tmp_path / "other")
+    with pytest.raises(UserError, match=r"another model \(start weights\)"):
+        run(out, model=tmp_path / "other")
+
+
+def test_what_does_not_matter_may_change(run: Run, straight: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted):
+        run(out, watcher=Stopper(3, terminate))
+    run(out, workers=1, save_minutes=0.0, eval_batch_size=7)
+    assert_same_weights(straight, out)
+
+
+def test_a_foreign_folder_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="is no fine-tuning run"):
+        run(tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_resume_insists_on_a_run(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run to resume"):
+        run(tmp_path / "out", resume=True)
+
+
+def test_force_starts_over(run: Run, straight: Path) -> None:
+    assert run(straight, epochs=1, force=True).epochs == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(TpcliError, match=r"the (loss|gradient) is n.* at step \d, learning rate"):
+        run(out, lr=1e30, clip_grad=0.0, warmup_epochs=0.0, save_minutes=0.0)
+    (kept,) = (out / "checkpoints").glob("step-*")
+    assert all(v.isfinite().all() for v in load_file(kept / "model.safetensors").values())
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(run: Run, tmp_path: Path) -> None:
+    """The limit on file sizes makes writing fail halfway, as a full disk does."""
+    out = tmp_path / "out"
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, unlimited[1]))
+        terminate()
+
+    with pytest.raises(Interrupted):
+        run(out, watcher=Stopper(2, terminate))
+    try:
+        with pytest.raises(TpcliError, match=r"could not be written .* step-000000002, is intact"):
+            run(out, watcher=Stopper(3, fill_disk))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-000000002"]
+    run(out)
+
+
+def test_sigterm_to_the_process_group(tiny: Path, tmp_path: Path) -> None:
+    """As schedulers send it: to the processes that decode images too."""
+    out = tmp_path / "out"
+    options = [*quick_options(tiny, out), "--epochs", 1000, "--save-minutes", 0, "--workers", 1]
+    process = command(*options, start_new_session=True)
+    until = time.monotonic() + 60
+    while not list((out / "checkpoints").glob("step-*")) and time.monotonic() < until:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 130, log
+    assert "stopped by SIGTERM after" in log
+    assert "Traceback" not in log
+    assert list((out / "checkpoints").glob("step-*"))

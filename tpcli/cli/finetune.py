@@ -1,0 +1,154 @@
+"""`tpcli finetune`: train a pooled model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tpcli.cli.options import (
+    DATA_PANEL,
+    DataGroup,
+    ForceOption,
+    JsonOption,
+    ModelArgument,
+    ModelGroup,
+    PoolingGroup,
+    spread,
+)
+from tpcli.cli.recipe_options import RecipeGroup, read_config
+
+DEFAULT_SCHEDULE = "flops:0.6"
+DEMO_SCHEDULE = "keep:0.12@0"
+"""Harsher, so that the small demo has something to win back."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("finetune")(spread(finetune))
+
+
+def finetune(
+    model: ModelArgument = "demo",
+    *,
+    loading: ModelGroup,
+    pooling: PoolingGroup,
+    source: DataGroup,
+    train_split: Annotated[
+        str, typer.Option(help="Split to train on.", rich_help_panel=DATA_PANEL)
+    ] = "train",
+    training: RecipeGroup,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write; a run that is there goes on.", show_default="MODEL-finetuned"
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of options; those typed here win.", callback=read_config, is_eager=True
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Insist that there is a run to go on with.")
+    ] = False,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a model with its pooling in place, and win back the accuracy that pooling cost.
+
+    The same command again goes on after an interruption. On 8 GPUs: torchrun --nproc-per-node 8
+    -m tpcli finetune ...
+
+    Example: tpcli finetune deit_small_patch16_224 --data imagenet/ --schedule flops:0.58
+    """
+    from dataclasses import asdict, fields
+
+    import torch
+
+    from tpcli import finetune as library
+    from tpcli.cli import render
+    from tpcli.cli.training_progress import TrainingProgress
+    from tpcli.errors import UserError
+    from tpcli.files import check_output
+    from tpcli.models import base_name
+    from tpcli.surgery import pooling_spec
+
+    render.quiet()
+    is_first = os.environ.get("RANK", "0") == "0"
+    recipe = training.recipe
+    out = out or Path(f"{base_name(model)}-finetuned")
+    check_output(out)
+    if source.data is None and model != "demo":
+        raise UserError(f"model {model} needs data of its own; add --data.")
+    library.join(device)
+    torch.manual_seed(recipe.seed)  # a new head has the same start weights in every process and run
+    loaded = loading.load(model)
+    default = DEMO_SCHEDULE if model == "demo" else DEFAULT_SCHEDULE
+    pooling.apply_to(loaded, default_schedule=default)
+    data = library.open_data(
+        source.data or "demo",
+        loaded.data_config,
+        recipe,
+        train_split=train_split,
+        split=source.split,
+        data_dir=source.data_dir,
+        download=source.download,
+        limit=source.limit,
+    )
+    spec = pooling_spec(loaded.model)
+    origin = {
+        "model": model,
+        **{f.name: getattr(loading, f.name) for f in fields(loading)},
+        **(spec.options.to_dict() if spec else {}),
+        "schedule": spec.schedule.tokens_spec if spec else "none",
+        **{f.name: getattr(source, f.name) for f in fields(source)},
+        "train_split": train_split,
+    }
+    with TrainingProgress(f"finetune {loaded.name}", recipe.epochs, not is_first) as watcher:
+        result = library.finetune(
+            loaded,
+            data,
+            recipe,
+            out=out,
+            device=device,
+            resume=resume,
+            force=force,
+            origin=origin,
+            watcher=watcher,
+        )
+    library.leave()
+    if not is_first:
+        return
+    if as_json:
+        render.print_json(asdict(result))
+        return
+    low, high = result.best_top1_ci95
+    weights = "averaged weights, " if result.best_weights == "average" else ""
+    render.print_facts(
+        [
+            ("model", f"{result.model}, {recipe.epochs} epochs"),
+            ("schedule", result.schedule),
+            ("base top-1", f"{result.base_top1:.2f}%  (unpooled, before training)"),
+            ("start top-1", f"{result.start_top1:.2f}%  (pooled, before training)"),
+            (
+                "best top-1",
+                f"{result.best_top1:.2f}%  ({weights}epoch {result.best_epoch}, "
+                f"95% interval {low:.2f} to {high:.2f})",
+            ),
+            (
+                "GFLOPs",
+                f"{render.gigas(result.flops)} of {render.gigas(result.base_flops)} "
+                f"({100 * result.ratio:.1f}%; {render.CONVENTION})",
+            ),
+            (
+                "images/s",
+                f"{result.images_per_second:.0f}  (training, {result.processes} processes)",
+            ),
+            ("saved", f"{out}/  (curve.png, metrics.csv; try: tpcli eval {out})"),
+        ]
+    )

@@ -1,0 +1,20 @@
+"""Train a pooled model, and never lose work: data, engine, checkpoints, result folder."""
+
+from tpcli.recipe import Recipe
+
+from .data import TrainingData, open_data
+from .run import FinetuneResult, finetune, join, leave
+from .stop import Interrupted
+from .watch import Watcher
+
+__all__ = [
+    "FinetuneResult",
+    "Interrupted",
+    "Recipe",
+    "TrainingData",
+    "Watcher",
+    "finetune",
+    "join",
+    "leave",
+    "open_data",
+]

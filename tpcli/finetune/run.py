@@ -1,0 +1,285 @@
+"""`finetune`: checks, the parts of a run, its start, its end."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator, PartialState
+from accelerate.utils import set_seed
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from tpcli.data import check_classes
+from tpcli.errors import UserError
+from tpcli.evaluation import pick_device
+from tpcli.files import write_json
+from tpcli.flops import count_flops
+from tpcli.models import LoadedModel, save, weights_hash
+from tpcli.recipe import Recipe
+from tpcli.surgery import pooling_spec, unpool, unpooled
+
+from .batches import Batches
+from .checkpoint import Checkpoints, Progress
+from .curve import draw_curve
+from .data import TrainingData, check_data
+from .measure import Judge
+from .objective import Objective
+from .parts import make_accelerator, make_optimizer, make_scheduler, set_drop_path
+from .record import CHECKPOINTS, CURVE, RESULT, RunFolder
+from .trainer import Trainer
+from .watch import Watcher
+
+TEACHER_ABOVE_CHANCE = 10.0
+"""Points of top-1 above guessing that the unpooled model needs to be worth learning from."""
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What came of a run. Accuracies in percent, FLOPs per image.
+
+    base_top1: the unpooled model before training. start_top1: right after pooling. best_top1: of
+    the weights that were saved, after `best_epoch`, "model" or "average". final_top1: after the
+    last epoch. count: images measured on. ratio: FLOPs over base FLOPs. images_per_second: of
+    training, over all processes, loading included, measuring not. seconds: of training.
+    """
+
+    out: str
+    model: str
+    epochs: int
+    schedule: str
+    tokens: list[int]
+    method: dict[str, Any]
+    base_top1: float
+    start_top1: float
+    best_top1: float
+    best_top1_ci95: list[float]
+    best_epoch: int
+    best_weights: str
+    final_top1: float
+    count: int
+    flops: int
+    base_flops: int
+    ratio: float
+    distilled: bool
+    images_per_second: float
+    seconds: float
+    processes: int
+
+
+def finetune(
+    loaded: LoadedModel,
+    source: TrainingData,
+    recipe: Recipe | None = None,
+    *,
+    out: Path,
+    device: str = "auto",
+    resume: bool = False,
+    force: bool = False,
+    origin: Mapping[str, Any] | None = None,
+    watcher: Watcher | None = None,
+) -> FinetuneResult:
+    """Train a model, pooled or not, and write it to the folder `out`; go on where `out` left off.
+
+    Every process of a distributed run calls this with the same arguments; the model must have the
+    same weights in each.
+
+    Args:
+        loaded: the model with its start weights; trained in place.
+        device: "auto" (what accelerate finds) or "cpu".
+        resume: insist that there is a run to go on with. force: replace what `out` holds.
+        origin: more keys for the written config.toml, such as the model's spec.
+
+    Raises:
+        UserError: data, recipe, model or `out` don't go together.
+        Interrupted: stopped by a signal, with a checkpoint.
+        TpcliError: the loss is not finite, or something can't be written.
+    """
+    recipe, watcher, model = recipe or Recipe(), watcher or Watcher(), loaded.model
+    check_classes(source.train, int(model.num_classes), loaded.name)  # type: ignore[arg-type]
+    spec = pooling_spec(model)
+    pools = spec is not None and spec.schedule.pools
+    if recipe.distill and not pools:
+        raise UserError(
+            "--distill learns from the model before pooling, and nothing is pooled here; leave it "
+            "out, or give a --schedule."
+        )
+    folder = RunFolder(out, _identity(loaded, source, recipe))
+    folder.check(resume=resume, force=force)
+    accelerator = make_accelerator(recipe, device, out)
+    check_data(source, recipe, accelerator.num_processes)
+    optimizer = make_optimizer(model, recipe)
+    scheduler = make_scheduler(optimizer, recipe, (source.train.count or 0) // recipe.batch_size)
+    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+    if accelerator.is_main_process:
+        settings = {**(origin or {}), **recipe.to_dict()}
+        folder.begin(settings, force=force)
+    accelerator.wait_for_everyone()
+    finished = folder.result()
+    if finished is not None:
+        watcher.note(f"{out} is complete already")
+        return FinetuneResult(**finished)
+
+    set_seed(recipe.seed, device_specific=True)
+    teacher = unpool(copy.deepcopy(model)).eval().requires_grad_(False).to(accelerator.device)
+    judge = Judge(accelerator, source.validation, recipe.eval_batch_size, recipe.workers)
+    scores = folder.scores() or _scores_before(judge, model, teacher, pools)
+    if accelerator.is_main_process:
+        folder.write_scores(scores)
+    distills = pools if recipe.distill is None else recipe.distill
+    chance = 100 / int(model.num_classes)  # type: ignore[arg-type]
+    if recipe.distill is None and scores["base_top1"] < chance + TEACHER_ABOVE_CHANCE:
+        distills = False
+
+    set_drop_path(model, recipe.drop_path)
+    model.to(accelerator.device)
+    spare = copy.deepcopy(model)
+    average = (
+        ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
+    )
+    batches = Batches(
+        source,
+        recipe,
+        accelerator.num_processes,
+        accelerator.process_index,
+        accelerator.device.type == "cuda",
+    )
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    checkpoints = Checkpoints(
+        out / CHECKPOINTS, accelerator, model, average.module if average else None
+    )
+    first_row = {"epoch": 0, "step": 0, "top1": scores["start_top1"]}
+    progress = checkpoints.load() if checkpoints.latest() else Progress(rows=[first_row])
+    if progress.step:
+        watcher.note(f"going on with {out} after step {progress.step}")
+    watcher.begin(
+        steps=recipe.epochs * batches.steps,
+        done=progress.step,
+        base_top1=scores["base_top1"],
+        start_top1=scores["start_top1"],
+    )
+    Trainer(
+        recipe=recipe,
+        accelerator=accelerator,
+        model=model,
+        prepared=prepared,
+        copy=spare,
+        average=average,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        objective=Objective(
+            recipe,
+            int(model.num_classes),  # type: ignore[arg-type]
+            teacher if distills else None,
+            accelerator.autocast,
+        ),
+        batches=batches,
+        judge=judge,
+        folder=folder,
+        checkpoints=checkpoints,
+        progress=progress,
+        watcher=watcher,
+    ).train()
+
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    spare.load_state_dict(checkpoints.load_best())
+    result = _result(loaded, spare, recipe, scores, progress, distills, accelerator, out)
+    if accelerator.is_main_process:
+        set_drop_path(spare, 0.0)
+        _write_model(spare, out, source.train.classes)
+        draw_curve(progress.rows, scores["base_top1"], out / CURVE)
+        write_json(out / RESULT, asdict(result))
+    accelerator.wait_for_everyone()
+    return result
+
+
+def join(device: str = "auto") -> None:
+    """Make this process one of its group, once, before data are opened.
+
+    timm deals the shards of a stream out as they are opened, to the processes there are then.
+    """
+    PartialState(cpu=pick_device(device).type == "cpu")
+
+
+def leave() -> None:
+    """Take this process out of its group, once, after the last run."""
+    PartialState().destroy_process_group()
+
+
+def _identity(loaded: LoadedModel, source: TrainingData, recipe: Recipe) -> dict[str, Any]:
+    model, spec = loaded.model, pooling_spec(loaded.model)
+    return {
+        "architecture": model.pretrained_cfg.get("architecture") or type(model).__name__,  # type: ignore[operator, union-attr]
+        "weights": weights_hash(model),
+        "tokens": list(spec.schedule.tokens) if spec else [],
+        "pooling": spec.options.to_dict() if spec else {},
+        "train_images": source.train.count,
+        "validation_images": source.validation.count,
+        "classes": list(source.train.classes),
+        "preprocessing": {key: source.train.config[key] for key in sorted(source.train.config)},
+        **recipe.fixed(),
+    }
+
+
+def _scores_before(
+    judge: Judge, model: nn.Module, teacher: nn.Module, pools: bool
+) -> dict[str, Any]:
+    base = judge.score(teacher)
+    start = judge.score(model) if pools else base
+    return {"base_top1": base.top1, "start_top1": start.top1, "count": base.count}
+
+
+def _result(
+    loaded: LoadedModel,
+    best: nn.Module,
+    recipe: Recipe,
+    scores: Mapping[str, Any],
+    progress: Progress,
+    distilled: bool,
+    accelerator: Accelerator,
+    out: Path,
+) -> FinetuneResult:
+    spec = pooling_spec(best)
+    flops = count_flops(best).total
+    with unpooled(best):
+        base_flops = count_flops(best).total
+    last, trained = progress.rows[-1], progress.rows[1:]
+    seconds = sum(row["seconds"] for row in trained)
+    images = sum(row["seconds"] * row["images_per_second"] for row in trained)
+    return FinetuneResult(
+        out=str(out),
+        model=loaded.name,
+        epochs=recipe.epochs,
+        schedule=spec.schedule.name if spec else "none",
+        tokens=list(spec.schedule.tokens) if spec else [],
+        method=spec.options.to_dict() if spec else {},
+        base_top1=scores["base_top1"],
+        start_top1=scores["start_top1"],
+        best_top1=progress.best["top1"],
+        best_top1_ci95=progress.best["top1_ci95"],
+        best_epoch=progress.best["epoch"],
+        best_weights=progress.best["weights"],
+        final_top1=last["top1"],
+        count=scores["count"],
+        flops=flops,
+        base_flops=base_flops,
+        ratio=flops / base_flops,
+        distilled=distilled,
+        images_per_second=images / seconds,
+        seconds=seconds,
+        processes=accelerator.num_processes,
+    )
+
+
+def _write_model(model: nn.Module, out: Path, classes: Any) -> None:
+    """Add the model's files to `out`; config.json last, so that the folder is a model or is not."""
+    fresh = out / ".model"
+    names = {"label_names": list(classes)} if classes else {}
+    save(model.cpu(), fresh, force=True, **names)
+    for file in sorted(fresh.iterdir(), key=lambda f: f.name == "config.json"):
+        file.replace(out / file.name)
+    fresh.rmdir()

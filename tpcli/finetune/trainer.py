@@ -1,0 +1,227 @@
+"""The training loop, on Hugging Face accelerate."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from tpcli.errors import TpcliError
+from tpcli.evaluation import explain_out_of_memory
+from tpcli.recipe import Recipe
+from tpcli.surgery import unpooled
+
+from .batches import Batches
+from .checkpoint import Checkpoints, Progress
+from .measure import Judge
+from .objective import Objective
+from .record import RunFolder
+from .stop import Interrupted, StopRequest
+from .watch import Watcher
+
+
+class Trainer:
+    """Trains `model` from wherever `progress` is to the last epoch.
+
+    model: unwrapped; prepared: the same, as accelerate returned it. average: moving average of the
+    weights, or None. copy: a spare of the model, for measuring in float32 what is trained in less.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        model: nn.Module,
+        prepared: nn.Module,
+        copy: nn.Module,
+        average: ModelEmaV3 | None,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Scheduler,
+        objective: Objective,
+        batches: Batches,
+        judge: Judge,
+        folder: RunFolder,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        watcher: Watcher,
+    ) -> None:
+        self.recipe = recipe
+        self.accelerator = accelerator
+        self.model = model
+        self.prepared = prepared
+        self.copy = copy
+        self.average = average
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.objective = objective
+        self.batches = batches
+        self.judge = judge
+        self.folder = folder
+        self.checkpoints = checkpoints
+        self.progress = progress
+        self.watcher = watcher
+        self.stop = StopRequest()
+        self.saved_at = time.monotonic()
+
+    def train(self) -> None:
+        """Train to the end.
+
+        Raises:
+            Interrupted: told to stop; a checkpoint is written.
+            TpcliError: the loss is not finite, or a checkpoint can't be written.
+        """
+        steps = self.batches.steps
+        with self.stop, explain_out_of_memory(self.recipe.batch_size):
+            while len(self.progress.rows) <= self.recipe.epochs:  # row 0 is before training
+                epoch = len(self.progress.rows) - 1
+                first = self.progress.step - epoch * steps
+                if first < steps:
+                    self.train_epoch(epoch, first)
+                self.finish_epoch(epoch)
+
+    def train_epoch(self, epoch: int, first_step: int) -> None:
+        """Train from a step of an epoch to its end."""
+        progress = self.progress
+        self.prepared.train()
+        batches = self.batches.epoch(epoch, first_step)
+        began = time.perf_counter()
+        for _ in range(first_step, self.batches.steps):
+            loss = self.step(batches)
+            progress.step += 1
+            progress.loss_sum += loss
+            progress.images += self.recipe.batch_size
+            progress.seconds += time.perf_counter() - began
+            lr = self.current_lr()
+            self.watcher.step(
+                step=progress.step, epoch=epoch, loss=loss, lr=lr, images=self.recipe.batch_size
+            )
+            self.accelerator.log({"train_loss": loss, "lr": lr}, step=progress.step)
+            self.save_if_due()
+            began = time.perf_counter()
+
+    def step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
+        """One optimizer step; the mean loss over all processes."""
+        accelerator, recipe = self.accelerator, self.recipe
+        self.scheduler.step_update(self.progress.step)
+        total = torch.zeros((), device=accelerator.device)
+        for _ in range(recipe.grad_accumulation):
+            images, targets = (t.to(accelerator.device, non_blocking=True) for t in next(batches))
+            images, targets = self.objective.mix(images, targets, self.progress.step)
+            with accelerator.accumulate(self.prepared):
+                loss = self.objective(self.forward(images), targets, images)
+                accelerator.backward(loss)
+                total += loss.detach() / recipe.grad_accumulation
+                if accelerator.sync_gradients:
+                    loss_value = float(accelerator.reduce(total, "mean"))
+                    norm = accelerator.clip_grad_norm_(
+                        self.prepared.parameters(), recipe.clip_grad or math.inf
+                    )
+                    self.check_finite(loss_value, norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.model, self.progress.step + 1)
+        return loss_value
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes); says so where tokens are not finite and so can't be clustered."""
+        try:
+            logits: Tensor = self.prepared(images)
+        except (RuntimeError, IndexError):
+            with torch.no_grad(), unpooled(self.model):
+                if not self.model(images).isfinite().all():
+                    self.check_finite(math.nan, None)
+            raise
+        return logits
+
+    def check_finite(self, loss: float, norm: Tensor | None) -> None:
+        """Raise before a step that would spoil the weights (fp16's scaler skips such steps)."""
+        bad_norm = norm is not None and self.accelerator.scaler is None and not norm.isfinite()
+        if math.isfinite(loss) and not bad_norm:
+            return
+        what = f"loss is {loss}" if not math.isfinite(loss) else "gradient is not finite"
+        kept = self.checkpoints.latest()
+        raise TpcliError(
+            f"the {what} at step {self.progress.step + 1}, learning rate {self.current_lr():.3g}; "
+            f"{f'the last good checkpoint is {kept}' if kept else 'there is no checkpoint yet'}; "
+            "start over with a smaller --lr, a smaller --clip-grad or --precision fp32."
+        )
+
+    def current_lr(self) -> float:
+        """The largest learning rate of any parameter group."""
+        return max(float(group["lr"]) for group in self.optimizer.param_groups)
+
+    def save_if_due(self) -> None:
+        """A checkpoint where time is up or someone asked to stop; all processes agree on it."""
+        minutes = (time.monotonic() - self.saved_at) / 60
+        wanted = torch.tensor(
+            [
+                float(self.stop.signal is not None),
+                float(minutes >= self.recipe.save_minutes and self.accelerator.is_main_process),
+            ],
+            device=self.accelerator.device,
+        )
+        if self.accelerator.num_processes > 1:
+            wanted = self.accelerator.reduce(wanted, "sum")
+        stop, due = wanted.tolist()
+        if stop or due:
+            self.save()
+        if stop:
+            name = self.stop.signal.name if self.stop.signal else "a signal to another process"
+            raise Interrupted(
+                f"stopped by {name} after step {self.progress.step}, with a checkpoint; "
+                "run the same command again to go on."
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint now."""
+        self.checkpoints.save(self.progress)
+        self.saved_at = time.monotonic()
+
+    def finish_epoch(self, epoch: int) -> None:
+        """Measure, remember the best, write metrics and a checkpoint."""
+        progress, recipe = self.progress, self.recipe
+        row: dict[str, float] = {
+            "epoch": epoch + 1,
+            "step": progress.step,
+            "lr": self.current_lr(),
+            "train_loss": progress.loss_sum / self.batches.steps,
+            "images_per_second": progress.images / progress.seconds,
+            "seconds": progress.seconds,
+        }
+        self.copy.load_state_dict(self.model.state_dict())
+        candidates = {"top1": ("model", self.copy)}
+        if self.average is not None:
+            candidates["average_top1"] = ("average", self.average.module)
+        for column, (weights, model) in candidates.items():
+            score = self.judge.score(model)
+            row[column] = score.top1
+            if not progress.best or score.top1 > progress.best["top1"]:
+                progress.best = {
+                    "epoch": epoch + 1,
+                    "weights": weights,
+                    "top1": score.top1,
+                    "top1_ci95": list(score.top1_ci95),
+                }
+                if self.accelerator.is_main_process:
+                    self.checkpoints.save_best(model.state_dict())
+        progress.rows.append(row)
+        progress.loss_sum, progress.images, progress.seconds = 0.0, 0, 0.0
+        self.save()
+        if self.accelerator.is_main_process:
+            self.folder.write_metrics(progress.rows)
+        self.watcher.epoch(row)
+        scores = {key: row[key] for key in ("top1", "average_top1") if key in row}
+        self.accelerator.log(scores, step=progress.step)
+        if self.stop.signal is not None and epoch + 1 < recipe.epochs:
+            raise Interrupted(
+                f"stopped by {self.stop.signal.name} after epoch {epoch + 1}, with a checkpoint; "
+                "run the same command again to go on."
+            )

@@ -1,0 +1,192 @@
+"""Recipe: one frozen value that says how a model is trained, and its defaults; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import Any, get_args, get_type_hints
+
+from tpcli.errors import UserError, did_you_mean
+
+PRECISIONS = ("bf16", "fp16", "fp32")
+TRACKERS = ("tensorboard", "wandb")
+IMAGES_OF_LR = 512
+"""The batch that `BASE_LR` is meant for; other batches scale it linearly, as DeiT does."""
+BASE_LR = 8e-4
+
+
+def knob(
+    default: Any,
+    text: str,
+    panel: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    free: bool = False,
+) -> Any:
+    """A field: its help, its panel, what it accepts, whether a resumed run may change it."""
+    about = {
+        "help": text,
+        "panel": panel,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "free": free,
+    }
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained: each field is an option of `tpcli finetune` and a key of its TOML.
+
+    None means: decided from the model and the data (see each help).
+
+    Raises:
+        UserError: a value is out of range or unknown; names the option.
+    """
+
+    epochs: int = knob(10, "Passes over the training images.", "Training", low=1)
+    batch_size: int = knob(
+        128, "Images in an optimizer step, over all processes.", "Training", low=1
+    )
+    lr: float | None = knob(
+        None,
+        f"Peak learning rate (default {BASE_LR:g} x batch / {IMAGES_OF_LR}).",
+        "Training",
+        low=0,
+    )
+    min_lr: float = knob(1e-6, "Learning rate at the end.", "Training", low=0)
+    warmup_epochs: float = knob(0.5, "Epochs of linear warm-up.", "Training", low=0)
+    weight_decay: float = knob(0.05, "Weight decay.", "Training", low=0)
+    layer_decay: float | None = knob(
+        None,
+        "Factor on the learning rate per block, from the head down.",
+        "Training",
+        low=0,
+        high=1,
+    )
+    opt: str = knob("adamw", "Optimizer, by timm's name.", "Training")
+    sched: str = knob("cosine", "Learning rate schedule, by timm's name.", "Training")
+    clip_grad: float | None = knob(1.0, "Largest gradient norm; 0 for no limit.", "Training", low=0)
+    grad_accumulation: int = knob(
+        1, "Parts that a process cuts its batch into, to save memory.", "Training", low=1, free=True
+    )
+    precision: str = knob("bf16", "bf16, fp16 or fp32.", "Training", choices=PRECISIONS)
+    ema_decay: float = knob(
+        0.998,
+        "Decay of the weights' moving average, after a warm-up; 0 for none.",
+        "Training",
+        low=0,
+        high=1,
+    )
+    drop_path: float = knob(0.0, "Stochastic depth of the last block.", "Training", low=0, high=1)
+    seed: int = knob(0, "Seed of everything random.", "Training", low=0)
+
+    distill: bool | None = knob(
+        None,
+        "Learn from the unpooled model (default: if there is pooling, and that model is good).",
+        "Distillation",
+    )
+    distill_alpha: float = knob(
+        0.5, "Share of the teacher in the loss.", "Distillation", low=0, high=1
+    )
+    distill_temperature: float = knob(1.0, "Softness of both outputs.", "Distillation", low=1e-3)
+
+    smoothing: float = knob(0.1, "Label smoothing.", "Augmentation", low=0, high=1)
+    mixup: float = knob(0.8, "Mixup alpha; 0 for none.", "Augmentation", low=0)
+    cutmix: float = knob(1.0, "CutMix alpha; 0 for none.", "Augmentation", low=0)
+    mix_prob: float = knob(0.5, "Share of batches that are mixed.", "Augmentation", low=0, high=1)
+    aa: str = knob(
+        "rand-m7-mstd0.5-mmax9-inc1",
+        "RandAugment or AutoAugment, by timm's name; none.",
+        "Augmentation",
+    )
+    erasing: float = knob(
+        0.1, "Share of images with a random erasure.", "Augmentation", low=0, high=1
+    )
+    crop_scale: float = knob(
+        0.5,
+        "Smallest area of a random crop; 1 for the whole image.",
+        "Augmentation",
+        low=0.01,
+        high=1,
+    )
+    hflip: float | None = knob(
+        None,
+        "Share of mirrored images (default 0.5, 0 on the demo).",
+        "Augmentation",
+        low=0,
+        high=1,
+    )
+
+    workers: int = knob(2, "Processes that decode images, per process.", "Run", low=0, free=True)
+    save_minutes: float = knob(10.0, "Longest time between checkpoints.", "Run", low=0, free=True)
+    eval_batch_size: int = knob(256, "Images in a batch when measuring.", "Run", low=1, free=True)
+    tracker: str | None = knob(
+        None, "Also log to: tensorboard, wandb.", "Run", choices=TRACKERS, free=True
+    )
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            _check(item, getattr(self, item.name))
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up."""
+        return self.lr if self.lr is not None else BASE_LR * self.batch_size / IMAGES_OF_LR
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in pairs."""
+        return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, with the learning rate that is used."""
+        return {**asdict(self), "lr": self.peak_lr}
+
+    def fixed(self) -> dict[str, object]:
+        """What a resumed run must have in common with the one that it continues."""
+        free = {item.name for item in fields(self) if item.metadata["free"]}
+        return {name: value for name, value in self.to_dict().items() if name not in free}
+
+
+def recipe(values: Mapping[str, object]) -> Recipe:
+    """A recipe of what is given (None means not given), the rest default.
+
+    Raises:
+        UserError: a name is unknown, or a value is not accepted.
+    """
+    known = {item.name for item in fields(Recipe)}
+    for name in values:
+        if name not in known:
+            raise UserError(f"recipe has no {name!r}.{did_you_mean(name, known)}")
+    return Recipe(**{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
+
+
+def option_name(name: str) -> str:
+    """The option of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def _check(item: Field[Any], value: object) -> None:
+    about = item.metadata
+    types = get_args(get_type_hints(Recipe)[item.name]) or (get_type_hints(Recipe)[item.name],)
+    if value is None and type(None) in types:
+        return
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = type(value) in types or (is_number and isinstance(value, int) and float in types)
+    wanted = " or ".join(t.__name__ for t in types if t is not type(None))
+    if not fits:
+        raise UserError(f"{option_name(item.name)} {value!r} is no {wanted}; give one.")
+    if about["choices"] and value not in about["choices"]:
+        raise UserError(
+            f"{option_name(item.name)} {value!r} is unknown; "
+            f"use one of {', '.join(about['choices'])}."
+            f"{did_you_mean(str(value), about['choices'])}"
+        )
+    low, high = about["low"], about["high"]
+    if is_number and not ((low is None or value >= low) and (high is None or value <= high)):
+        span = f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
+        raise UserError(f"{option_name(item.name)} {value!r} is out of range; use {span}.")
