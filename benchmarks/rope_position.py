@@ -34,7 +34,7 @@ from tpcli.demo.digits import IMAGE_SIZE, Digits
 from tpcli.demo.train import CONFIG
 from tpcli.pooling import Assignment, Clusters, Method, get_method
 from tpcli.pooling.clusters import cluster_sums, medoids_near_mean
-from tpcli.surgery import layer, positions
+from tpcli.surgery import TokenPooling, layer, positions
 
 ARCHITECTURE = {
     "img_size": IMAGE_SIZE,
@@ -121,15 +121,14 @@ class Medoids:
         self.last = torch.empty(0)
         self.origin = torch.empty(0)
 
-    def method(self, name: str) -> Method:
-        """The method of that name; notes its medoids, or the members nearest to the means."""
-        method = get_method(name)
+    def watch(self, method: Method) -> Method:
+        """That method; notes its medoids, or the members nearest to the means."""
 
         def assign(z: Tensor, k: int, **options: Any) -> Assignment:
             labels, medoids, _ = method.assign(z, k, **options)
             if medoids is None:
                 clusters = Clusters.from_labels(labels, k)
-                medoids = medoids_near_mean(z, clusters, options["weights"])
+                medoids = medoids_near_mean(z, clusters, torch.ones(z.shape[:2]))
             self.last = medoids
             return Assignment(labels, medoids)
 
@@ -159,9 +158,11 @@ def logits(model: nn.Module, images: Tensor, placement: str) -> Tensor:
         "medoid": medoids.rotations,
         "first member": at_first_member,
     }[placement]
+    for module in model.modules():
+        if isinstance(module, TokenPooling):
+            module.method = medoids.watch(get_method(module.options.method))
     with (
         torch.inference_mode(),
-        patch.object(layer, "get_method", medoids.method),
         patch.object(layer, "follow", medoids.follow),
         patch.object(layer, "mean_rotations", rotations),
     ):
