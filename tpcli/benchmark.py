@@ -24,7 +24,7 @@ from tpcli.evaluation import explain_out_of_memory, pick_device, synchronize
 from tpcli.flops import model_input_size
 from tpcli.options import PoolingOptions
 from tpcli.schedule import Schedule
-from tpcli.surgery import TokenPooling, pool, pooling_spec, unpool
+from tpcli.surgery import PooledTokens, TokenPooling, pool, pooling_spec, unpool
 
 POOLING_LABEL = "tpcli::token_pooling"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -145,9 +145,17 @@ def cut(model: nn.Module) -> nn.Module:
     return model
 
 
-def _slice(layer: TokenPooling, x: Tensor, sizes: Tensor | None, *args: Any) -> tuple[Tensor, None]:
+def _slice(
+    layer: TokenPooling, x: Tensor, sizes: Tensor | None, source: Tensor | None, *args: Any
+) -> Tensor | PooledTokens:
     patches = x.shape[1] - layer.prefix_tokens
-    return x[:, : layer.prefix_tokens + layer.tokens_to_keep(patches)], None
+    k = layer.tokens_to_keep(patches)
+    left = x[:, : layer.prefix_tokens + k]
+    if not layer.follows_positions:
+        return left
+    if source is None:  # blocks want to know where tokens are: as many patches as are left
+        source = torch.arange(patches, device=x.device).expand(len(x), -1)
+    return PooledTokens(left, x.new_ones(len(x), k), source.clamp(max=k - 1))
 
 
 def pooling_share(model: nn.Module, images: Tensor, options: BenchOptions) -> float:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.models.naflexvit import NaFlexVit
 from torch import nn
 
 from tpcli.errors import TpcliError
@@ -100,9 +101,14 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
 
 def model_input_size(model: nn.Module) -> tuple[int, int, int]:
     """(channels, height, width) that the model was built for."""
-    height, width = model.patch_embed.img_size  # type: ignore[union-attr, misc]
-    channels = model.patch_embed.proj.in_channels  # type: ignore[union-attr]
-    return int(channels), int(height), int(width)  # type: ignore[arg-type]
+    if isinstance(model, NaFlexVit):
+        config: Any = model.pretrained_cfg
+        _, height, width = config["input_size"]
+        return int(model.embeds.in_chans), int(height), int(width)
+    stem: Any = model.patch_embed
+    height, width = stem.img_size
+    first = next(m for m in stem.modules() if isinstance(m, nn.Conv2d))  # hybrids have many
+    return int(first.in_channels), int(height), int(width)
 
 
 def _blocks(model: nn.Module, modules: dict[str, int]) -> tuple[BlockFlops, ...]:
@@ -157,6 +163,15 @@ def _rms_norm_flops(inputs: list[Any], outputs: list[Any]) -> int:
     return 2 * math.prod(_shape(inputs[0]))
 
 
+def _interpolation_flops(taps: int) -> Handle:
+    """One multiply-add per output element and tap."""
+
+    def flops(inputs: list[Any], outputs: list[Any]) -> int:
+        return taps * math.prod(_shape(outputs[0]))
+
+    return flops
+
+
 COUNTED: dict[str, Handle] = {
     "aten::scaled_dot_product_attention": _attention_flops,
     "aten::baddbmm": _baddbmm_flops,
@@ -164,28 +179,32 @@ COUNTED: dict[str, Handle] = {
     "aten::index_add": _added_elements(3),
     "aten::scatter_add": _added_elements(3),
     "aten::rms_norm": _rms_norm_flops,
+    "aten::upsample_linear1d": _interpolation_flops(2),
+    "aten::_upsample_bilinear2d_aa": _interpolation_flops(4),
+    "aten::upsample_bicubic2d": _interpolation_flops(16),
+    "aten::_upsample_bicubic2d_aa": _interpolation_flops(16),
 }
 """Operators counted here beside those that fvcore counts itself."""
 
 ELEMENTWISE = (
     "__and__ __or__ __rshift__ __xor__ abs add add_ addcmul bitwise_and bitwise_not bitwise_or "
-    "clamp clamp_ clamp_min clamp_min_ cos div div_ eq exp floor_divide ge gelu gt hardtanh le "
-    "leaky_relu log logical_and logical_not lt masked_fill masked_fill_ mul mul_ nan_to_num ne neg pow "
-    "reciprocal relu remainder rsqrt rsub sigmoid silu sin softmax log_softmax sqrt square sub "
-    "sub_ tanh where"
+    "ceil clamp clamp_ clamp_min clamp_min_ cos div div_ eq exp floor_divide ge gelu gt hardtanh "
+    "le leaky_relu log logical_and logical_not lt masked_fill masked_fill_ mul mul_ nan_to_num ne "
+    "neg pow reciprocal relu remainder rsqrt rsub sigmoid silu sin softmax log_softmax sqrt "
+    "square sub sub_ tanh where"
 ).split()
 REDUCTIONS = (
-    "all amax amin any argmax argmin cummax cumsum linalg_vector_norm max maximum mean min minimum "
-    "norm prod sum var"
+    "all amax amin any argmax argmin avg_pool2d cummax cumsum linalg_vector_norm max maximum "
+    "max_pool2d mean min minimum norm prod sum var"
 ).split()
 MOVING = (
     "arange argsort as_strided bincount cat chunk clone contiguous copy_ detach diagonal dropout "
-    "empty empty_like expand expand_as eye eye_ fill_ flatten flip full full_like gather index index_put "
-    "index_put_ index_select lift_fresh linspace meshgrid narrow new_full new_ones new_zeros "
-    "nonzero one_hot ones ones_like outer pad permute repeat repeat_interleave reshape roll "
-    "scatter scatter_ scatter_reduce select slice sort split split_with_sizes squeeze stack t "
-    "take_along_dim tile to topk transpose tril triu type_as unbind unflatten unsqueeze view zeros "
-    "zeros_like constant_pad_nd"
+    "empty empty_like expand expand_as eye eye_ fill_ flatten flip full full_like gather index "
+    "index_put index_put_ index_select lift_fresh linspace meshgrid narrow new_full new_ones "
+    "new_zeros nonzero one_hot ones ones_like outer pad permute repeat repeat_interleave reshape "
+    "reshape_as roll scatter scatter_ scatter_reduce select slice sort split split_with_sizes "
+    "squeeze stack t take_along_dim tile to topk transpose tril triu type_as unbind unflatten "
+    "unsqueeze view zeros zeros_like constant_pad_nd"
 ).split()
 FREE: tuple[str, ...] = tuple(f"aten::{op}" for op in (*ELEMENTWISE, *REDUCTIONS, *MOVING))
 """Operators that cost nothing under fvcore's convention."""

@@ -12,10 +12,10 @@ from typing import Any
 import timm
 import torch
 from timm.data.model_config import resolve_input_data_config
-from timm.models import load_state_dict, save_for_hf
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models import save_for_hf
 from torch import nn
 
+from tpcli.checkpoints import load_weights
 from tpcli.errors import TpcliError, UserError, did_you_mean
 from tpcli.files import check_output, read_json, replacing
 from tpcli.surgery import PoolingSpec, check_supported, pool, pooling_spec
@@ -45,7 +45,8 @@ def load(
 
     Args:
         spec: `demo`, a timm name, `hf-hub:org/name`, or a folder in timm's local-dir layout.
-        checkpoint: weights to load on top, .safetensors or a .pth of plain weights.
+        checkpoint: weights to load on top, .safetensors or a .pth of plain weights. Its number of
+            classes becomes the model's unless `num_classes` is given.
         pretrained: take pretrained weights (not with a checkpoint).
         model_kwargs: more arguments for `timm.create_model`.
 
@@ -64,7 +65,7 @@ def load(
     model = _create(spec, timm_name, use_pretrained, arguments)
     check_supported(model)
     if checkpoint is not None:
-        load_weights(model, Path(checkpoint))
+        load_weights(model, Path(checkpoint), adapt_head=num_classes is None)
     if folder is not None:
         stored = read_json(folder / "config.json").get("token_pooling")
         if stored is not None:
@@ -96,46 +97,6 @@ def save(model: nn.Module, folder: Path, force: bool = False, **extra: Any) -> N
             save_for_hf(model, str(fresh), model_config=config, safe_serialization=True)
         except ValueError as error:
             raise UserError(f"the model can't be saved: {error}") from error
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a checkpoint file into `model`, through timm's own key clean-up and resampling.
-
-    Raises:
-        UserError: the file is missing, holds more than weights, or its keys or shapes don't fit.
-    """
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist; check the path.")
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # what a broken file raises depends on where it is broken
-        raise UserError(
-            f"checkpoint {path} is no file of plain weights, and nothing else is ever unpickled; "
-            "save its state_dict as .safetensors or with torch.save."
-        ) from error
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
-        raise UserError(
-            f"checkpoint {path} holds no state_dict; save the model's state_dict alone."
-        )
-    state = checkpoint_filter_fn(state, model)
-    own = model.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or unexpected:
-        raise UserError(
-            f"checkpoint {path} does not fit: missing {_some(missing)}; unexpected "
-            f"{_some(unexpected)}. Check the architecture and --num-classes."
-        )
-    wrong = [
-        f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
-        for key, value in own.items()
-        if state[key].shape != value.shape
-    ]
-    if wrong:
-        raise UserError(
-            f"checkpoint {path} does not fit: shape of {_some(wrong)}. "
-            "Check the architecture, --img-size and --num-classes."
-        )
-    model.load_state_dict(state)
 
 
 def parse_model_kwargs(items: Sequence[str]) -> dict[str, Any]:
@@ -250,10 +211,3 @@ def _not_fetched(spec: str, error: Exception) -> TpcliError:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def _some(keys: Sequence[str], limit: int = 8) -> str:
-    if not keys:
-        return "none"
-    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return ", ".join(keys[:limit]) + more

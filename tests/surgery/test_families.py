@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from timm.models import eva, vision_transformer
+from timm.models import beit, eva, vision_transformer, vision_transformer_relpos
 from torch import Tensor, nn
 
 from tests.tiny import VARIANTS, scramble, tiny_vit
@@ -25,6 +25,13 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "EvaBlock, all options": lambda: eva.EvaBlock(
         48, 3, swiglu_mlp=True, scale_mlp=True, qkv_fused=False, init_values=0.1, drop_path=0.5
     ),
+    "beit.Block": lambda: beit.Block(48, 3, init_values=0.1, window_size=(4, 4), drop_path=0.5),
+    "RelPosBlock": lambda: vision_transformer_relpos.RelPosBlock(
+        48, 3, init_values=0.1, drop_path=0.5
+    ),
+    "ResPostRelPosBlock": lambda: vision_transformer_relpos.ResPostRelPosBlock(
+        48, 3, init_values=0.1, drop_path=0.5
+    ),
     "EvaBlockPostNorm": lambda: eva.EvaBlockPostNorm(48, 3, drop_path=0.5),
 }
 
@@ -39,14 +46,16 @@ def test_every_family_with_halves_is_here() -> None:
 @pytest.mark.parametrize("masked", [False, True])
 def test_halves_make_the_block(name: str, training: bool, masked: bool) -> None:
     block = scramble(BUILD[name]()).train(training)
-    halves = FAMILIES[type(block)].halves
+    family = FAMILIES[type(block)]
+    halves = family.halves
     assert halves is not None
     x = torch.randn(4, 17, 48)
-    mask: Tensor | None = torch.rand(4, 1, 1, 17) if masked else None
+    keyword = "attn_mask" if family.bias is None else family.bias.shared
+    mask: dict[str, Tensor | None] = {keyword: torch.rand(4, 1, 1, 17) if masked else None}
     torch.manual_seed(7)
-    whole = block(x, attn_mask=mask)
+    whole = block(x, **mask)
     torch.manual_seed(7)
-    composed = halves[1](block, halves[0](block, x, attn_mask=mask))
+    composed = halves[1](block, halves[0](block, x, **mask))
     assert torch.equal(composed, whole)
 
 

@@ -211,12 +211,6 @@ def test_a_model_that_is_no_vit_is_refused(name: str) -> None:
         pool(model, "none")
 
 
-def test_rotary_positions_are_refused() -> None:
-    model = tiny_vit("eva02_tiny_patch14_224", dynamic_img_size=False)
-    with pytest.raises(UserError, match="rotary"):
-        pool(model, FALLING)
-
-
 @pytest.mark.parametrize("variant", SIDE_BY_SIDE)
 def test_a_block_without_a_middle_says_so(variant: str) -> None:
     model = tiny_vit(**VARIANTS[variant])

@@ -33,7 +33,7 @@ def test_maps_agree_with_sizes_and_tokens() -> None:
     model.blocks[3].register_forward_hook(lambda _, __, out: left.append(out))
     with torch.no_grad(), trace(model) as record:
         model(images(2))
-    pooled, sizes = left[0]
+    pooled, sizes = left[0].x, left[0].sizes
     for b in range(2):
         sources = record.sources[-1][b]
         assert torch.equal(sources.bincount(minlength=10).float(), sizes[b])

@@ -10,7 +10,18 @@ import typer
 from tpcli.errors import TpcliError, UserError
 from tpcli.version import __version__
 
-COMMANDS = ("apply", "eval", "flops", "finetune", "schedule", "pareto", "bench", "methods")
+COMMANDS = (
+    "apply",
+    "eval",
+    "flops",
+    "finetune",
+    "schedule",
+    "pareto",
+    "bench",
+    "export",
+    "models",
+    "methods",
+)
 DEBUG = "--debug"
 INTERRUPTED = 130
 # typer carries a click of its own in some versions, and uses the installed one in others

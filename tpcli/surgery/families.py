@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models import eva
+from timm.models import beit, eva
 from timm.models import vision_transformer as vit
+from timm.models import vision_transformer_relpos as relpos
 from torch import Tensor, nn
 
-Half = Callable[..., Tensor]
+from .bias import PositionBias
+
+Half = Callable[..., Any]
+"""(block, x, **kwargs) -> x; attributes of modules are untyped, so the tensor is Any."""
 
 
 @dataclass(frozen=True)
@@ -26,46 +30,57 @@ class Family:
     attention: the module that holds `q_norm`, `k_norm` and `scale`.
     heads_first: whether queries and keys leave those norms as (B, H, N, D), else (B, N, H, D).
     halves: attention half and MLP half, or None where attention and MLP run side by side.
+    bias: where relative position biases come from, or None where the attention takes a mask.
     """
 
     attention: Callable[[Any], nn.Module]
     heads_first: bool = True
     halves: tuple[Half, Half] | None = None
+    bias: PositionBias | None = None
 
 
-def _pre_norm_attention(block: vit.Block, x: Tensor, **kwargs: Any) -> Tensor:
+def _pre_norm_attention(block: Any, x: Tensor, **kwargs: Any) -> Any:
     return x + block.drop_path1(block.ls1(block.attn(block.norm1(x), **kwargs)))
 
 
-def _pre_norm_mlp(block: vit.Block, x: Tensor) -> Tensor:
+def _pre_norm_mlp(block: Any, x: Tensor) -> Any:
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
-def _post_norm_attention(block: Any, x: Tensor, **kwargs: Any) -> Tensor:
+def _post_norm_attention(block: Any, x: Tensor, **kwargs: Any) -> Any:
     return x + block.drop_path1(block.norm1(block.attn(x, **kwargs)))
 
 
-def _post_norm_mlp(block: Any, x: Tensor) -> Tensor:
+def _post_norm_mlp(block: Any, x: Tensor) -> Any:
     return x + block.drop_path2(block.norm2(block.mlp(x)))
 
 
-def _things_attention(block: vit.ParallelThingsBlock, x: Tensor, **kwargs: Any) -> Tensor:
+def _things_attention(block: Any, x: Tensor, **kwargs: Any) -> Any:
     branches = [b.drop_path(b.ls(b.attn(b.norm(x), **kwargs))) for b in block.attns]
     return x + torch.stack(branches).sum(dim=0)
 
 
-def _things_mlp(block: vit.ParallelThingsBlock, x: Tensor) -> Tensor:
+def _things_mlp(block: Any, x: Tensor) -> Any:
     return x + torch.stack([branch(x) for branch in block.ffns]).sum(dim=0)
 
 
-def _eva_attention(block: eva.EvaBlock, x: Tensor, **kwargs: Any) -> Tensor:
+def _eva_attention(block: eva.EvaBlock, x: Tensor, **kwargs: Any) -> Any:
     y = block.attn(block.norm1(x), **kwargs)
     return x + block.drop_path1(y if block.gamma_1 is None else block.gamma_1 * y)
 
 
-def _eva_mlp(block: eva.EvaBlock, x: Tensor) -> Tensor:
+def _eva_mlp(block: eva.EvaBlock, x: Tensor) -> Any:
     y = block.mlp(block.norm2(x))
     return x + block.drop_path2(y if block.gamma_2 is None else block.gamma_2 * y)
+
+
+def _beit_bias(attention: beit.Attention) -> tuple[nn.Module, str] | None:
+    has_own = attention.relative_position_bias_table is not None
+    return (attention, "_get_rel_pos_bias") if has_own else None
+
+
+def _relpos_bias(attention: relpos.RelPosAttention) -> tuple[nn.Module, str] | None:
+    return None if attention.rel_pos is None else (attention.rel_pos, "get_bias")
 
 
 FAMILIES: dict[type[nn.Module], Family] = {
@@ -78,4 +93,19 @@ FAMILIES: dict[type[nn.Module], Family] = {
     vit.DiffParallelScalingBlock: Family(lambda b: b),
     eva.EvaBlock: Family(lambda b: b.attn, halves=(_eva_attention, _eva_mlp)),
     eva.EvaBlockPostNorm: Family(lambda b: b.attn, halves=(_post_norm_attention, _post_norm_mlp)),
+    beit.Block: Family(
+        lambda b: b.attn,
+        halves=(_eva_attention, _eva_mlp),
+        bias=PositionBias("shared_rel_pos_bias", _beit_bias),
+    ),
+    relpos.RelPosBlock: Family(
+        lambda b: b.attn,
+        halves=(_pre_norm_attention, _pre_norm_mlp),
+        bias=PositionBias("shared_rel_pos", _relpos_bias),
+    ),
+    relpos.ResPostRelPosBlock: Family(
+        lambda b: b.attn,
+        halves=(_post_norm_attention, _post_norm_mlp),
+        bias=PositionBias("shared_rel_pos", _relpos_bias),
+    ),
 }

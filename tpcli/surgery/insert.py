@@ -8,8 +8,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from timm.models._features import FeatureGetterNet, FeatureHookNet, FeatureListNet
+from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
 
 from tpcli.errors import TpcliError, UserError
@@ -21,6 +25,7 @@ from . import head
 from .families import FAMILIES
 from .layer import TokenPooling, pooled_forward
 
+CLASSES = (VisionTransformer, Eva, Beit, VisionTransformerRelPos, NaFlexVit)
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
@@ -54,7 +59,9 @@ class PoolingSpec:
             )
             return cls(schedule, options_from_dict(values["method"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"config.json has a token_pooling that can't be read: {error}.") from None
+            raise UserError(
+                f"config.json has a token_pooling that can't be read: {error}."
+            ) from None
 
 
 def pooling_spec(model: nn.Module) -> PoolingSpec | None:
@@ -64,11 +71,17 @@ def pooling_spec(model: nn.Module) -> PoolingSpec | None:
 
 def patch_tokens(model: nn.Module) -> int:
     """N_0: the patch tokens that enter block 0 at the model's own image size."""
-    return int(model.patch_embed.num_patches)  # type: ignore[union-attr, arg-type]
+    rows, columns = patch_grid(model)
+    return rows * columns
 
 
 def patch_grid(model: nn.Module) -> tuple[int, int]:
     """Rows and columns of patches at the model's own image size."""
+    if isinstance(model, NaFlexVit):  # takes any size; this is the one that it was trained for
+        config: Any = model.pretrained_cfg
+        _, height, width = config["input_size"]
+        patch_height, patch_width = model.embeds.patch_size
+        return height // patch_height, width // patch_width
     rows, columns = model.patch_embed.grid_size  # type: ignore[union-attr, misc]
     return int(rows), int(columns)
 
@@ -79,18 +92,25 @@ def check_supported(model: nn.Module) -> None:
     Raises:
         UserError: one sentence that says why not.
     """
-    if not isinstance(model, VisionTransformer | Eva):
+    inner = getattr(model, "module", getattr(model, "_orig_mod", None))
+    if isinstance(inner, nn.Module):
         raise UserError(
-            f"{type(model).__name__} is no Vision Transformer that can be pooled; "
-            "use a timm model of class VisionTransformer, VisionTransformerDistilled or Eva."
+            f"the model is wrapped in {type(model).__name__}; pool the model itself, then wrap it."
+        )
+    if isinstance(model, FeatureGetterNet | FeatureListNet | FeatureHookNet):
+        raise UserError(
+            "a model made with features_only=True returns one token per patch, which a pooled "
+            "model has not; create it without."
+        )
+    if not isinstance(model, CLASSES):
+        raise UserError(
+            f"{type(model).__name__} is no Vision Transformer that can be pooled; use a timm model "
+            f"of class VisionTransformerDistilled, {', '.join(c.__name__ for c in CLASSES[:-1])} "
+            f"or {CLASSES[-1].__name__}."
         )
     for block in model.blocks:
         if type(block) not in FAMILIES:
             raise UserError(f"blocks of class {type(block).__name__} can't be pooled.")
-    if isinstance(model, Eva) and model.rope is not None:
-        raise UserError(
-            f"{type(model).__name__} with rotary position embeddings can't be pooled yet."
-        )
     head.check_head(model)
 
 
@@ -140,10 +160,7 @@ def resolve(
 ) -> PoolingSpec:
     """Turn what the user asked for into tokens per block and complete options for this model."""
     depth, tokens = len(model.blocks), patch_tokens(model)  # type: ignore[arg-type]
-    if isinstance(method, PoolingOptions):
-        chosen = method
-    else:
-        chosen = pooling_options(method, **options)
+    chosen = method if isinstance(method, PoolingOptions) else pooling_options(method, **options)
     if isinstance(schedule, str):
         from tpcli.budget import solve_budget
 
@@ -211,15 +228,16 @@ def _install(
         tokens_out=tokens_out,
         prefix_tokens=int(model.num_prefix_tokens),  # type: ignore[arg-type]
         channels=int(width),  # type: ignore[arg-type]
-        class_token=getattr(model, "cls_token", None) is not None,
+        class_token=_class_token(model) is not None,
         grid=patch_grid(model),
         depth=depth,
+        follows_positions=getattr(model, "rope", None) is not None or family.bias is not None,
     )
     device = next(block.parameters()).device
     layer.to(device).train(block.training)
     layer.attach_hooks(attention)
     block.token_pooling = layer
-    block.forward = partial(pooled_forward, block)  # type: ignore[method-assign]
+    block.forward = partial(pooled_forward, block)
 
 
 def _check_counts(model: nn.Module, plan: Schedule, options: PoolingOptions) -> None:
@@ -240,18 +258,28 @@ def _check_counts(model: nn.Module, plan: Schedule, options: PoolingOptions) -> 
 
 
 def _check_options(model: nn.Module, options: PoolingOptions) -> None:
-    if options.weights == "class" and getattr(model, "cls_token", None) is None:
+    if options.weights == "class" and _class_token(model) is None:
         raise UserError(
             "--weights class needs a class token, which this model has not; "
             "use size, significance or uniform."
         )
-    for i, block in enumerate(model.blocks):  # type: ignore[arg-type, union-attr]
+    for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
         family = FAMILIES[type(block)]
+        reads = options.needs_scores or options.metric == "keys"
+        if reads and not hasattr(family.attention(block), "q_norm"):
+            raise UserError(
+                f"{type(model).__name__}'s attention doesn't show its queries and keys; use "
+                "--weights size or uniform, --metric tokens or normalized, --reduce mean or medoid."
+            )
         if options.position == "attention" and family.halves is None:
             raise UserError(
                 f"--position attention is not there in block {i}: {type(block).__name__} runs "
                 "attention and MLP side by side; use --position block."
             )
+
+
+def _class_token(model: nn.Module) -> Any:
+    return getattr(getattr(model, "embeds", model), "cls_token", None)
 
 
 def forward_intermediates_refused(*args: Any, **kwargs: Any) -> Any:

@@ -14,7 +14,9 @@ from tpcli.options import PoolingOptions
 from tpcli.pooling import Clusters, get_method, reduce_tokens
 from tpcli.pooling.clusters import cluster_sums, medoids_near_mean
 
+from .bias import Attending, BiasPooler
 from .families import Family
+from .positions import follow, mean_rotations, rotate
 
 
 class PooledTokens(NamedTuple):
@@ -23,11 +25,26 @@ class PooledTokens(NamedTuple):
     Sizes travel with the tokens, not on the model: blocks that are run again (gradient
     checkpointing) or by several callers see what belongs to their input.
 
-    x: (B, P + N, C) prefix and patch tokens. sizes: (B, N) float32.
+    x: (B, P + N, C) prefix and patch tokens. sizes: (B, N) float32. source: (B, N_0) the token
+    that stands for each patch, None in models that don't ask for positions inside their blocks.
     """
 
     x: Tensor
     sizes: Tensor
+    source: Tensor | None = None
+
+
+class AttentionInputs(NamedTuple):
+    """What a block's attention works with beside its tokens, to compute its scores again.
+
+    scale: factor of the logits. mask: added to them, or None. rope: rotations of its patch tokens,
+    or None. rotate_half: their layout.
+    """
+
+    scale: float
+    mask: Tensor | None
+    rope: Tensor | None = None
+    rotate_half: bool = False
 
 
 class TokenPooling(nn.Module):
@@ -47,6 +64,7 @@ class TokenPooling(nn.Module):
         class_token: bool,
         grid: tuple[int, int],
         depth: float,
+        follows_positions: bool = False,
     ) -> None:
         super().__init__()
         self.options = options
@@ -58,7 +76,9 @@ class TokenPooling(nn.Module):
         self.tokens_in = tokens_in
         self.tokens_out = tokens_out
         self.prefix_tokens = prefix_tokens
+        self.follows_positions = follows_positions
         self.assignments: list[Tensor] | None = None  # collects (B, N) indices while traced
+        self.bias: BiasPooler | None = None
         self._hooks: list[RemovableHandle] = []
         self._queries: Tensor | None = None
         self._keys: Tensor | None = None
@@ -79,16 +99,18 @@ class TokenPooling(nn.Module):
         return pools and (self.options.needs_scores or self.options.metric == "keys")
 
     def attach_hooks(self, attention: nn.Module) -> None:
-        """Capture queries and keys of the block's attention, only where they are needed.
+        """Capture queries and keys of the block's attention, only where needed; pool its biases.
 
         `q_norm` and `k_norm` are modules in every attention of timm (identities where a model has
         no such norm), so timm's fused attention stays as it is.
         """
+        if self.family.bias is not None:
+            self.bias = BiasPooler(self.family.bias, attention)
         if self.reads_attention:
             q_norm, k_norm = attention.q_norm, attention.k_norm
             self._hooks = [
-                q_norm.register_forward_hook(self.capture_queries),  # type: ignore[operator, union-attr]
-                k_norm.register_forward_hook(self.capture_keys),  # type: ignore[operator, union-attr]
+                q_norm.register_forward_hook(self.capture_queries),  # type: ignore[union-attr]
+                k_norm.register_forward_hook(self.capture_keys),  # type: ignore[union-attr]
             ]
 
     def detach_hooks(self) -> None:
@@ -96,6 +118,8 @@ class TokenPooling(nn.Module):
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        if self.bias is not None:
+            self.bias.detach()
 
     def capture_queries(self, module: nn.Module, args: Any, output: Tensor) -> None:
         """Forward hook of the attention's `q_norm`."""
@@ -112,7 +136,7 @@ class TokenPooling(nn.Module):
         return max(1, round(tokens * self.tokens_out / self.tokens_in))
 
     def attention_mask(self, x: Tensor, sizes: Tensor | None) -> Tensor | None:
-        """log(size) for every key, to be added to the attention logits (ToMe, eq. 1): (B, 1, 1, P+N).
+        """log(size) for every key, added to the attention logits (ToMe, eq. 1): (B, 1, 1, P + N).
 
         None where all sizes are 1 or proportional attention is off.
         """
@@ -121,12 +145,13 @@ class TokenPooling(nn.Module):
         return F.pad(sizes.log(), (self.prefix_tokens, 0))[:, None, None, :].to(x.dtype)
 
     def forward(
-        self, x: Tensor, sizes: Tensor | None, scale: float, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, x: Tensor, sizes: Tensor | None, source: Tensor | None, inputs: AttentionInputs
+    ) -> Tensor | PooledTokens:
         """Pool the patch tokens of x.
 
-        x: (B, P + N, C). sizes: (B, N), or None while all are 1. scale, mask: the block's attention
-        scale and mask, for scores. Returns (B, P + K, C) and (B, K).
+        x: (B, P + N, C). sizes: (B, N), source: (B, N_0), or None before anything is pooled.
+        inputs: of the block's attention. Returns PooledTokens, or x itself as long as nothing is
+        pooled.
         """
         queries, keys = self._queries, self._keys
         self._queries = self._keys = None
@@ -134,22 +159,22 @@ class TokenPooling(nn.Module):
         n = x.shape[1] - prefix
         k = self.tokens_to_keep(n)
         if k >= n:
-            return x, sizes
+            return x if sizes is None else PooledTokens(x, sizes, source)
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                return self._pool(x, sizes, k, queries, keys, scale, mask)
-        return self._pool(x, sizes, k, queries, keys, scale, mask)
+                return self._pool(x, sizes, source, k, queries, keys, inputs)
+        return self._pool(x, sizes, source, k, queries, keys, inputs)
 
     def _pool(
         self,
         x: Tensor,
         sizes: Tensor | None,
+        source: Tensor | None,
         k: int,
         queries: Tensor | None,
         keys: Tensor | None,
-        scale: float,
-        mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+        inputs: AttentionInputs,
+    ) -> PooledTokens:
         options, prefix = self.options, self.prefix_tokens
         patches = x[:, prefix:]
         if sizes is None:
@@ -158,7 +183,7 @@ class TokenPooling(nn.Module):
         if options.needs_scores:
             assert queries is not None
             assert keys is not None
-            scores |= self._scores(queries.detach(), keys.detach(), scale, mask)
+            scores |= self._scores(queries.detach(), keys.detach(), inputs)
         weights = scores[options.weights]
         metric = self._metric(patches.detach(), keys)
         available = {
@@ -172,7 +197,8 @@ class TokenPooling(nn.Module):
         keywords = {name: available[name] for name in self.method.keywords}
         labels, medoids, share = self.method.assign(metric, k, **keywords)
         clusters = Clusters.from_labels(labels, k)
-        counted = sizes if share is None else sizes * (share > 0)
+        kept = None if share is None else share > 0
+        counted = sizes if kept is None else sizes * kept
         if share is None and options.reduce == "medoid":
             if medoids is None:
                 medoids = medoids_near_mean(metric, clusters, weights)
@@ -182,14 +208,19 @@ class TokenPooling(nn.Module):
         pooled = reduce_tokens(patches, clusters, share)
         if self.assignments is not None:
             self.assignments.append(clusters.index)
+        if self.follows_positions:
+            source = follow(source, clusters, kept)
         new_sizes = cluster_sums(counted, clusters.index, k)
-        return torch.cat([x[:, :prefix], pooled], dim=1), new_sizes
+        return PooledTokens(torch.cat([x[:, :prefix], pooled], dim=1), new_sizes, source)
 
-    def _scores(
-        self, queries: Tensor, keys: Tensor, scale: float, mask: Tensor | None
-    ) -> dict[str, Tensor]:
-        """What attention says of each patch token, (B, N); only the rows that are asked for."""
+    def _scores(self, queries: Tensor, keys: Tensor, inputs: AttentionInputs) -> dict[str, Tensor]:
+        """What attention says of each patch token, (B, N); only the rows that are asked for.
+
+        queries, keys: as captured, before their rotation.
+        """
         prefix, options = self.prefix_tokens, self.options
+        scale, mask, rope, half = inputs
+        queries, keys = rotate(queries, rope, prefix, half), rotate(keys, rope, prefix, half)
         kind = options.weights
         if kind == "attention":
             kind = "class" if self.class_token else "significance"
@@ -198,6 +229,7 @@ class TokenPooling(nn.Module):
             attention = attention_probabilities(queries, keys, scale, mask)
             scores["significance"] = attention.sum(2).mean(1)[:, prefix:]
         if kind == "class":
+            mask = None if mask is None else mask[:, :, :1]
             attention = attention_probabilities(queries[:, :, :1], keys, scale, mask)
             scores["class"] = attention[:, :, 0].mean(1)[:, prefix:]
         if options.weights == "attention":
@@ -218,7 +250,9 @@ class TokenPooling(nn.Module):
         return metric
 
 
-def attention_probabilities(queries: Tensor, keys: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+def attention_probabilities(
+    queries: Tensor, keys: Tensor, scale: float, mask: Tensor | None
+) -> Tensor:
     """softmax(Q K^T scale + mask) in float32: (B, H, M, D), (B, H or fewer, N, D) -> (B, H, M, N)."""
     if keys.shape[1] != queries.shape[1]:
         keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
@@ -229,20 +263,26 @@ def attention_probabilities(queries: Tensor, keys: Tensor, scale: float, mask: T
 def pooled_forward(block: nn.Module, x: Tensor | PooledTokens, *args: Any, **kwargs: Any) -> Any:
     """Forward of a block with a pooling layer: timm's own, with the layer at its place."""
     layer: TokenPooling = block.token_pooling  # type: ignore[assignment]
-    tokens, sizes = x if isinstance(x, tuple) else (x, None)
+    tokens, sizes, source = x if isinstance(x, tuple) else (x, None, None)
     if args or kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
         raise TpcliError("a pooled model takes no attention mask of its own; unpool it first.")
+    rope = kwargs.get("rope")
+    if rope is not None and source is not None and sizes is not None:
+        kwargs["rope"] = rope = mean_rotations(rope, source, sizes)
     attention = layer.family.attention(block)
-    scale = float(attention.scale)  # type: ignore[arg-type]
     mask = layer.attention_mask(tokens, sizes)
-    kwargs["attn_mask"] = mask
+    if layer.bias is None:
+        kwargs["attn_mask"] = mask
+    else:
+        layer.bias.prepare(kwargs, Attending(source, sizes, mask, layer.prefix_tokens))
+        mask = layer.bias.total(kwargs) if layer.reads_attention else None
+    half = bool(getattr(attention, "rotate_half", False))
+    inputs = AttentionInputs(float(attention.scale), mask, rope, half)  # type: ignore[arg-type]
     if layer.options.position == "attention":
         assert layer.family.halves is not None
         attend, transform = layer.family.halves
-        tokens = attend(block, tokens, **kwargs)
-        tokens, sizes = layer(tokens, sizes, scale, mask)
-        tokens = transform(block, tokens)
-    else:
-        tokens = type(block).forward(block, tokens, **kwargs)
-        tokens, sizes = layer(tokens, sizes, scale, mask)
-    return tokens if sizes is None else PooledTokens(tokens, sizes)
+        out = layer(attend(block, tokens, **kwargs), sizes, source, inputs)
+        if isinstance(out, PooledTokens):
+            return out._replace(x=transform(block, out.x))
+        return transform(block, out)
+    return layer(type(block).forward(block, tokens, **kwargs), sizes, source, inputs)

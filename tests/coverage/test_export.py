@@ -1,0 +1,137 @@
+"""The same logits from ONNX Runtime, a torch.export program and torch.compile."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tpcli
+from tests.coverage import zoo
+from tpcli import exporting
+from tpcli.errors import TpcliError, UserError
+from tpcli.exporting import export_model
+
+KINDS = {
+    "deit": "deit_tiny_patch16_224",
+    "distilled": "deit_tiny_distilled_patch16_224",
+    "registers and average": "vit_base_patch16_reg4_gap_256",
+    "rotary": "vit_small_patch16_rope_224",
+    "attention pool": "vit_base_patch16_siglip_224",
+}
+DEFAULT = ("deit", "k-medoids")
+METHODS = ("k-medoids", "k-means", "ward")
+CASES = [
+    pytest.param(kind, method, marks=[] if (kind, method) == DEFAULT else pytest.mark.walk)
+    for kind in KINDS
+    for method in METHODS
+]
+TOLERANCE = 1e-4
+
+
+def pooled(kind: str, method: str, **kwargs: Any) -> nn.Module:
+    model = zoo.small(KINDS[kind], depth=2, **kwargs)
+    return tpcli.pool(model, [20, 9], method)
+
+
+@pytest.mark.parametrize(("kind", "method"), CASES)
+def test_torch_export(tmp_path: Path, kind: str, method: str) -> None:
+    result = export_model(pooled(kind, method), tmp_path / "m.pt2", file_format="torch-export")
+    assert result.max_error is not None
+    assert result.max_error <= TOLERANCE
+
+
+@pytest.mark.parametrize(("kind", "method"), CASES)
+def test_onnx_runtime(tmp_path: Path, kind: str, method: str) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = pooled(kind, method)
+    result = export_model(model, tmp_path / "m.onnx")
+    assert result.max_error is not None
+    assert result.max_error <= TOLERANCE
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    for batch in (1, 5):
+        x = zoo.images(model, batch)
+        (logits,) = session.run(["logits"], {"images": x.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(logits), model(x), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "method"), CASES)
+def test_torch_compile_without_graph_breaks(kind: str, method: str) -> None:
+    model = pooled(kind, method)
+    x = zoo.images(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.walk
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_compile_with_inductor(kind: str) -> None:
+    model = pooled(kind, "k-medoids")
+    x = zoo.images(model)
+    torch.compiler.reset()
+    with torch.no_grad():
+        out = torch.compile(model, fullgraph=True)(x)
+        torch.testing.assert_close(out, model(x), atol=TOLERANCE, rtol=0)
+
+
+def test_a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    with pytest.raises(TpcliError, match=r"logits differ from torch's .* was not written"):
+        export_model(pooled("deit", "ward"), tmp_path / "m.pt2", file_format="torch-export")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("m.onnx", {"file_format": "tflite"}, "format 'tflite' is unknown; use one of onnx"),
+        ("m.onnx", {"opset": 17}, "--opset 17 can't be used; .* at least 18"),
+        ("m.pt2", {"file_format": "torch-export", "opset": 20}, "--opset 20 can't be used"),
+        ("m.pt", {}, r"m\.pt needs the suffix \.onnx to hold onnx"),
+        ("old.onnx", {}, r"old\.onnx exists already; .* --force"),
+    ],
+)
+def test_what_cannot_be_written(
+    tmp_path: Path, name: str, options: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "old.onnx").touch()
+    with pytest.raises(UserError, match=message):
+        export_model(pooled("deit", "ward"), tmp_path / name, **options)
+
+
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"needs onnx and onnxscript, .* pip install 'tpcli\[export\]'"
+    ):
+        export_model(pooled("deit", "ward"), tmp_path / "m.onnx")
+
+
+def test_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = importlib.import_module("tpcli.cli.main")
+    out = tmp_path / "m.pt2"
+    small = "img_size=48 patch_size=8 embed_dim=48 num_heads=2 depth=2".split()
+    arguments = ["tpcli", "export", KINDS["deit"], "--no-pretrained", "--schedule", "keep:0.5@0"]
+    arguments += [part for item in small for part in ("--model-kwargs", item)]
+    arguments += ["--format", "torch-export", "--out", str(out), "--json"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    document = json.loads(capsys.readouterr().out)
+    assert end.value.code == 0
+    assert document["tokens"] == [18, 18]
+    assert document["max_error"] <= TOLERANCE
+    assert document["input_size"] == [3, 48, 48]
+    program = torch.export.load(out)
+    assert program.module()(torch.zeros(4, 3, 48, 48)).shape == (4, 1000)

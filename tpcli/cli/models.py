@@ -1,0 +1,65 @@
+"""`tpcli models`: what can be pooled."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from tpcli.cli.options import JsonOption
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("models")(models)
+
+
+def models(
+    pattern: Annotated[
+        str,
+        typer.Argument(
+            help="Part of a name, or a pattern with * and ?.",
+            metavar="[FILTER]",
+            show_default=False,
+        ),
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List the architectures of timm that can be pooled. No weights are built or fetched.
+
+    Example: tpcli models dinov3
+    """
+    from tpcli.catalog import architectures, matching_names
+    from tpcli.cli import render
+
+    render.quiet()
+    names = matching_names(pattern)
+    found = []
+    with render.progress_bar("models", len(names)) as advance:
+        for architecture in architectures(names):
+            found.append(architecture)
+            advance(1)
+    if as_json:
+        render.print_json([asdict(a) for a in found])
+        return
+    columns = ["model", "class", "params (M)", "pixels", "tokens", "prefix", "GFLOPs", "weights"]
+    rows = [
+        [
+            a.name,
+            a.model_class,
+            f"{a.params / 1e6:.1f}",
+            f"{a.image_size[0]}" if len({*a.image_size}) == 1 else "x".join(map(str, a.image_size)),
+            str(a.patch_tokens),
+            str(a.prefix_tokens),
+            "" if a.flops is None else f"{a.flops / 1e9:.2f}",
+            "yes" if a.pretrained else "",
+        ]
+        for a in found
+    ]
+    caption = (
+        f"{len(found)} architectures. Tokens: patch tokens at that image size, which pooling "
+        f"removes; prefix: class, distillation and register tokens, which it keeps. "
+        f"GFLOPs in closed form ({render.CONVENTION}); tpcli flops counts them."
+    )
+    render.print_table("Models that can be pooled", columns, rows, caption)

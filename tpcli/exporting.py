@@ -1,0 +1,194 @@
+"""Write a pooled model as ONNX or as a torch.export program, and check what was written."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpcli.errors import TpcliError, UserError
+from tpcli.files import check_output, replacing
+from tpcli.flops import model_input_size
+
+FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
+LEAST_OPSET = 18
+"""The first opset whose ScatterElements can take a minimum, which clustering needs."""
+LARGEST_ONNX = 2**31
+"""Bytes; protobuf can't hold more in one file."""
+TOLERANCE = 1e-4
+CHECK_BATCH = 3
+"""Images in the check; another number than the two the model is traced with."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written.
+
+    file_format: "onnx" or "torch-export". opset: of ONNX, None otherwise. input_size: (channels,
+    height, width). max_error: largest difference of logits to torch's on a batch of random images
+    (of another size than the traced one), None where ONNX Runtime is not installed.
+    """
+
+    out: Path
+    file_format: str
+    opset: int | None
+    input_size: tuple[int, int, int]
+    max_error: float | None
+
+
+def export_model(
+    model: nn.Module,
+    out: Path,
+    *,
+    file_format: str = "onnx",
+    opset: int | None = None,
+    force: bool = False,
+) -> ExportResult:
+    """Export `model` for any batch size and one image size, and hold its logits against torch's.
+
+    The model is exported in eval mode and left as it was. What was written is run once; a file
+    whose logits differ is not kept.
+
+    Args:
+        opset: of ONNX; torch's own choice where left out.
+
+    Raises:
+        UserError: the output exists, the format or opset is unknown, or a package is missing.
+        TpcliError: the model can't be exported, or its logits differ by more than 1e-4.
+    """
+    check_export(out, file_format, opset, force)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    if file_format == "onnx" and weights >= LARGEST_ONNX:
+        raise UserError(
+            f"the model's weights take {weights / 2**30:.1f} GB, and one ONNX file holds less than "
+            "2; use --format torch-export."
+        )
+    size = model_input_size(model)
+    parameter = next(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(CHECK_BATCH, *size, generator=generator).to(parameter)
+    modes = [(module, module.training) for module in model.modules()]
+    checkpointing = getattr(model, "grad_checkpointing", False)
+    model.eval()
+    model.grad_checkpointing = False  # type: ignore[assignment]
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), replacing(out) as fresh:
+            warnings.simplefilter("ignore")
+            expected = model(images)
+            if file_format == "onnx":
+                opset = _write_onnx(model, images[:2], fresh, opset)
+                got = _run_onnx(fresh, images)
+            else:
+                torch.export.save(_traced(model, images[:2]), fresh)
+                got = torch.export.load(fresh).module()(images)
+            error = None if got is None else float((got.to(expected) - expected).abs().max())
+            if error is not None and not error <= TOLERANCE:
+                raise TpcliError(
+                    f"the exported model's logits differ from torch's by {error:.2g}, more than "
+                    f"{TOLERANCE:g}, so {out} was not written; please report the model."
+                )
+    finally:
+        for module, training in modes:
+            module.training = training
+        model.grad_checkpointing = checkpointing  # type: ignore[assignment]
+    return ExportResult(out, file_format, opset, size, error)
+
+
+def check_export(
+    out: Path, file_format: str, opset: int | None = None, force: bool = False
+) -> None:
+    """Fail now if `export_model` could not write `out` later.
+
+    Raises:
+        UserError: as `export_model`.
+    """
+    if file_format not in FORMATS:
+        raise UserError(f"format {file_format!r} is unknown; use one of {', '.join(FORMATS)}.")
+    if opset is not None and (file_format != "onnx" or opset < LEAST_OPSET):
+        raise UserError(
+            f"--opset {opset} can't be used; it is for ONNX alone, and at least {LEAST_OPSET}."
+        )
+    if out.suffix != FORMATS[file_format]:
+        raise UserError(f"{out} needs the suffix {FORMATS[file_format]} to hold {file_format}.")
+    check_output(out, force)
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if file_format == "onnx" and missing:
+        raise UserError(
+            f"export to ONNX needs {' and '.join(missing)}, which "
+            f"{'is' if len(missing) == 1 else 'are'} not installed; "
+            "run: pip install 'tpcli[export]'."
+        )
+
+
+def _traced(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    """The model as a program of operators, for any batch size."""
+    try:
+        return torch.export.export(
+            model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+        )
+    except Exception as error:
+        raise TpcliError(f"torch.export can't trace the model: {_first_line(error)}.") from error
+
+
+def _write_onnx(model: nn.Module, images: Tensor, path: Path, opset: int | None) -> int:
+    """Write the model as ONNX, its weights inside the file; the opset."""
+    try:
+        program = torch.onnx.export(
+            _traced(model, images),
+            (images,),
+            input_names=["images"],
+            output_names=["logits"],
+            opset_version=opset,
+            dynamo=True,
+            verbose=False,
+            custom_translation_table=_translations(),
+        )
+    except TpcliError:
+        raise
+    except Exception as error:
+        raise TpcliError(f"the model can't be written as ONNX: {_first_line(error)}.") from error
+    assert program is not None
+    program.save(str(path))
+    return int(program.model.opset_imports[""])
+
+
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Operators that torch's exporter does not know: the stable sort.
+
+    ONNX defines TopK to put the lower index first among equals, which makes it a stable sort.
+    """
+    from onnxscript import INT64, opset18
+
+    op: Any = opset18
+
+    def stable_sort(
+        self: Any, stable: bool = True, dim: int = -1, descending: bool = False
+    ) -> tuple[Any, INT64]:
+        if self.dtype.is_integer():  # TopK of ONNX Runtime takes no 8-bit integers
+            self = op.Cast(self, to=INT64.dtype)
+        length = op.Reshape(op.Gather(op.Shape(self), dim, axis=0), op.Constant(value_ints=[1]))
+        values, indices = op.TopK(self, length, axis=dim, largest=int(descending), sorted=1)
+        return values, indices
+
+    return {torch.ops.aten.sort.stable: stable_sort}
+
+
+def _run_onnx(path: Path, images: Tensor) -> Tensor | None:
+    """Logits by ONNX Runtime on the processor, or None where it is not installed."""
+    if find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": images.cpu().numpy()})
+    return torch.from_numpy(logits)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

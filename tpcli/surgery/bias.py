@@ -1,0 +1,96 @@
+"""Relative position biases in pooled blocks: a pair of tokens takes the mean over their patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .positions import mean_rows
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """Where a family's attention takes its bias from.
+
+    shared: keyword under which the model hands one bias to all blocks, or None as its value.
+    own: the module and method that make a bias for one attention, or None where it has none.
+    """
+
+    shared: str
+    own: Callable[[Any], tuple[nn.Module, str] | None]
+
+
+class Attending(NamedTuple):
+    """The tokens that a block is running on: as in PooledTokens, and their additive mask."""
+
+    source: Tensor | None
+    sizes: Tensor | None
+    mask: Tensor | None
+    prefix_tokens: int
+
+
+class BiasPooler:
+    """Stands between one attention and its biases while its block is pooled."""
+
+    def __init__(self, where: PositionBias, attention: nn.Module) -> None:
+        self.where = where
+        self.own = where.own(attention)
+        self.attending: Attending | None = None
+        if self.own is not None:
+            owner, name = self.own
+            vars(owner)[name] = partial(BiasPooler.own_bias, self)
+
+    def detach(self) -> None:
+        """Give the attention its own method back."""
+        if self.own is not None:
+            owner, name = self.own
+            vars(owner).pop(name, None)
+
+    def own_bias(self) -> Tensor:
+        """The attention's own bias, pooled, with the mask added."""
+        assert self.own is not None
+        owner, name = self.own
+        bias: Tensor = getattr(type(owner), name)(owner)
+        return bias if self.attending is None else pooled_bias(bias, self.attending)
+
+    def prepare(self, kwargs: dict[str, Any], attending: Attending) -> None:
+        """Pool the shared bias in a block's `kwargs`; the mask goes where there is a bias."""
+        self.attending = attending
+        shared = kwargs.get(self.where.shared)
+        if self.own is not None:
+            attending = attending._replace(mask=None)  # added once, to the attention's own
+        if shared is not None:
+            shared = pooled_bias(shared, attending)
+        kwargs[self.where.shared] = attending.mask if shared is None else shared
+
+    def total(self, kwargs: dict[str, Any]) -> Tensor | None:
+        """All that is added to the attention's logits."""
+        shared: Tensor | None = kwargs.get(self.where.shared)
+        if self.own is None:
+            return shared
+        return self.own_bias() if shared is None else self.own_bias() + shared
+
+
+def pooled_bias(bias: Tensor, attending: Attending) -> Tensor:
+    """Mean over the patches of the query and of the key, plus the mask.
+
+    bias: (1, H, P + N_0, P + N_0), or without the first 1. Returns (B, H, P + N, P + N), or `bias`
+    where nothing is pooled yet.
+    """
+    source, sizes, mask, prefix = attending
+    if source is None or sizes is None:
+        return bias
+    heads = bias.reshape(bias.shape[-3:])
+    own = torch.arange(prefix, device=source.device).expand(source.shape[0], -1)
+    source = torch.cat([own, source + prefix], dim=1)
+    sizes = torch.cat([torch.ones_like(own, dtype=sizes.dtype), sizes], dim=1)
+    rows = mean_rows(heads.transpose(0, 1).flatten(1), source, sizes)  # (B, N, H * N_0)
+    rows = rows.unflatten(-1, (heads.shape[0], -1)).permute(0, 3, 1, 2)  # (B, N_0, N, H)
+    both = mean_rows(rows.flatten(2), source, sizes)  # (B, N, N * H), keys first
+    pooled: Tensor = both.unflatten(-1, (-1, heads.shape[0])).permute(0, 3, 2, 1).to(bias.dtype)
+    return pooled if mask is None else pooled + mask.to(bias.dtype)
