@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from tpcli.pooling import Clusters
+from tests.coverage import zoo
+from tpcli.pooling import Clusters, get_method
+from tpcli.surgery import pool
 from tpcli.surgery.bias import Attending, pooled_bias
 from tpcli.surgery.positions import follow, mean_rotations
+from tpcli.surgery.scores import significance_scores
 
 B, H, N0, D, P = 2, 3, 6, 4, 1
 SOURCE = torch.tensor([[0, 1, 0, 2, 2, 2], [2, 2, 1, 3, 1, 0]])  # one patch was dropped
@@ -53,3 +59,46 @@ def test_patches_are_followed_and_dropped() -> None:
     assert source.tolist() == [[0, 0, 3, 2, 2]]
     second = Clusters.from_labels(torch.tensor([[0, 1, 0]]), 2)
     assert follow(source, second).tolist() == [[0, 0, 2, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_small_patch16_rope_224",
+        "vit_small_patch16_rope_mixed_224",
+        "vit_small_patch16_dinov3",  # the other layout of rotations
+        "vit_base_patch16_sapiens2",  # fewer keys than queries
+        "vit_relpos_base_patch16_cls_224",
+    ],
+)
+def test_scores_are_those_of_the_attention_itself(name: str) -> None:
+    """Against what unfused attention hands to its dropout, in plain and in pooled blocks."""
+    model = zoo.small(name)
+    x = zoo.images(model)
+    prefix = model.num_prefix_tokens
+    seen: list[Tensor] = []
+    for block in model.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(
+            lambda _, args, out: seen.append(out.sum(2).mean(1)[:, prefix:])
+        )
+    expected: list[Tensor] = []
+    with torch.no_grad():
+        model(x)
+        expected, seen[:] = list(seen), []
+        torch.testing.assert_close(significance_scores(model, x), torch.stack(expected))
+        seen.clear()
+        weights: list[Tensor] = []
+        pool(model, [30, 20, 10], "k-medoids", weights="significance")
+        method = get_method("k-medoids")
+
+        def assign(z: Tensor, k: int, **keywords: Any) -> Any:
+            weights.append(keywords["weights"])
+            return method.assign(z, k, **keywords)
+
+        for block in model.blocks:
+            block.token_pooling.method = replace(method, assign=assign)
+        model(x)
+    assert len(weights) == len(seen) == 3
+    for own, ours in zip(seen, weights, strict=True):
+        torch.testing.assert_close(ours, own)

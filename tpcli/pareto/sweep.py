@@ -20,6 +20,7 @@ from tpcli.models import LoadedModel, weights_hash
 from tpcli.options import PoolingOptions
 from tpcli.schedule import Schedule
 from tpcli.surgery import pool, pooling_spec, unpool
+from tpcli.surgery.insert import patch_tokens
 
 from .cache import PointCache, point_key
 from .compare import Comparison, compare
@@ -119,7 +120,7 @@ class Subject:
         if job.options not in self._solvers:
             self._solvers[job.options] = BudgetSolver(self.model, job.options)
         tokens = self._solvers[job.options].solve(job.budget)
-        return Schedule(tokens, self.model.patch_embed.num_patches)  # type: ignore[union-attr, arg-type]
+        return Schedule(tokens, patch_tokens(self.model))
 
 
 def sweep(

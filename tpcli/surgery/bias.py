@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -68,7 +68,7 @@ class BiasPooler:
             shared = pooled_bias(shared, attending)
         kwargs[self.where.shared] = attending.mask if shared is None else shared
 
-    def total(self, kwargs: dict[str, Any]) -> Tensor | None:
+    def total(self, kwargs: Mapping[str, Any]) -> Tensor | None:
         """All that is added to the attention's logits."""
         shared: Tensor | None = kwargs.get(self.where.shared)
         if self.own is None:

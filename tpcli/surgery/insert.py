@@ -24,6 +24,7 @@ from tpcli.schedule import Schedule, parse
 from . import head
 from .families import FAMILIES
 from .layer import TokenPooling, pooled_forward
+from .scores import check_shows_attention
 
 CLASSES = (VisionTransformer, Eva, Beit, VisionTransformerRelPos, NaFlexVit)
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -263,14 +264,10 @@ def _check_options(model: nn.Module, options: PoolingOptions) -> None:
             "--weights class needs a class token, which this model has not; "
             "use size, significance or uniform."
         )
+    if options.needs_scores or options.metric == "keys":
+        check_shows_attention(model)
     for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
         family = FAMILIES[type(block)]
-        reads = options.needs_scores or options.metric == "keys"
-        if reads and not hasattr(family.attention(block), "q_norm"):
-            raise UserError(
-                f"{type(model).__name__}'s attention doesn't show its queries and keys; use "
-                "--weights size or uniform, --metric tokens or normalized, --reduce mean or medoid."
-            )
         if options.position == "attention" and family.halves is None:
             raise UserError(
                 f"--position attention is not there in block {i}: {type(block).__name__} runs "

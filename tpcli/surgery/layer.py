@@ -253,7 +253,7 @@ class TokenPooling(nn.Module):
 def attention_probabilities(
     queries: Tensor, keys: Tensor, scale: float, mask: Tensor | None
 ) -> Tensor:
-    """softmax(Q K^T scale + mask) in float32: (B, H, M, D), (B, H or fewer, N, D) -> (B, H, M, N)."""
+    """softmax(Q K^T scale + mask), float32: (B, H, M, D), (B, H or fewer, N, D) -> (B, H, M, N)."""
     if keys.shape[1] != queries.shape[1]:
         keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
     logits = (queries.float() * scale) @ keys.float().transpose(-2, -1)

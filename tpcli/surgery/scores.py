@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from tpcli.errors import UserError
+
+from .bias import BiasPooler
 from .families import FAMILIES
 from .layer import attention_probabilities
+from .positions import rotate
+
+
+def check_shows_attention(model: nn.Module) -> None:
+    """Raise where the queries and keys of a block can't be seen.
+
+    Raises:
+        UserError: names the class and says what to use instead.
+    """
+    for block in model.blocks:  # type: ignore[union-attr]
+        if not hasattr(FAMILIES[type(block)].attention(block), "q_norm"):
+            raise UserError(
+                f"{type(model).__name__}'s attention doesn't show its queries and keys; use "
+                "--weights size or uniform, --metric tokens or normalized, --reduce mean or medoid."
+            )
 
 
 def significance_scores(model: nn.Module, images: Tensor) -> Tensor:
@@ -16,35 +37,73 @@ def significance_scores(model: nn.Module, images: Tensor) -> Tensor:
     heads (PoWER-BERT, eq. 2): (L, B, N). The mean over all tokens, prefix included, is 1.
 
     images: (B, 3, H, W). The model is not pooled.
+
+    Raises:
+        UserError: its attention doesn't show queries and keys.
     """
+    check_shows_attention(model)
     prefix = int(model.num_prefix_tokens)  # type: ignore[arg-type]
-    queries: list[Tensor] = []
     scores: list[Tensor] = []
-    hooks = []
-    for block in model.blocks:  # type: ignore[union-attr]
-        family = FAMILIES[type(block)]
-        attention: Any = family.attention(block)
+    with _watched(model, scores), torch.inference_mode():
+        model(images)
+    return torch.stack([score[:, prefix:] for score in scores])
 
-        def heads_first(tensor: Tensor, first: bool = family.heads_first) -> Tensor:
-            return tensor if first else tensor.transpose(1, 2)
 
-        def take_queries(m: nn.Module, a: Any, output: Tensor, order: Any = heads_first) -> None:
-            queries.append(order(output))
-
-        def take_keys(
-            m: nn.Module, a: Any, output: Tensor, order: Any = heads_first, owner: Any = attention
-        ) -> None:
-            probabilities = attention_probabilities(
-                queries.pop(), order(output), float(owner.scale), None
-            )
-            scores.append(probabilities.sum(2).mean(1)[:, prefix:])
-
-        hooks.append(attention.q_norm.register_forward_hook(take_queries))
-        hooks.append(attention.k_norm.register_forward_hook(take_keys))
+@contextmanager
+def _watched(model: nn.Module, scores: list[Tensor]) -> Iterator[None]:
+    """Append the scores of each block's tokens, (B, P + N), to `scores` while in the body."""
+    watchers = [_Watcher(block, scores) for block in model.blocks]  # type: ignore[union-attr]
     try:
-        with torch.inference_mode():
-            model(images)
+        yield
     finally:
-        for hook in hooks:
+        for watcher in watchers:
+            watcher.remove()
+
+
+class _Watcher:
+    """Hooks on one block: what it is called with, then its queries, then its keys."""
+
+    def __init__(self, block: nn.Module, scores: list[Tensor]) -> None:
+        family = FAMILIES[type(block)]
+        self.scores = scores
+        self.heads_first = family.heads_first
+        attention: Any = family.attention(block)
+        self.attention = attention
+        self.bias = None if family.bias is None else BiasPooler(family.bias, attention)
+        self.given: Mapping[str, Any] = {}
+        self.queries: Tensor | None = None
+        self.hooks: list[RemovableHandle] = [
+            block.register_forward_pre_hook(self.take_given, with_kwargs=True),
+            attention.q_norm.register_forward_hook(self.take_queries),
+            attention.k_norm.register_forward_hook(self.take_keys),
+        ]
+
+    def take_given(self, block: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self.given = kwargs
+
+    def take_queries(self, norm: nn.Module, args: Any, output: Tensor) -> None:
+        self.queries = self.prepared(output)
+
+    def take_keys(self, norm: nn.Module, args: Any, output: Tensor) -> None:
+        assert self.queries is not None
+        bias = None if self.bias is None else self.bias.total(self.given)
+        probabilities = attention_probabilities(
+            self.queries, self.prepared(output), float(self.attention.scale), bias
+        )
+        self.scores.append(probabilities.sum(2).mean(1))
+        self.given, self.queries = {}, None
+
+    def prepared(self, output: Tensor) -> Tensor:
+        """Queries or keys as the attention takes them: (B, H, P + N, D), rotated."""
+        rope = self.given.get("rope")
+        x = output if self.heads_first else output.transpose(1, 2)
+        if rope is None:
+            return x
+        return rotate(x, rope, self.attention.num_prefix_tokens, self.attention.rotate_half)
+
+    def remove(self) -> None:
+        """Leave the block as it was."""
+        for hook in self.hooks:
             hook.remove()
-    return torch.stack(scores)
+        if self.bias is not None:
+            self.bias.detach()
