@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	@echo "open pareto.html for the whole report"
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
