@@ -169,7 +169,7 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     def stable_sort(
         self: Any, stable: bool = True, dim: int = -1, descending: bool = False
-    ) -> tuple[Any, INT64]:
+    ) -> tuple[Any, Any]:
         if self.dtype.is_integer():  # TopK of ONNX Runtime takes no 8-bit integers
             self = op.Cast(self, to=INT64.dtype)
         length = op.Reshape(op.Gather(op.Shape(self), dim, axis=0), op.Constant(value_ints=[1]))
