@@ -95,7 +95,7 @@ def main() -> None:
             ])  # fmt: skip
             cells = []
             for name, iterations in methods:
-                found = get_method(name).assign(
+                found = get_method(name)(
                     z, k, weights=ones, sizes=ones, start="matching", iterations=iterations
                 )
                 clusters = Clusters.from_labels(found.labels, k)

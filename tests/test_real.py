@@ -84,7 +84,7 @@ def real_tokens(real: LoadedModel, block: int, count: int = 16) -> Tensor:
 def test_k_medoids_equals_plain_loops(real: LoadedModel, start: str, k: int) -> None:
     z = real_tokens(real, 5, 4)
     weights = torch.rand(4, 64, generator=torch.Generator().manual_seed(0)) + 0.1
-    found = get_method("k-medoids").assign(
+    found = get_method("k-medoids")(
         z, k, weights=weights, sizes=torch.ones(4, 64), start=start, iterations=3
     )
     assert found.medoids is not None
@@ -98,9 +98,7 @@ def test_k_medoids_equals_plain_loops(real: LoadedModel, start: str, k: int) -> 
 def medoid_ratio(z: Tensor, k: int, start: str) -> float:
     """K-Medoids' objective relative to FasterPAM's."""
     weights = torch.ones(z.shape[:2])
-    found = get_method("k-medoids").assign(
-        z, k, weights=weights, sizes=weights, start=start, iterations=3
-    )
+    found = get_method("k-medoids")(z, k, weights=weights, sizes=weights, start=start, iterations=3)
     assert found.medoids is not None
     mine, theirs = 0.0, 0.0
     for b in range(len(z)):
@@ -140,9 +138,7 @@ def test_k_medoids_from_matching_relative_to_fasterpam(
 def test_ward_relative_to_k_means_restarts(real: LoadedModel, k: int, bound: float) -> None:
     z = real_tokens(real, 8)
     weights = torch.ones(z.shape[:2])
-    found = get_method("ward").assign(
-        z, k, weights=weights, sizes=weights, start="matching", iterations=2
-    )
+    found = get_method("ward")(z, k, weights=weights, sizes=weights, start="matching", iterations=2)
     mine, theirs = 0.0, 0.0
     for b in range(len(z)):
         z64 = z[b].double().numpy()

@@ -18,18 +18,14 @@ from tpcli.pooling.starts import STARTS
 
 
 def run(z: Tensor, k: int, weights: Tensor, start: str, iterations: int) -> Tensor:
-    return (
-        get_method("k-means")
-        .assign(
-            z,
-            k,
-            weights=weights,
-            sizes=torch.ones_like(weights),
-            start=start,
-            iterations=iterations,
-        )
-        .labels
-    )
+    return get_method("k-means")(
+        z,
+        k,
+        weights=weights,
+        sizes=torch.ones_like(weights),
+        start=start,
+        iterations=iterations,
+    ).labels
 
 
 def random_weights(n: int, seed: int) -> Tensor:

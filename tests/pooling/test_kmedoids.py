@@ -21,7 +21,7 @@ from tpcli.pooling.starts import STARTS
 
 
 def run(z: Tensor, k: int, weights: Tensor, start: str, iterations: int = 3) -> Assignment:
-    return get_method("k-medoids").assign(
+    return get_method("k-medoids")(
         z,
         k,
         weights=weights,

@@ -17,16 +17,12 @@ from tpcli.pooling.ward import LARGEST_CUT, merges_per_round
 
 def run(z: Tensor, k: int, iterations: int, weights: Tensor | None = None) -> Tensor:
     weights = torch.ones(z.shape[:2]) if weights is None else weights
-    return (
-        get_method("ward")
-        .assign(
-            z,
-            k,
-            weights=weights,
-            iterations=iterations,
-        )
-        .labels
-    )
+    return get_method("ward")(
+        z,
+        k,
+        weights=weights,
+        iterations=iterations,
+    ).labels
 
 
 @pytest.mark.parametrize("k", [1, 2, 9, 31])

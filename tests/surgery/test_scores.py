@@ -33,9 +33,9 @@ class Handed:
                 self.metrics.append(z)
                 self.weights.append(arguments["weights"])
                 self.sizes.append(arguments["sizes"])
-                return method.assign(z, k, **arguments)
+                return method(z, k, **arguments)
 
-            return replace(method, assign=assign)
+            return replace(method, assign=assign, takes=(*method.takes, "weights", "sizes"))
 
         monkeypatch.setattr(layer_module, "get_method", recording)
 

@@ -12,7 +12,6 @@ from tests.tiny import VARIANTS, images, tiny_vit
 from tpcli import pool, unpool
 from tpcli.pooling import Assignment
 from tpcli.surgery import TokenPooling
-from tpcli.surgery import layer as layer_module
 
 SCHEDULE = [50, 40, 30, 20]
 
@@ -71,27 +70,27 @@ def test_two_forwards_before_one_backward(
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * expected.abs().max())
 
 
+def pooling_layers(model: nn.Module) -> list[TokenPooling]:
+    return [module for module in model.modules() if isinstance(module, TokenPooling)]
+
+
 @options
-def test_gradients_follow_the_means(
-    monkeypatch: pytest.MonkeyPatch, chosen: dict[str, Any]
-) -> None:
+def test_gradients_follow_the_means(chosen: dict[str, Any]) -> None:
     """Every parameter has one, and they equal a numerical derivative at a fixed assignment."""
     model = pool(tiny_vit(), SCHEDULE, **chosen).train()
-    real = layer_module.get_method
     first: list[Assignment] = []
     replay: list[Assignment] = []
 
-    class Fixed:
-        def __init__(self, name: str) -> None:
-            self.name = name
+    for layer in pooling_layers(model):
+        method = layer.method
 
-        def assign(self, z: Tensor, k: int, **arguments: Any) -> Assignment:
+        def fixed(z: Tensor, k: int, real: Any = method, **available: Any) -> Assignment:
             if replay:
                 return replay.pop(0)
-            first.append(real(self.name).assign(z, k, **arguments))
+            first.append(real(z, k, **available))
             return first[-1]
 
-    monkeypatch.setattr(layer_module, "get_method", Fixed)
+        layer.method = fixed  # type: ignore[assignment]
     found = gradients(model, images(2))
     assert found.keys() == {name for name, _ in model.named_parameters()}
     assert len(first) == 4
@@ -113,7 +112,7 @@ def test_gradients_follow_the_means(
 
 def test_train_and_eval_reach_the_layers_and_agree_without_dropout() -> None:
     model = pool(tiny_vit(), SCHEDULE)
-    layers = [m for m in model.modules() if isinstance(m, TokenPooling)]
+    layers = pooling_layers(model)
     evaluated = model(images())
     model.train()
     assert all(layer.training for layer in layers)
@@ -153,21 +152,15 @@ def test_autocast(monkeypatch: pytest.MonkeyPatch, variant: str, chosen: dict[st
     pool(model, SCHEDULE, **chosen)
     seen: set[torch.dtype] = set()
     autocast: set[bool] = set()
-    real = layer_module.get_method
+    for layer in pooling_layers(model):
+        method = layer.method
 
-    def spy(name: str) -> Any:
-        autocast.add(torch.is_autocast_enabled("cpu"))
-        method = real(name)
+        def spy(z: Tensor, k: int, real: Any = method, **available: Any) -> Assignment:
+            autocast.add(torch.is_autocast_enabled("cpu"))
+            seen.update({z.dtype, available["weights"].dtype, available["sizes"].dtype})
+            return real(z, k, **available)
 
-        class Spy:
-            @staticmethod
-            def assign(z: Tensor, k: int, **arguments: Any) -> Any:
-                seen.update({z.dtype, arguments["weights"].dtype, arguments["sizes"].dtype})
-                return method.assign(z, k, **arguments)
-
-        return Spy
-
-    monkeypatch.setattr(layer_module, "get_method", spy)
+        layer.method = spy  # type: ignore[assignment]
     with torch.autocast("cpu", torch.bfloat16):
         output = model(images())
         loss = output.float().square().sum()

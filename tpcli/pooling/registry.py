@@ -115,6 +115,10 @@ class Method:
         """What `assign` is called with, beside z and k."""
         return tuple(name for name in KEYWORDS if name in self.takes)
 
+    def __call__(self, z: Tensor, k: int, **available: object) -> Assignment:
+        """`assign` with those of the available keywords that this method takes."""
+        return self.assign(z, k, **{name: available[name] for name in self.keywords})
+
     def allowed(self, n: int, wanted: int, grid: tuple[int, int]) -> int:
         """The smallest number from `wanted` up that this method can turn `n` tokens into."""
         wanted = max(1, min(wanted, n))

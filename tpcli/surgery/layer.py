@@ -186,16 +186,16 @@ class TokenPooling(nn.Module):
             scores |= self._scores(queries.detach(), keys.detach(), inputs)
         weights = scores[options.weights]
         metric = self._metric(patches.detach(), keys)
-        available = {
-            "weights": weights,
-            "sizes": sizes,
-            "start": options.start,
-            "iterations": options.iterations,
-            "grid": self.grid,
-            "depth": self.depth,
-        }
-        keywords = {name: available[name] for name in self.method.keywords}
-        labels, medoids, share = self.method.assign(metric, k, **keywords)
+        labels, medoids, share = self.method(
+            metric,
+            k,
+            weights=weights,
+            sizes=sizes,
+            start=options.start,
+            iterations=options.iterations,
+            grid=self.grid,
+            depth=self.depth,
+        )
         clusters = Clusters.from_labels(labels, k)
         kept = None if share is None else share > 0
         counted = sizes if kept is None else sizes * kept
