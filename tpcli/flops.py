@@ -19,7 +19,7 @@ from timm.models.naflexvit import NaFlexVit
 from torch import nn
 
 from tpcli.errors import TpcliError
-from tpcli.surgery import TokenPooling, pooling_spec
+from tpcli.surgery import TokenPooling
 from tpcli.surgery.insert import patch_tokens
 
 CONVENTION = "1 multiply-add = 1 FLOP (fvcore), per image"
@@ -93,7 +93,7 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
             f"operators {', '.join(unknown)} are neither counted nor known to be free; "
             "please report the model."
         )
-    blocks = _blocks(model, modules)
+    blocks = _blocks(model, modules, size)
     pooling = sum(block.pooling_flops for block in blocks)
     params = sum(p.numel() for p in model.parameters())
     return FlopCount(total, pooling, params, blocks, modules, ops)
@@ -111,17 +111,20 @@ def model_input_size(model: nn.Module) -> tuple[int, int, int]:
     return int(first.in_channels), int(height), int(width)
 
 
-def _blocks(model: nn.Module, modules: dict[str, int]) -> tuple[BlockFlops, ...]:
-    spec = pooling_spec(model)
-    n = patch_tokens(model)
+def _blocks(
+    model: nn.Module, modules: dict[str, int], size: tuple[int, int, int]
+) -> tuple[BlockFlops, ...]:
+    tokens = patch_tokens(model)
+    if size != model_input_size(model):
+        tokens = math.prod(model.patch_embed.dynamic_feat_size(size[1:]))  # type: ignore[union-attr, operator]
     rows = []
-    for i, _ in enumerate(model.blocks):  # type: ignore[arg-type]
-        tokens_in, tokens_out = (
-            (spec.schedule.tokens_in(i), spec.schedule.tokens[i]) if spec else (n, n)
-        )
+    for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
+        layer = getattr(block, POOLING_NAME, None)
+        left = tokens if layer is None else layer.tokens_to_keep(tokens)
         flops = modules.get(f"blocks.{i}", 0)
         pooling = modules.get(f"blocks.{i}.{POOLING_NAME}", 0)
-        rows.append(BlockFlops(i, tokens_in, tokens_out, flops, pooling))
+        rows.append(BlockFlops(i, tokens, left, flops, pooling))
+        tokens = left
     return tuple(rows)
 
 
