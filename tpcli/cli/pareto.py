@@ -143,7 +143,7 @@ def _context(
     data = sources[0].data
     names = ", ".join(s.loaded.name for s in sources)
     return ReportContext(
-        title=f"Token Pooling of {names} on {data.spec}",
+        title=f"Token Pooling of {names} on {Path(data.spec).name}",
         data=f"{data.spec}, {data.split}",
         count=result.points[0].count,
         device=device,

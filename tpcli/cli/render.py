@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+WIDTH = 120
+"""Columns of a table that is not printed on a terminal."""
+
 CONVENTION = "1 multiply-add = 1 FLOP"
 
 
@@ -38,7 +41,8 @@ def print_table(
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    console.print(table, width=console.width if console.is_terminal else WIDTH)
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
