@@ -33,7 +33,7 @@ import tpcli
 from tpcli.demo.digits import IMAGE_SIZE, Digits
 from tpcli.demo.train import CONFIG
 from tpcli.pooling import Assignment, Clusters, Method, get_method
-from tpcli.pooling.clusters import cluster_sums, medoids_near_mean
+from tpcli.pooling.clusters import medoids_near_mean
 from tpcli.surgery import TokenPooling, layer, positions
 
 ARCHITECTURE = {
@@ -136,9 +136,9 @@ class Medoids:
 
     def follow(self, source: Tensor | None, clusters: Clusters, kept: Tensor | None) -> Tensor:
         """As `positions.follow`, and note where the medoids are."""
-        patches = torch.arange(clusters.index.shape[1]).expand_as(clusters.index)
+        patches = torch.arange(self.last.shape[1]).expand_as(self.last)
         origin = patches if source is None else self.origin
-        self.origin = cluster_sums(origin * self.last, clusters.index, clusters.lead.shape[1])
+        self.origin = clusters.sums(origin * self.last)
         return positions.follow(source, clusters, kept)
 
     def rotations(self, rope: Tensor, source: Tensor, sizes: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def test_closed_form_of_k_medoids() -> None:
     distances = n * n * C
     candidates = n * n  # weights times distances within clusters
     means = (n - k) * C
-    sums = 2 * n  # weights per cluster, sizes per cluster
+    sums = 2 * (n - k)  # weights per cluster, sizes per cluster
     expected = norm + distances + candidates + means + sums
     assert count.blocks[0].pooling_flops == expected
     assert [b.pooling_flops for b in count.blocks[1:]] == [0, 0, 0]

@@ -178,8 +178,10 @@ def _interpolation_flops(taps: int) -> Handle:
 COUNTED: dict[str, Handle] = {
     "aten::scaled_dot_product_attention": _attention_flops,
     "aten::baddbmm": _baddbmm_flops,
+    "aten::baddbmm_": _baddbmm_flops,
     "aten::cdist": _cdist_flops,
     "aten::index_add": _added_elements(3),
+    "aten::index_add_": _added_elements(3),
     "aten::scatter_add": _added_elements(3),
     "aten::rms_norm": _rms_norm_flops,
     "aten::upsample_linear1d": _interpolation_flops(2),
@@ -192,9 +194,9 @@ COUNTED: dict[str, Handle] = {
 ELEMENTWISE = (
     "__and__ __or__ __rshift__ __xor__ abs add add_ addcmul bitwise_and bitwise_not bitwise_or "
     "ceil clamp clamp_ clamp_min clamp_min_ cos div div_ eq exp floor_divide ge gelu gt hardtanh "
-    "le leaky_relu log logical_and logical_not lt masked_fill masked_fill_ mul mul_ nan_to_num ne "
-    "neg pow reciprocal relu remainder rsqrt rsub sigmoid silu sin softmax log_softmax sqrt "
-    "square sub sub_ tanh where"
+    "le leaky_relu log logical_and logical_not lt masked_fill masked_fill_ mul mul_ nan_to_num "
+    "nan_to_num_ ne neg pow reciprocal relu remainder rsqrt rsub sigmoid silu sin softmax "
+    "log_softmax sqrt square sub sub_ tanh where"
 ).split()
 REDUCTIONS = (
     "all amax amin any argmax argmin avg_pool2d cummax cumsum linalg_vector_norm max maximum "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.tiny import tokens
 from tpcli.pooling import Clusters, reconstruction_loss, reduce_tokens
-from tpcli.pooling.clusters import best_members, cluster_sums, lowest_member, medoids_near_mean
+from tpcli.pooling.clusters import best_members, lowest_member, medoids_near_mean
 
 LABELS = torch.tensor([[4, 2, 4, 0, 2, 4], [3, 3, 1, 1, 5, 5]])
 """Two samples of 6 tokens, 3 clusters each, numbered arbitrarily."""
@@ -22,7 +22,7 @@ def means_by_loop(x: Tensor, clusters: Clusters, weights: Tensor) -> Tensor:
     out = torch.zeros(b, k, x.shape[-1], dtype=torch.float64)
     for i in range(b):
         for c in range(k):
-            members = clusters.index[i] == c
+            members = clusters.labels()[i] == c
             w = weights[i, members].double()
             out[i, c] = (w.unsqueeze(1) * x[i, members].double()).sum(0) / w.sum()
     return out
@@ -30,7 +30,7 @@ def means_by_loop(x: Tensor, clusters: Clusters, weights: Tensor) -> Tensor:
 
 def test_clusters_are_numbered_in_reading_order() -> None:
     clusters = Clusters.from_labels(LABELS, 3)
-    assert clusters.index.tolist() == [[0, 1, 0, 2, 1, 0], [0, 0, 1, 1, 2, 2]]
+    assert clusters.labels().tolist() == [[0, 1, 0, 2, 1, 0], [0, 0, 1, 1, 2, 2]]
     assert clusters.lead.tolist() == [[0, 1, 3], [0, 2, 4]]
     assert clusters.followers.tolist() == [[2, 4, 5], [1, 3, 5]]
 
@@ -40,7 +40,7 @@ def test_from_labels_whatever_the_numbers(data: st.DataObject, n: int) -> None:
     labels = data.draw(st.lists(st.integers(0, n - 1), min_size=n, max_size=n))
     k = len(set(labels))
     clusters = Clusters.from_labels(torch.tensor([labels]), k)
-    index = clusters.index[0].tolist()
+    index = clusters.labels()[0].tolist()
     order = list(dict.fromkeys(labels))  # by first appearance
     assert index == [order.index(label) for label in labels]
     lead = [labels.index(label) for label in order]
@@ -86,15 +86,15 @@ def test_gradient_is_the_share_of_each_token() -> None:
     weights = torch.rand(2, 6) + 0.1
     factors = torch.randn(2, 3, 4)
     (reduce_tokens(x, clusters, weights) * factors).sum().backward()
-    total = cluster_sums(weights, clusters.index, 3).gather(1, clusters.index)
-    own = factors.gather(1, clusters.index.unsqueeze(-1).expand(-1, -1, 4))
+    total = clusters.sums(weights).gather(1, clusters.labels())
+    own = factors.gather(1, clusters.labels().unsqueeze(-1).expand(-1, -1, 4))
     assert x.grad is not None
     torch.testing.assert_close(x.grad, own * (weights / total).unsqueeze(-1))
 
 
-def test_cluster_sums_add_up() -> None:
+def test_sums_add_up() -> None:
     clusters = Clusters.from_labels(LABELS, 3)
-    assert cluster_sums(torch.ones(2, 6), clusters.index, 3).tolist() == [[3, 2, 1], [2, 2, 2]]
+    assert clusters.sums(torch.ones(2, 6)).tolist() == [[3, 2, 1], [2, 2, 2]]
 
 
 def test_lowest_member_among_candidates() -> None:
@@ -115,7 +115,7 @@ def test_medoid_near_mean_minimises_squared_distances() -> None:
     chosen = medoids_near_mean(z, clusters, weights)
     for b in range(4):
         for c in range(5):
-            members = (clusters.index[b] == c).nonzero().flatten()
+            members = (clusters.labels()[b] == c).nonzero().flatten()
             between = (z[b, members, None] - z[b, None, members]).double().square().sum(-1)
             costs = (weights[b, members, None] * between).sum(0)
             assert chosen[b, members].nonzero().flatten().tolist() == [int(costs.argmin())]
@@ -125,6 +125,6 @@ def test_reconstruction_loss_is_the_weighted_squared_distance_to_means() -> None
     clusters = Clusters.from_labels(LABELS, 3)
     z, weights = torch.randn(2, 6, 5), torch.rand(2, 6) + 0.1
     means = means_by_loop(z, clusters, weights)
-    own = means.gather(1, clusters.index.unsqueeze(-1).expand(-1, -1, 5))
+    own = means.gather(1, clusters.labels().unsqueeze(-1).expand(-1, -1, 5))
     expected = ((z - own).square().sum(-1) * weights).sum(1)
     torch.testing.assert_close(reconstruction_loss(z, clusters, weights).double(), expected)

@@ -13,7 +13,6 @@ from tests.pooling import reference
 from tests.tiny import tokens
 from tpcli.errors import UserError
 from tpcli.pooling import Clusters, Method, get_method, reduce_tokens, register
-from tpcli.pooling.clusters import cluster_sums
 from tpcli.pooling.registry import Assignment
 from tpcli.pooling.starts import STARTS, start_medoids
 
@@ -115,13 +114,13 @@ def test_pooled_tokens(method: str, start: str, seed: int, n: int, data: st.Data
     clusters = Clusters.from_labels(assign(method, start, x, k, sizes).labels, k)
     pooled = reduce_tokens(x, clusters, sizes)
     assert pooled.shape == (2, k, 4)
-    new_sizes = cluster_sums(sizes, clusters.index, k)
+    new_sizes = clusters.sums(sizes)
     assert torch.equal(new_sizes.sum(1), sizes.sum(1))
     for b in range(2):
-        first = [clusters.index[b].tolist().index(c) for c in range(k)]
+        first = [clusters.labels()[b].tolist().index(c) for c in range(k)]
         assert first == sorted(first)
         for c in range(k):
-            members = x[b, clusters.index[b] == c]
+            members = x[b, clusters.labels()[b] == c]
             slack = 1e-5 * members.abs().amax()
             assert (pooled[b, c] >= members.amin(0) - slack).all()
             assert (pooled[b, c] <= members.amax(0) + slack).all()

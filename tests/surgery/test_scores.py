@@ -30,7 +30,8 @@ class Handed:
             method = get_method(name)
 
             def assign(z: Tensor, k: int, **arguments: Any) -> Any:
-                self.metrics.append(z)
+                late = arguments.get("normalized", False)
+                self.metrics.append(F.layer_norm(z, z.shape[-1:]) if late else z)
                 self.weights.append(arguments["weights"])
                 self.sizes.append(arguments["sizes"])
                 return method(z, k, **arguments)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .clusters import Clusters, cluster_sums, reduce_tokens
+from .clusters import Clusters, reduce_tokens
 from .registry import Assignment, Method, Parameter, register
 
 Match = Callable[[Tensor, int], Tensor]
@@ -49,11 +49,15 @@ def in_rounds(z: Tensor, k: int, sizes: Tensor, match: Match) -> Assignment:
     while left > k:
         remove = min(left - k, left // 2)
         left -= remove
-        clusters = Clusters.from_labels(match(F.normalize(z, dim=-1), remove), left)
-        index = clusters.index if index is None else clusters.index.gather(1, index)
+        parents = match(F.normalize(z, dim=-1), remove)
+        if left == k and index is None:
+            return Assignment(parents)
+        clusters = Clusters.from_labels(parents, left)
+        labels = clusters.labels()
+        index = labels if index is None else labels.gather(1, index)
         if left > k:
             z = reduce_tokens(z, clusters, sizes)
-            sizes = cluster_sums(sizes, clusters.index, left)
+            sizes = clusters.sums(sizes)
     assert index is not None
     return Assignment(index)
 

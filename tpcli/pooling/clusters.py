@@ -5,30 +5,45 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 class Clusters(NamedTuple):
     """An assignment in reading order: cluster c is the one with the c-th lowest first member.
 
-    index: (B, N) cluster of each token, in [0, K).
     lead: (B, K) the lowest member of each cluster, ascending.
     followers: (B, N - K) all other tokens, ascending.
+    into: (B, N - K) the lead of the cluster of each follower.
     """
 
-    index: Tensor  # type: ignore[assignment]  # shadows tuple.index, which nobody needs here
     lead: Tensor
     followers: Tensor
+    into: Tensor
 
     @classmethod
     def from_labels(cls, labels: Tensor, k: int) -> Clusters:
         """Number clusters of any `labels` (B, N) in reading order; K distinct per sample."""
         lead_of = lowest_member(labels)  # (B, N)
         position = torch.arange(labels.shape[1], device=labels.device)
-        is_follower = lead_of != position
-        order = is_follower.to(torch.uint8).argsort(dim=1, stable=True)
-        rank = (~is_follower).cumsum(1) - 1
-        return cls(rank.gather(1, lead_of), order[:, :k], order[:, k:])
+        follows = (lead_of != position).to(torch.uint8)
+        order = follows.argsort(dim=1, stable=True)
+        followers = order[:, k:]
+        return cls(order[:, :k], followers, lead_of.gather(1, followers))
+
+    def labels(self) -> Tensor:
+        """The cluster of each token, in [0, K): (B, N)."""
+        b, k = self.lead.shape
+        cluster = torch.arange(k, device=self.lead.device).expand(b, k)
+        labels = self.lead.new_empty(b, k + self.followers.shape[1]).scatter_(1, self.lead, cluster)
+        return labels.scatter_(1, self.followers, labels.gather(1, self.into))
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sum `values` (B, N) per cluster: (B, K)."""
+        return self._sums_at_lead(values).gather(1, self.lead)
+
+    def _sums_at_lead(self, values: Tensor) -> Tensor:
+        return values.scatter_add(1, self.into, values.gather(1, self.followers))
 
 
 def lowest_member(labels: Tensor, candidates: Tensor | None = None) -> Tensor:
@@ -56,31 +71,40 @@ def positions_of(mask: Tensor, count: int) -> Tensor:
     return (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
 
 
-def cluster_sums(values: Tensor, index: Tensor, k: int) -> Tensor:
-    """Sum `values` (B, N) per cluster: (B, K)."""
-    return values.new_zeros(values.shape[0], k).scatter_add(1, index, values)
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """x[b, index[b]] for each sample: (B, N, C), (B, M) -> (B, M, C). Faster than a gather."""
+    return x.flatten(0, 1).index_select(0, flat(index, x.shape[1])).view(*index.shape, -1)
 
 
-def reduce_tokens(x: Tensor, clusters: Clusters, weights: Tensor) -> Tensor:
+def flat(index: Tensor, n: int) -> Tensor:
+    """Positions in each sample (B, M) as positions in all samples of `n` tokens: (B * M,)."""
+    offset = torch.arange(0, index.shape[0] * n, n, device=index.device)
+    return (index + offset.unsqueeze(1)).flatten()
+
+
+def reduce_tokens(x: Tensor, clusters: Clusters, weights: Tensor, prefix: int = 0) -> Tensor:
     """One token per cluster: the mean weighted by `weights`; differentiable in x.
 
     A cluster of one passes through unchanged, to the bit. Only the N - K tokens that join another
-    are added, so the cost is that of copying the tokens once.
+    are added, so the cost is that of copying the tokens once or twice.
 
-    x: (B, N, C). weights: (B, N), not negative, positive sum in each cluster. Returns (B, K, C).
+    x: (B, P + N, C), of which the first P = `prefix` pass through. weights: (B, N), not negative,
+    positive sum in each cluster. Returns (B, P + K, C).
     """
     b, n, c = x.shape
-    k = clusters.lead.shape[1]
-    total = cluster_sums(weights, clusters.index, k).gather(1, clusters.index)
-    share = (weights / total).unsqueeze(-1)  # (B, N, 1), 1 for a cluster of one
-
-    offset = torch.arange(b, device=x.device).unsqueeze(1)
-    exact = torch.promote_types(x.dtype, share.dtype)
-    flat = (x.to(exact) * share.to(exact)).reshape(b * n, c)
-    out = flat.index_select(0, (clusters.lead + offset * n).flatten())
-    target = (clusters.index.gather(1, clusters.followers) + offset * k).flatten()
-    source = flat.index_select(0, (clusters.followers + offset * n).flatten())
-    return out.index_add(0, target, source).reshape(b, k, c).to(x.dtype)
+    exact = torch.promote_types(x.dtype, weights.dtype)
+    total = clusters._sums_at_lead(weights)
+    own = (weights / total).to(exact).scatter(1, clusters.followers, 0.0)  # those are left behind
+    share = (weights.gather(1, clusters.followers) / total.gather(1, clusters.into)).to(exact)
+    lead = clusters.lead
+    if prefix:
+        own = F.pad(own, (prefix, 0), value=1.0)
+        first = torch.arange(prefix, device=x.device).expand(b, prefix)
+        lead = torch.cat([first, lead + prefix], dim=1)
+    joining = take(x, clusters.followers + prefix) * share.unsqueeze(-1)  # (B, N - K, C)
+    into = flat(clusters.into + prefix, n)
+    means = (x * own.unsqueeze(-1)).reshape(b * n, c).index_add_(0, into, joining.flatten(0, 1))
+    return take(means.view(b, n, c), lead).to(x.dtype)
 
 
 def medoids_near_mean(z: Tensor, clusters: Clusters, weights: Tensor) -> Tensor:
@@ -90,8 +114,9 @@ def medoids_near_mean(z: Tensor, clusters: Clusters, weights: Tensor) -> Tensor:
     rounding in ties.
     """
     means = reduce_tokens(z, clusters, weights)
-    own = means.gather(1, clusters.index.unsqueeze(-1).expand_as(z))
-    return best_members((z - own).square().sum(-1), clusters.index)
+    labels = clusters.labels()
+    own = take(means, labels)
+    return best_members((z - own).square().sum(-1), labels)
 
 
 def best_members(cost: Tensor, labels: Tensor) -> Tensor:
@@ -110,5 +135,5 @@ def reconstruction_loss(z: Tensor, clusters: Clusters, weights: Tensor) -> Tenso
     z: (B, N, D). weights: (B, N). Returns (B,).
     """
     means = reduce_tokens(z, clusters, weights)
-    own = means.gather(1, clusters.index.unsqueeze(-1).expand_as(z))
+    own = take(means, clusters.labels())
     return ((z - own).square().sum(-1) * weights).sum(1)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 FAR = 1e30
 
 
-def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """||a_i - b_j||^2 as one batched product: (B, N, D), (B, M, D) -> (B, N, M), never negative."""
-    norms_a = a.square().sum(-1, keepdim=True)  # (B, N, 1)
-    norms_b = b.square().sum(-1).unsqueeze(1)  # (B, 1, M)
-    return torch.baddbmm(norms_a + norms_b, a, b.transpose(1, 2), alpha=-2).clamp_(min=0)
+def squared_distances(
+    a: Tensor, b: Tensor, norms_a: Tensor | None = None, norms_b: Tensor | None = None
+) -> Tensor:
+    """||a_i - b_j||^2 as one batched product: (B, N, D), (B, M, D) -> (B, N, M), never negative.
+
+    norms_a, norms_b: (B, N), (B, M) squared norms, where they are known.
+    """
+    norms_a = a.square().sum(-1) if norms_a is None else norms_a
+    norms_b = b.square().sum(-1) if norms_b is None else norms_b
+    norms = norms_a.unsqueeze(2) + norms_b.unsqueeze(1)
+    return norms.baddbmm_(a, b.transpose(1, 2), alpha=-2).clamp_(min=0)
 
 
 def pairwise_squared_distances(z: Tensor) -> Tensor:
@@ -29,6 +34,6 @@ def pairwise_squared_distances(z: Tensor) -> Tensor:
     # centring takes the common offset out of the norms, and most of the cancellation with it
     z = z - z.mean(1, keepdim=True)
     d = squared_distances(z, z)
-    d = ((d + d.transpose(1, 2)) / 2).nan_to_num(nan=FAR, posinf=FAR)
-    eye = torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
-    return d.masked_fill(eye, 0.0)
+    d = (d + d.transpose(1, 2)).div_(2).nan_to_num_(nan=FAR, posinf=FAR)
+    d.diagonal(dim1=1, dim2=2).fill_(0.0)
+    return d

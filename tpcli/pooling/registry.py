@@ -14,7 +14,7 @@ from tpcli.errors import UserError, did_you_mean
 OPTIONS = ("metric", "metric_dim", "weights", "start", "reduce", "iterations")
 """Pooling options that a method may take or not; position and proportional attention suit all."""
 
-KEYWORDS = ("weights", "sizes", "start", "iterations", "grid", "depth")
+KEYWORDS = ("weights", "sizes", "start", "iterations", "grid", "depth", "normalized")
 """What an operator may ask to be called with, beside the metric and K."""
 
 
@@ -38,7 +38,9 @@ Assign = Callable[..., Assignment]
 
 z: (B, N, D) what distances are measured on; k: clusters, 1 <= k < N. The keywords are those of
 KEYWORDS that the method takes, and its own parameters. weights, sizes: (B, N). grid: (H, W), the
-model's patch grid. depth: share of the blocks that lie before this one, in [0, 1).
+model's patch grid. depth: share of the blocks that lie before this one, in [0, 1). normalized: the
+metric is z after a layer norm, which is left to the method that takes this keyword: it may need
+only some tokens.
 """
 
 
@@ -117,7 +119,8 @@ class Method:
 
     def __call__(self, z: Tensor, k: int, **available: object) -> Assignment:
         """`assign` with those of the available keywords that this method takes."""
-        return self.assign(z, k, **{name: available[name] for name in self.keywords})
+        keywords = {name: available[name] for name in self.keywords if name in available}
+        return self.assign(z, k, **keywords)
 
     def allowed(self, n: int, wanted: int, grid: tuple[int, int]) -> int:
         """The smallest number from `wanted` up that this method can turn `n` tokens into."""

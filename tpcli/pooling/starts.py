@@ -10,7 +10,10 @@ from torch import Tensor
 from tpcli.errors import UserError
 
 from .clusters import mask_at, positions_of
-from .distance import pairwise_squared_distances
+from .distance import pairwise_squared_distances, squared_distances
+
+BAND = 2**18
+"""Costs per sample that are held at a time where only the cheapest of each token is wanted."""
 
 
 def start_medoids(start: str, z: Tensor, k: int, *, weights: Tensor, sizes: Tensor) -> Tensor:
@@ -70,9 +73,29 @@ def ward_cost(distances: Tensor, mass: Tensor) -> Tensor:
 
     distances: (B, N, N). mass: (B, N), positive. Returns (B, N, N).
     """
-    harmonic = mass.unsqueeze(2) * mass.unsqueeze(1) / (mass.unsqueeze(2) + mass.unsqueeze(1))
-    eye = torch.eye(mass.shape[1], dtype=torch.bool, device=mass.device)
-    return (harmonic * distances).masked_fill(eye, torch.inf)
+    inverse = mass.reciprocal()
+    cost = distances / (inverse.unsqueeze(2) + inverse.unsqueeze(1))
+    cost.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    return cost
+
+
+def cheapest_merge(z: Tensor, mass: Tensor) -> Tensor:
+    """`ward_cost` of each token's cheapest partner, a band of rows at a time: (B, N, D) -> (B, N).
+
+    Memory does not grow with the square of N.
+    """
+    n = z.shape[1]
+    z = z - z.mean(1, keepdim=True)
+    norms, inverse = z.square().sum(-1), mass.reciprocal()
+    rows = max(1, BAND // n)
+    bands = []
+    for first in range(0, n, rows):
+        band = slice(first, first + rows)
+        cost = squared_distances(z[:, band], z, norms[:, band], norms)
+        cost /= inverse[:, band].unsqueeze(2) + inverse.unsqueeze(1)
+        cost.diagonal(first, dim1=1, dim2=2).fill_(torch.inf)
+        bands.append(cost.amin(-1))
+    return torch.cat(bands, dim=1)
 
 
 STARTS: dict[str, Callable[[Tensor, int, Tensor, Tensor], Tensor]] = {

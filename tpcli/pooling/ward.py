@@ -2,49 +2,85 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .clusters import Clusters, best_members, cluster_sums, reduce_tokens
+from .clusters import Clusters, best_members, lowest_member, reduce_tokens
 from .distance import pairwise_squared_distances
 from .kmedoids import within_cluster_cost
 from .registry import Assignment, Method, register
-from .starts import STARTS, ward_cost
+from .starts import STARTS, cheapest_merge, ward_cost
 
 LARGEST_CUT = 1 / 5
 """No round removes more than this share of the clusters: later merges should see earlier means."""
 
+SMALL_CUT = 1 / 8
+"""Below this share one round comes within a few percent of two."""
+
 START_ROUNDS = 2
 """The least number of rounds where Ward's clusters are only a start."""
 
+RELUCTANCE = 2.0
+"""How much dearer a merge counts whose partner has a cheaper one: it sees a mean that will move."""
 
-def ward(z: Tensor, k: int, *, weights: Tensor, iterations: int) -> Assignment:
+SKETCH_DIM = 48
+"""Channels of the sketch."""
+
+
+def ward(
+    z: Tensor, k: int, *, weights: Tensor, iterations: int, normalized: bool = False
+) -> Assignment:
     """Merge clusters by Ward's cost w_i w_j / (w_i + w_j) ||z_i - z_j||^2 until K are left.
 
-    In each round every cluster points at its cheapest partner. Pairs that point at each other
-    (reciprocal nearest neighbours) are merges that exact Ward would make too, in another order;
-    they go first, cheapest first, then the other pointers, a chain of which merges as one. How
-    many merges a round makes depends on N, K and `iterations` only, so there is no
+    In each round every cluster points at its cheapest partner, and the cheapest pointers merge.
+    Pairs that point at each other (reciprocal nearest neighbours) are merges that exact Ward would
+    make too, in another order; other pointers count `RELUCTANCE` times, and a chain of them merges
+    as one. How many merges a round makes depends on N, K and `iterations` only, so there is no
     synchronisation and no graph break.
 
-    z: (B, N, D). weights: (B, N). `iterations`: the least number of rounds. Labels are in [0, K).
+    Where few tokens go, only those that have a near partner, by a sketch of the tokens, take part.
+
+    z: (B, N, D). weights: (B, N). `iterations`: the least number of rounds; 0 chooses it.
+    normalized: layer norm is still to be applied to z. Labels are in [0, N).
     """
-    index = torch.arange(z.shape[1], device=z.device).expand(z.shape[:2])
-    distances = pairwise_squared_distances(z)  # (B, N, N)
-    plan = merges_per_round(z.shape[1], k, iterations)
-    for i, merges in enumerate(plan):
-        clusters = merge_cheapest(distances, weights, merges)
-        index = clusters.index.gather(1, index)
-        if i + 1 < len(plan):
-            distances = distances_between_means(distances, clusters, weights)
-            weights = cluster_sums(weights, clusters.index, clusters.lead.shape[1])
-    return Assignment(index)
+    n = z.shape[1]
+    plan = merges_per_round(n, k, iterations)
+    candidates = None
+    if sketch_saves(n, k, z.shape[2]):
+        candidates = near_a_partner(z, weights, candidate_count(n, k), normalized)  # (B, M)
+        sample = torch.arange(z.shape[0], device=z.device).unsqueeze(1)
+        z, weights = z[sample, candidates], weights.gather(1, candidates)
+    if normalized:
+        z = F.layer_norm(z, z.shape[-1:])
+    labels = ward_by_distances(pairwise_squared_distances(z), weights, plan)
+    if candidates is None:
+        return Assignment(labels)
+    member = candidates.gather(1, lowest_member(labels) if len(plan) > 1 else labels)
+    position = torch.arange(n, device=z.device).expand(z.shape[0], n)
+    return Assignment(position.scatter(1, candidates, member))
+
+
+def ward_by_distances(distances: Tensor, weights: Tensor, plan: Sequence[int]) -> Tensor:
+    """Ward's clustering with `plan` merges in each round: (B, N, N), (B, N) -> labels (B, N)."""
+    labels = roots = merge_cheapest(ward_cost(distances, weights), plan[0])
+    for before, merges in itertools.pairwise(plan):
+        clusters = Clusters.from_labels(roots, weights.shape[1] - before)
+        merged = clusters.labels()
+        labels = merged if labels is roots else merged.gather(1, labels)
+        distances = distances_between_means(distances, clusters, weights)
+        weights = clusters.sums(weights)
+        roots = merge_cheapest(ward_cost(distances, weights), merges)
+    return labels if labels is roots else roots.gather(1, labels)
 
 
 def merges_per_round(n: int, k: int, rounds: int) -> list[int]:
     """Split n - k merges evenly over at least `rounds` rounds, none above `LARGEST_CUT`."""
+    rounds = rounds or (1 if n - k < n * SMALL_CUT else 2)
     plan: list[int] = []
     while n > k:
         merges = min(math.ceil((n - k) / max(rounds - len(plan), 1)), max(int(n * LARGEST_CUT), 1))
@@ -53,21 +89,47 @@ def merges_per_round(n: int, k: int, rounds: int) -> list[int]:
     return plan
 
 
-def merge_cheapest(distances: Tensor, mass: Tensor, merges: int) -> Clusters:
-    """Make exactly `merges` merges, at most half of the clusters: (B, N, N), (B, N) -> Clusters."""
-    n = mass.shape[1]
-    position = torch.arange(n, device=mass.device)
-    cheapest, partner = ward_cost(distances, mass).min(-1)  # (B, N)
+def candidate_count(n: int, k: int) -> int:
+    """How many tokens are compared exactly where a sketch is compared first."""
+    return min(3 * (n - k) + n // 8, n)
+
+
+def sketch_saves(n: int, k: int, channels: int) -> bool:
+    """Whether a sketch saves half of the products of all distances."""
+    return n**2 * SKETCH_DIM + candidate_count(n, k) ** 2 * channels < n**2 * channels / 2
+
+
+def near_a_partner(z: Tensor, mass: Tensor, count: int, normalized: bool) -> Tensor:
+    """The `count` tokens whose cheapest merge is cheapest, by a sketch: (B, N, D) -> (B, count).
+
+    The sketch sums channels that are equal modulo `SKETCH_DIM` (a count sketch): it keeps distances
+    up to noise and takes no product.
+    """
+    short = -z.shape[2] % SKETCH_DIM
+    whole = F.pad(z, (0, short)) if short else z
+    sketch = whole.unflatten(-1, (-1, SKETCH_DIM)).sum(-2)
+    if normalized:
+        sketch = F.layer_norm(sketch, sketch.shape[-1:])
+    cheapest = cheapest_merge(sketch, mass)
+    return cheapest.topk(count, dim=1, largest=False, sorted=False).indices
+
+
+def merge_cheapest(cost: Tensor, merges: int) -> Tensor:
+    """Make exactly `merges` merges, at most half of the clusters: costs (B, N, N) -> roots (B, N).
+
+    cost: exactly symmetric, so that pointers form no circle but that of two.
+    """
+    position = torch.arange(cost.shape[1], device=cost.device)
+    cheapest, partner = cost.min(-1)  # (B, N)
     mutual = partner.gather(1, partner) == position
+    price = torch.where(mutual, cheapest, RELUCTANCE * cheapest)
     # of a reciprocal pair the lower one stays: pointers form trees, and it is the root of its tree
-    last = 2 * cheapest.amax(1, keepdim=True) + 1
-    key = torch.where(mutual, cheapest, cheapest + last)
-    key = torch.where(mutual & (position < partner), torch.inf, key)
-    joins = key.argsort(dim=1, stable=True)[:, :merges]
+    price = price.masked_fill(mutual & (position < partner), torch.inf)
+    joins = price.argsort(dim=1, stable=True)[:, :merges]
     parent = position.expand_as(partner).scatter(1, joins, partner.gather(1, joins))
     for _ in range(merges.bit_length()):
         parent = parent.gather(1, parent)
-    return Clusters.from_labels(parent, n - merges)
+    return parent
 
 
 def distances_between_means(distances: Tensor, clusters: Clusters, mass: Tensor) -> Tensor:
@@ -99,7 +161,7 @@ register(
         summary="Ward's hierarchical clustering in rounds; nearest to the optimum of the loss.",
         paper="Ward, Hierarchical Grouping to Optimize an Objective Function, JASA 1963",
         assign=ward,
-        takes=("metric", "metric_dim", "weights", "reduce", "iterations"),
-        defaults={"iterations": 2},
+        takes=("metric", "metric_dim", "weights", "reduce", "iterations", "normalized"),
+        defaults={"iterations": 0},
     )
 )

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from tpcli.errors import TpcliError
 from tpcli.options import PoolingOptions
 from tpcli.pooling import Clusters, get_method, reduce_tokens
-from tpcli.pooling.clusters import cluster_sums, medoids_near_mean
+from tpcli.pooling.clusters import medoids_near_mean
 
 from .bias import Attending, BiasPooler
 from .families import Family
@@ -69,6 +69,12 @@ class TokenPooling(nn.Module):
         super().__init__()
         self.options = options
         self.method = get_method(options.method)
+        # a method that may need only some tokens normalized does it itself, where nobody else does
+        self.normalizes = options.metric == "normalized" and (
+            "normalized" not in self.method.keywords
+            or options.metric_dim is not None
+            or options.reduce == "medoid"
+        )
         self.class_token = class_token
         self.grid = grid
         self.depth = depth
@@ -179,7 +185,9 @@ class TokenPooling(nn.Module):
         patches = x[:, prefix:]
         if sizes is None:
             sizes = torch.ones(patches.shape[:2], device=x.device)
-        scores = {"size": sizes, "uniform": torch.ones_like(sizes)}
+        scores = {"size": sizes}
+        if options.weights == "uniform":
+            scores["uniform"] = torch.ones_like(sizes)
         if options.needs_scores:
             assert queries is not None
             assert keys is not None
@@ -195,6 +203,7 @@ class TokenPooling(nn.Module):
             iterations=options.iterations,
             grid=self.grid,
             depth=self.depth,
+            normalized=options.metric == "normalized" and not self.normalizes,
         )
         clusters = Clusters.from_labels(labels, k)
         kept = None if share is None else share > 0
@@ -205,13 +214,12 @@ class TokenPooling(nn.Module):
             share = medoids.to(weights.dtype)
         elif share is None:
             share = sizes if options.reduce == "mean" else scores["significance"]
-        pooled = reduce_tokens(patches, clusters, share)
+        pooled = reduce_tokens(x, clusters, share, prefix)
         if self.assignments is not None:
-            self.assignments.append(clusters.index)
+            self.assignments.append(clusters.labels())
         if self.follows_positions:
             source = follow(source, clusters, kept)
-        new_sizes = cluster_sums(counted, clusters.index, k)
-        return PooledTokens(torch.cat([x[:, :prefix], pooled], dim=1), new_sizes, source)
+        return PooledTokens(pooled, clusters.sums(counted), source)
 
     def _scores(self, queries: Tensor, keys: Tensor, inputs: AttentionInputs) -> dict[str, Tensor]:
         """What attention says of each patch token, (B, N); only the rows that are asked for.
@@ -243,7 +251,7 @@ class TokenPooling(nn.Module):
             metric = keys.detach().float().mean(1)[:, self.prefix_tokens :]
         else:
             metric = patches.float()
-            if self.options.metric == "normalized":
+            if self.normalizes:
                 metric = F.layer_norm(metric, metric.shape[-1:])
         if self.projection is not None:
             metric = metric @ self.projection.float()

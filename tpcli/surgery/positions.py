@@ -22,7 +22,7 @@ def follow(source: Tensor | None, clusters: Clusters, kept: Tensor | None = None
     none.
     """
     k = clusters.lead.shape[1]
-    index = clusters.index if kept is None else clusters.index.masked_fill(~kept, k)
+    index = clusters.labels() if kept is None else clusters.labels().masked_fill(~kept, k)
     if source is None:
         return index
     return F.pad(index, (0, 1), value=k).gather(1, source)
