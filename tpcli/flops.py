@@ -203,8 +203,8 @@ REDUCTIONS = (
     "max_pool2d mean min minimum norm prod sum var"
 ).split()
 MOVING = (
-    "arange argsort as_strided bincount cat chunk clone contiguous copy_ detach diagonal dropout "
-    "empty empty_like expand expand_as eye eye_ fill_ flatten flip full full_like gather index "
+    "arange argsort as_strided bincount cat chunk clone contiguous copy_ detach diag diagonal "
+    "dropout empty empty_like expand expand_as eye eye_ fill_ flatten flip full full_like gather index "
     "index_put index_put_ index_select lift_fresh linspace meshgrid narrow new_full new_ones "
     "new_zeros nonzero one_hot ones ones_like outer pad permute repeat repeat_interleave reshape "
     "reshape_as roll scatter scatter_ scatter_reduce select slice sort split split_with_sizes "

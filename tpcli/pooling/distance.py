@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 FAR = 1e30
@@ -34,6 +35,5 @@ def pairwise_squared_distances(z: Tensor) -> Tensor:
     # centring takes the common offset out of the norms, and most of the cancellation with it
     z = z - z.mean(1, keepdim=True)
     d = squared_distances(z, z)
-    d = (d + d.transpose(1, 2)).div_(2).nan_to_num_(nan=FAR, posinf=FAR)
-    d.diagonal(dim1=1, dim2=2).fill_(0.0)
-    return d
+    d = (d + d.transpose(1, 2)).nan_to_num_(nan=FAR, posinf=FAR)
+    return d.mul_(0.5 - 0.5 * torch.eye(z.shape[1], device=z.device))

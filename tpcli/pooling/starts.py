@@ -75,8 +75,7 @@ def ward_cost(distances: Tensor, mass: Tensor) -> Tensor:
     """
     inverse = mass.reciprocal()
     cost = distances / (inverse.unsqueeze(2) + inverse.unsqueeze(1))
-    cost.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-    return cost
+    return cost.add_(mass.new_full(mass.shape[1:], torch.inf).diag())
 
 
 def cheapest_merge(z: Tensor, mass: Tensor) -> Tensor:
@@ -87,14 +86,14 @@ def cheapest_merge(z: Tensor, mass: Tensor) -> Tensor:
     n = z.shape[1]
     z = z - z.mean(1, keepdim=True)
     norms, inverse = z.square().sum(-1), mass.reciprocal()
+    itself = mass.new_full((n,), torch.inf).diag()
     rows = max(1, BAND // n)
     bands = []
     for first in range(0, n, rows):
         band = slice(first, first + rows)
         cost = squared_distances(z[:, band], z, norms[:, band], norms)
         cost /= inverse[:, band].unsqueeze(2) + inverse.unsqueeze(1)
-        cost.diagonal(first, dim1=1, dim2=2).fill_(torch.inf)
-        bands.append(cost.amin(-1))
+        bands.append(cost.add_(itself[band]).amin(-1))
     return torch.cat(bands, dim=1)
 
 
