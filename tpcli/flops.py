@@ -204,8 +204,8 @@ REDUCTIONS = (
 ).split()
 MOVING = (
     "arange argsort as_strided bincount cat chunk clone contiguous copy_ detach diag diagonal "
-    "dropout empty empty_like expand expand_as eye eye_ fill_ flatten flip full full_like gather index "
-    "index_put index_put_ index_select lift_fresh linspace meshgrid narrow new_full new_ones "
+    "dropout empty empty_like expand expand_as eye eye_ fill_ flatten flip full full_like gather "
+    "index index_put index_put_ index_select lift_fresh linspace meshgrid narrow new_full new_ones "
     "new_zeros nonzero one_hot ones ones_like outer pad permute repeat repeat_interleave reshape "
     "reshape_as roll scatter scatter_ scatter_reduce select slice sort split split_with_sizes "
     "squeeze stack t take_along_dim tile to topk transpose tril triu type_as unbind unflatten "
