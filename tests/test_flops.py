@@ -80,6 +80,17 @@ def test_closed_form_of_k_medoids() -> None:
     assert [b.pooling_flops for b in count.blocks[1:]] == [0, 0, 0]
 
 
+def test_closed_form_of_ward_with_a_sketch() -> None:
+    """Wide tokens, from 64 to 60 in one round: only candidates are compared in all channels."""
+    width, n, k = 384, 64, 60
+    model = pool(tiny_vit(embed_dim=width, depth=2), [k, k], "ward")
+    candidates = 3 * (n - k) + n // 8
+    sketch = 4 * n * 48 + n * n * 48  # its norm, its products
+    exact = 4 * candidates * width + candidates**2 * width
+    means_and_sums = (n - k) * width + 2 * (n - k)
+    assert count_flops(model).blocks[0].pooling_flops == sketch + exact + means_and_sums
+
+
 def test_scores_cost_a_second_product_of_queries_and_keys() -> None:
     by_size = count_flops(pool(tiny_vit(), [20] * 4, weights="size"))
     by_score = count_flops(pool(tiny_vit(), [20] * 4, weights="significance"))

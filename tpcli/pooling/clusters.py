@@ -73,7 +73,7 @@ def positions_of(mask: Tensor, count: int) -> Tensor:
 
 def take(x: Tensor, index: Tensor) -> Tensor:
     """x[b, index[b]] for each sample: (B, N, C), (B, M) -> (B, M, C). Faster than a gather."""
-    return x.flatten(0, 1).index_select(0, flat(index, x.shape[1])).view(*index.shape, -1)
+    return x.flatten(0, 1).index_select(0, flat(index, x.shape[1])).view(*index.shape, x.shape[-1])
 
 
 def flat(index: Tensor, n: int) -> Tensor:

@@ -82,10 +82,11 @@ def merges_per_round(n: int, k: int, rounds: int) -> list[int]:
     """Split n - k merges evenly over at least `rounds` rounds, none above `LARGEST_CUT`."""
     rounds = rounds or (1 if n - k < n * SMALL_CUT else 2)
     plan: list[int] = []
-    while n > k:
-        merges = min(math.ceil((n - k) / max(rounds - len(plan), 1)), max(int(n * LARGEST_CUT), 1))
-        plan.append(merges)
-        n -= merges
+    left = int(n)  # a tensor while a model is traced
+    while left > k:
+        share = math.ceil((left - k) / max(rounds - len(plan), 1))
+        plan.append(min(share, max(int(left * LARGEST_CUT), 1)))
+        left -= plan[-1]
     return plan
 
 
