@@ -73,7 +73,12 @@ class Recipe:
     grad_accumulation: int = knob(
         1, "Parts that a process cuts its batch into, to save memory.", "Training", low=1, free=True
     )
-    precision: str = knob("bf16", "bf16, fp16 or fp32.", "Training", choices=PRECISIONS)
+    precision: str | None = knob(
+        None,
+        "bf16, fp16 or fp32 (default bf16, fp32 where the processor has no fast bf16).",
+        "Training",
+        choices=PRECISIONS,
+    )
     ema_decay: float = knob(
         0.998,
         "Decay of the weights' moving average, after a warm-up; 0 for none.",

@@ -3,19 +3,84 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tpcli.cli.options import DataGroup, JsonOption, MethodGroup, ModelGroup, RunGroup, spread
+from tpcli.cli.options import (
+    DataGroup,
+    JsonOption,
+    MethodGroup,
+    ModelGroup,
+    RunGroup,
+    spread,
+)
 
 if TYPE_CHECKING:
+    from tpcli.data import ImageData
+    from tpcli.finetune import TrainingData
+    from tpcli.models import LoadedModel
     from tpcli.pareto import ModelSource, SweepOptions, SweepResult
+    from tpcli.recipe import Recipe
     from tpcli.report import ReportContext
 
 DEFAULT_BUDGETS = "0.9,0.8,0.7,0.6,0.5,0.4,0.3"
 DEFAULT_METHODS = ("ward", "k-medoids", "k-means", "wk-medoids")
+
+
+SEARCHED = "search"
+FINETUNE_PANEL = "Fine-tuning"
+
+
+class XAxis(str, Enum):
+    """What the figure is drawn against."""
+
+    gflops = "gflops"
+    throughput = "throughput"
+    latency = "latency"
+
+
+@dataclass(frozen=True)
+class FinetuneGroup:
+    """Whether and how every point is fine-tuned."""
+
+    finetune_epochs: Annotated[
+        int,
+        typer.Option(
+            help="Fine-tune every point for so many epochs, and draw both curves.",
+            min=0,
+            rich_help_panel=FINETUNE_PANEL,
+        ),
+    ] = 0
+    finetune_config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of the recipe's options, as of tpcli finetune.",
+            rich_help_panel=FINETUNE_PANEL,
+        ),
+    ] = None
+    train_split: Annotated[
+        str, typer.Option(help="Split to train on.", rich_help_panel=FINETUNE_PANEL)
+    ] = "train"
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe, where there are epochs.
+
+        Raises:
+            UserError: a file without epochs, or a key that is no part of a recipe.
+        """
+        from tpcli.cli.recipe_options import recipe_of_file
+        from tpcli.errors import UserError
+
+        if not self.finetune_epochs:
+            if self.finetune_config is not None:
+                raise UserError("--finetune-config has no effect alone; add --finetune-epochs.")
+            return None
+        return recipe_of_file(self.finetune_config, epochs=self.finetune_epochs)
 
 
 def register(app: typer.Typer) -> None:
@@ -45,12 +110,18 @@ def pareto(
     schedule: Annotated[
         list[str] | None,
         typer.Option(
-            help="Schedules to measure instead of the budgets: repeat.", rich_help_panel="Pooling"
+            help="Schedules to measure instead of the budgets: repeat. search: find those of the "
+            "budgets, as tpcli schedule does.",
+            rich_help_panel="Pooling",
         ),
     ] = None,
     pooling: MethodGroup,
     source: DataGroup,
     run: RunGroup,
+    training: FinetuneGroup,
+    x: Annotated[
+        XAxis, typer.Option("--x", help="Horizontal axis; speed is that of the evaluation.")
+    ] = XAxis.gflops,
     out: Annotated[
         Path, typer.Option(help="Figure: .png, .svg or .pdf; the other files go beside it.")
     ] = Path("pareto.png"),
@@ -84,10 +155,15 @@ def pareto(
     check_output(cache / "points")
     device = str(pick_device(run.device))
     names = [name for item in method or DEFAULT_METHODS for name in item.split(",")]
+    searched = SEARCHED in (schedule or [])
+    schedules = [spec for spec in schedule or [] if spec != SEARCHED]
+    recipe = training.recipe
     options = SweepOptions(
         methods=[pooling.options(name) for name in dict.fromkeys(names)],
-        budgets=[] if schedule else [parse_budget(text) for text in budget.split(",")],
-        schedules=schedule or [],
+        budgets=[parse_budget(b) for b in budget.split(",")] if searched or not schedules else [],
+        schedules=schedules,
+        searched=searched,
+        recipe=recipe,
         batch_size=run.batch_size,
         device=device,
         amp=run.amp,
@@ -99,14 +175,55 @@ def pareto(
     sources = []
     for model in models or ["demo"]:
         loaded = loading.load(model)
-        sources.append(ModelSource(loaded, source.open(loaded)))
+        sources.append(
+            ModelSource(
+                loaded,
+                source.open(loaded),
+                training=_training(loaded, source, recipe, training.train_split),
+                calibration=_calibration(loaded, source) if searched else None,
+            )
+        )
     result = _run(sources, options, cache)
     context = _context(sources, options, result, device)
-    document = write_report(result, context, out)
+    document = write_report(result, context, out, x.value)
     if as_json:
         render.print_json(document)
     else:
         _print(result, context, out)
+
+
+def _training(
+    loaded: LoadedModel, source: DataGroup, recipe: Recipe | None, train_split: str
+) -> TrainingData | None:
+    if recipe is None:
+        return None
+    from tpcli import finetune as library
+    from tpcli.data import check_classes
+
+    library.join()
+    data = library.open_data(
+        source.data or "demo",
+        loaded.data_config,
+        recipe,
+        train_split=train_split,
+        split=source.split,
+        data_dir=source.data_dir,
+        download=source.download,
+        limit=source.limit,
+    )
+    check_classes(data.train, int(loaded.model.num_classes), loaded.name)  # type: ignore[arg-type]
+    return data
+
+
+def _calibration(loaded: LoadedModel, source: DataGroup) -> ImageData:
+    from tpcli.search import calibration_data
+
+    return calibration_data(
+        source.data or "demo",
+        loaded.data_config,
+        data_dir=source.data_dir,
+        download=source.download,
+    )
 
 
 def _check_suffix(out: Path) -> None:
@@ -123,7 +240,8 @@ def _run(sources: list[ModelSource], options: SweepOptions, cache: Path) -> Swee
     from tpcli.pareto import sweep
 
     curves = len(options.methods) * (len(options.budgets) + len(options.schedules))
-    with LiveSweep(len(sources) * (1 + curves)) as live:
+    passes = 1 if options.recipe is None else 2
+    with LiveSweep(passes * len(sources) * (1 + curves)) as live:
         return sweep(sources, options, cache, on_job=live.start, on_point=live.add)
 
 

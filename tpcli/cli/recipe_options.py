@@ -53,6 +53,38 @@ else:
     )
 
 
+def read_toml(option: str, path: Path) -> dict[str, Any]:
+    """The keys of a TOML file.
+
+    Raises:
+        UserError: no such file, or no TOML.
+    """
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{option} {path} does not exist; check the path.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{option} {path} is not a readable TOML file: {error}.") from None
+    return values
+
+
+def recipe_of_file(path: Path | None, *, epochs: int) -> Recipe:
+    """A recipe from a TOML file of its options, for so many epochs.
+
+    Raises:
+        UserError: the file can't be read, or has a key that is none of a recipe's.
+    """
+    values: dict[str, Any] = {} if path is None else read_toml("--finetune-config", path)
+    known = {f.name for f in fields(Recipe)} - {"epochs"}
+    for key in values:
+        if key.replace("-", "_") not in known:
+            raise UserError(
+                f"--finetune-config {path} has the key {key!r}, which is no option of a recipe."
+                f"{did_you_mean(key, [name.replace('_', '-') for name in known])}"
+            )
+    return recipe({**{key.replace("-", "_"): v for key, v in values.items()}, "epochs": epochs})
+
+
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Let the keys of a TOML file be the defaults of the command's options.
 
@@ -61,12 +93,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """
     if path is None:
         return None
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"--config {path} does not exist; check the path.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"--config {path} is not a readable TOML file: {error}.") from None
+    values = read_toml("--config", path)
     known = {str(p.name).replace("_", "-") for p in context.command.params} - NOT_IN_FILES
     whole = {f.name for f in fields(Recipe) if int in _types(f.name)}
     defaults: dict[str, Any] = {}

@@ -64,25 +64,19 @@ class CalibrationGroup:
 
     def open(self, loaded: LoadedModel) -> ImageData:
         """Open the data, `images` of it, spread evenly."""
-        from tpcli.data import create
         from tpcli.errors import UserError
+        from tpcli.search import calibration_data
 
         if self.data is None and loaded.name != "demo":
             raise UserError(f"model {loaded.name} needs data of its own; add --data.")
-        for split in (self.split,) if self.split else ("train", "validation"):
-            try:
-                return create(
-                    self.data or "demo",
-                    loaded.data_config,
-                    split=split,
-                    data_dir=self.data_dir,
-                    download=self.download,
-                    limit=self.images,
-                )
-            except UserError:
-                if self.split or split == "validation":
-                    raise
-        raise AssertionError
+        return calibration_data(
+            self.data or "demo",
+            loaded.data_config,
+            images=self.images,
+            split=self.split,
+            data_dir=self.data_dir,
+            download=self.download,
+        )
 
 
 def register(app: typer.Typer) -> None:

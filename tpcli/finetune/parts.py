@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
         for module in list(block.modules()):
             for name in [n for n, _ in module.named_children() if n.startswith("drop_path")]:
                 setattr(module, name, DropPath(own) if own else nn.Identity())
+
+
+def settle_precision(recipe: Recipe, device: str) -> Recipe:
+    """The recipe with a precision: bf16, or fp32 on a processor that only imitates bf16, slowly."""
+    if recipe.precision is not None:
+        return recipe
+    on_cpu = pick_device(device).type == "cpu"
+    slow = on_cpu and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
+    return replace(recipe, precision="fp32" if slow else "bf16")
 
 
 def make_accelerator(recipe: Recipe, device: str, out: Path) -> Accelerator:

@@ -28,7 +28,13 @@ from .curve import draw_curve
 from .data import TrainingData, check_data
 from .measure import Judge
 from .objective import Objective
-from .parts import make_accelerator, make_optimizer, make_scheduler, set_drop_path
+from .parts import (
+    make_accelerator,
+    make_optimizer,
+    make_scheduler,
+    set_drop_path,
+    settle_precision,
+)
 from .record import CHECKPOINTS, CURVE, RESULT, RunFolder
 from .trainer import Trainer
 from .watch import Watcher
@@ -98,7 +104,8 @@ def finetune(
         Interrupted: stopped by a signal, with a checkpoint.
         TpcliError: the loss is not finite, or something can't be written.
     """
-    recipe, watcher, model = recipe or Recipe(), watcher or Watcher(), loaded.model
+    recipe = settle_precision(recipe or Recipe(), device)
+    watcher, model = watcher or Watcher(), loaded.model
     check_classes(source.train, int(model.num_classes), loaded.name)  # type: ignore[arg-type]
     spec = pooling_spec(model)
     pools = spec is not None and spec.schedule.pools

@@ -3,7 +3,8 @@
 from .compare import Comparison, compare
 from .headline import Headline, Saving, headline
 from .points import Point, frontier
-from .sweep import ModelSource, SweepOptions, SweepResult, sweep
+from .subjects import ModelSource, SweepOptions
+from .sweep import SweepResult, sweep
 
 __all__ = [
     "Comparison",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .points import Point
+from .points import FINETUNED, Point
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,20 @@ class Comparison:
 
 
 def compare(points: Sequence[Point], reference: str) -> list[Comparison]:
-    """Every pooled point against the one of `reference` with the same model and budget."""
+    """Every pooled point against the one of `reference` with the same model and budget.
+
+    Fine-tuned points are held against the fine-tuned ones of `reference`.
+    """
     pooled = [p for p in points if not p.is_base]
-    anchors = {(p.model, p.asked): p for p in pooled if p.method == reference}
-    return [
-        _compare(p, anchors[p.model, p.asked])
+    anchors = {
+        (p.model, p.asked, p.epochs): p
         for p in pooled
-        if p.method != reference and (p.model, p.asked) in anchors
+        if p.method.removesuffix(FINETUNED) == reference
+    }
+    return [
+        _compare(p, anchors[p.model, p.asked, p.epochs])
+        for p in pooled
+        if p.method.removesuffix(FINETUNED) != reference and (p.model, p.asked, p.epochs) in anchors
     ]
 
 
@@ -71,10 +78,9 @@ def _compare(point: Point, anchor: Point) -> Comparison:
 
 def top1_at(points: Sequence[Point], method: str, model: str, ratio: float) -> float | None:
     """Top-1 of a method's curve at a share of the base FLOPs; None outside the measured points."""
-    curve = sorted(
-        (p for p in points if p.model == model and (p.method == method or p.is_base)),
-        key=lambda p: p.gflops_ratio,
-    )
+    own = [p for p in points if p.model == model and p.method == method]
+    bases = [p for p in points if own and p.is_base_of(own[0])]
+    curve = sorted([*own, *bases], key=lambda p: p.gflops_ratio)
     ratios = [p.gflops_ratio for p in curve]
     if not ratios or not ratios[0] <= ratio <= ratios[-1]:
         return None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .points import Point
+from .points import FINETUNED, Point
 
 Floats = npt.NDArray[np.float64]
 
@@ -23,6 +23,12 @@ class Saving:
 
     value: float
     ci95: tuple[float, float]
+
+    @property
+    def words(self) -> str:
+        """A share as percent, with its interval."""
+        low, high = self.ci95
+        return f"{100 * self.value:.0f}% ({100 * low:.0f} to {100 * high:.0f}%)"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -50,13 +56,12 @@ class Headline:
         """The headline as a sentence."""
         saving = self.same_accuracy_flops_saving["0.0"]
         near = self.same_accuracy_flops_saving["1.0"]
+        name = self.method.replace(FINETUNED, ", fine-tuned")
         if saving is not None and saving.value >= 0.005:
-            return f"{self.method}: same accuracy with {100 * saving.value:.0f}% less computation"
+            return f"{name}: same accuracy with {saving.words} less computation"
         if near is not None and near.value >= 0.005:
-            return (
-                f"{self.method}: {100 * near.value:.0f}% less computation for 1 point of accuracy"
-            )
-        return f"{self.method}: no computation saved within 1 point of accuracy"
+            return f"{name}: {near.words} less computation for 1 point of accuracy"
+        return f"{name}: no computation saved within 1 point of accuracy"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -76,11 +81,12 @@ class Headline:
 def headline(points: Sequence[Point], method: str) -> Headline:
     """The headline of `method`, on the most accurate of the models.
 
-    Interpolates linearly on measured points, never beyond them.
+    Interpolates linearly on measured points, never beyond them. A method that was fine-tuned is
+    held against the models that were fine-tuned as long.
     """
-    bases = [p for p in points if p.is_base]
-    base = max(bases, key=lambda p: p.top1)
     pooled = [p for p in points if p.method == method]
+    bases = [b for b in points if any(b.is_base_of(p) for p in pooled)]
+    base = max(bases, key=lambda p: p.top1)
     own = sorted([*(p for p in pooled if p.model == base.model), base], key=lambda p: p.gflops)
     ratios = np.array([p.gflops_ratio for p in own])
     top1 = np.array([p.top1 for p in own])

@@ -13,6 +13,9 @@ import numpy.typing as npt
 BASE = "none"
 """Method of an unpooled model's point."""
 
+FINETUNED = "+finetuned"
+"""What is added to the method of a point that was measured after fine-tuning."""
+
 CSV_COLUMNS = [
     "model",
     "method",
@@ -37,7 +40,8 @@ class Point:
 
     budget: the share of the base's FLOPs that was asked for, None for other schedules. gflops:
     multiply-adds per image. top1, top1_lo, top1_hi, top5: percent. correct: (count,) bool, which
-    images were right, for paired comparisons.
+    images were right, for paired comparisons. epochs: of fine-tuning; `method` then ends in
+    FINETUNED.
     """
 
     model: str
@@ -58,6 +62,7 @@ class Point:
     params: int
     count: int
     unreadable: tuple[str, ...] = ()
+    epochs: int = 0
     on_frontier: bool = False
     correct: npt.NDArray[np.bool_] = field(
         default_factory=lambda: np.zeros(0, bool), repr=False, compare=False
@@ -65,8 +70,12 @@ class Point:
 
     @property
     def is_base(self) -> bool:
-        """Whether this is the model without pooling."""
-        return self.method == BASE
+        """Whether this is the model without pooling, as it came or fine-tuned."""
+        return self.method.removesuffix(FINETUNED) == BASE
+
+    def is_base_of(self, other: Point) -> bool:
+        """Whether `other` is this model pooled, and both are fine-tuned or neither is."""
+        return self.is_base and self.model == other.model and self.epochs == other.epochs
 
     @property
     def asked(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from tpcli.files import replacing, write_text
 from tpcli.pareto import Point, SweepResult
 from tpcli.pareto.compare import top1_at
-from tpcli.pareto.points import CSV_COLUMNS
+from tpcli.pareto.points import CSV_COLUMNS, FINETUNED
 
 from .figure import figure_bytes, pareto_figure
 
@@ -38,10 +38,12 @@ def report_paths(plot: Path) -> dict[str, Path]:
     return {"plot": plot, **{s: plot.with_suffix(f".{s}") for s in suffixes}}
 
 
-def write_report(result: SweepResult, context: ReportContext, plot: Path) -> dict[str, Any]:
+def write_report(
+    result: SweepResult, context: ReportContext, plot: Path, x: str = "gflops"
+) -> dict[str, Any]:
     """Write the figure and the four files beside it; returns what the .json file holds."""
     paths = report_paths(plot)
-    figure = pareto_figure(result.points, context.title)
+    figure = pareto_figure(result.points, context.title, x)
     document = report_document(result, context, paths)
     with replacing(plot) as fresh:
         fresh.write_bytes(figure_bytes(figure, plot.suffix.lower()))
@@ -80,7 +82,7 @@ def points_csv(result: SweepResult) -> str:
 
 def table_rows(result: SweepResult) -> list[dict[str, str]]:
     """The table of a report: from dear to cheap within each model and method."""
-    bases = {p.model: p for p in result.points if p.is_base}
+    bases = {p.model: p for p in result.points if p.is_base and not p.epochs}
     order = {(p.model, p.method): i for i, p in enumerate(result.points)}
     rows = []
     for p in sorted(result.points, key=lambda p: (order[p.model, p.method], -p.gflops)):
@@ -88,13 +90,13 @@ def table_rows(result: SweepResult) -> list[dict[str, str]]:
         rows.append(
             {
                 "model": p.model,
-                "method": "without pooling" if p.is_base else p.method,
+                "method": _curve(p),
                 "budget": _budget(p),
                 "gflops": f"{p.gflops:.3f}" if p.gflops >= 0.1 else f"{p.gflops:.4f}",
                 "ratio": f"{100 * p.gflops_ratio:.1f}%",
                 "top1": f"{p.top1:.2f}",
                 "interval": f"{p.top1_lo:.2f} to {p.top1_hi:.2f}",
-                "difference": "" if p.is_base else f"{difference:+.2f}",
+                "difference": "" if p is bases[p.model] else f"{difference:+.2f}",
                 "top5": f"{p.top5:.2f}",
                 "speed": f"{p.images_per_second:.0f}",
                 "tokens": " ".join(map(str, p.tokens)),
@@ -153,7 +155,7 @@ def equal_flops_rows(result: SweepResult) -> list[dict[str, Any]]:
     methods = [h.method for h in result.headlines]
     budgets = sorted({p.budget for p in result.points if p.budget is not None}, reverse=True)
     rows = []
-    for model in (p.model for p in result.points if p.is_base):
+    for model in dict.fromkeys(p.model for p in result.points):
         for budget in budgets:
             values = [top1_at(result.points, method, model, budget) for method in methods]
             cells = ["" if value is None else f"{value:.2f}" for value in values]
@@ -179,6 +181,11 @@ def comparison_rows(result: SweepResult) -> list[dict[str, str]]:
 
 def _unreadable(result: SweepResult) -> tuple[str, ...]:
     return max((p.unreadable for p in result.points), key=len)
+
+
+def _curve(p: Point) -> str:
+    method = "without pooling" if p.is_base else p.method.removesuffix(FINETUNED)
+    return f"{method}, fine-tuned" if p.epochs else method
 
 
 def _budget(p: Point) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tpcli.pareto import Point
+from tpcli.pareto.points import FINETUNED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,31 +22,63 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 BASE_COLOUR = "#222222"
 
 
-def pareto_figure(points: Sequence[Point], title: str) -> Figure:
-    """Draw all points: error bars are 95% intervals, stars are the models without pooling."""
+@dataclass(frozen=True)
+class Axis:
+    """A horizontal axis: its label, and where a point lies on it."""
+
+    label: str
+    of: Callable[[Point], float]
+
+
+AXES = {
+    "gflops": Axis("GFLOPs (multiply-adds) per image", lambda p: p.gflops),
+    "throughput": Axis("images per second, in the evaluation", lambda p: p.images_per_second),
+    "latency": Axis(
+        "milliseconds per image, in the evaluation", lambda p: 1000 / p.images_per_second
+    ),
+}
+
+
+def pareto_figure(points: Sequence[Point], title: str, x: str = "gflops") -> Figure:
+    """Draw all points: error bars are 95% intervals, stars are the models without pooling.
+
+    A method that was fine-tuned has the colour of the same method off the shelf, and open markers.
+    x: name in AXES.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.6, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    axis = AXES[x]
     bases = [p for p in points if p.is_base]
-    methods = list(dict.fromkeys(p.method for p in points if not p.is_base))
-    for i, method in enumerate(methods):
-        colour = COLOURS[i % len(COLOURS)]
-        for j, base in enumerate(bases):
-            own = [p for p in points if p.method == method and p.model == base.model]
-            curve = sorted(own, key=lambda p: p.gflops)
-            _draw_curve(axes, curve, base, colour, MARKERS[i % len(MARKERS)], method, j == 0)
-    _draw_bases(axes, bases)
-    axes.set_xlabel("GFLOPs (multiply-adds) per image")
+    curves = list(dict.fromkeys(p.method for p in points if not p.is_base))
+    names = list(dict.fromkeys(curve.removesuffix(FINETUNED) for curve in curves))
+    for curve in curves:
+        style = names.index(curve.removesuffix(FINETUNED))
+        for j, base in enumerate(_bases_of(curve, points)):
+            own = [p for p in points if p.method == curve and base.is_base_of(p)]
+            label = curve.replace(FINETUNED, ", fine-tuned") if j == 0 else None
+            _draw_curve(axes, sorted(own, key=lambda p: p.gflops), base, style, label, axis)
+    _draw_bases(axes, bases, axis)
+    axes.set_xlabel(axis.label)
     axes.set_ylabel("top-1 accuracy (%)")
     axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlim(left=0, right=1.06 * max(p.gflops for p in points))
+    axes.set_xlim(left=0, right=1.06 * max(axis.of(p) for p in points))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(
+        loc="lower left" if x == "throughput" else "lower right",
+        frameon=False,
+        ncols=1 if len(curves) < 8 else 2,
+    )
     return figure
+
+
+def _bases_of(curve: str, points: Sequence[Point]) -> list[Point]:
+    own = [p for p in points if p.method == curve]
+    return [b for b in points if any(b.is_base_of(p) for p in own)]
 
 
 def figure_bytes(figure: Figure, suffix: str) -> bytes:
@@ -56,20 +90,13 @@ def figure_bytes(figure: Figure, suffix: str) -> bytes:
 
 
 def _draw_curve(
-    axes: Axes,
-    curve: Sequence[Point],
-    base: Point,
-    colour: str,
-    marker: str,
-    method: str,
-    labelled: bool,
+    axes: Axes, curve: Sequence[Point], base: Point, style: int, label: str | None, axis: Axis
 ) -> None:
-    if not curve:
-        return
-    x = [p.gflops for p in curve]
+    colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
+    x = [axis.of(p) for p in curve]
     y = [p.top1 for p in curve]
     spread = [[p.top1 - p.top1_lo for p in curve], [p.top1_hi - p.top1 for p in curve]]
-    axes.plot([x[-1], base.gflops], [y[-1], base.top1], color=colour, linewidth=1, linestyle=":")
+    axes.plot([x[-1], axis.of(base)], [y[-1], base.top1], color=colour, linewidth=1, linestyle=":")
     axes.errorbar(
         x,
         y,
@@ -77,32 +104,39 @@ def _draw_curve(
         color=colour,
         marker=marker,
         markersize=5.5,
+        markerfacecolor="white" if base.epochs else colour,
+        linestyle="--" if base.epochs else "-",
         linewidth=1.7,
         elinewidth=0.8,
         capsize=2,
-        label=method if labelled else None,
+        label=label,
     )
 
 
-def _draw_bases(axes: Axes, bases: Sequence[Point]) -> None:
-    for i, base in enumerate(bases):
+def _draw_bases(axes: Axes, bases: Sequence[Point], axis: Axis) -> None:
+    seen = set()
+    several = len({base.model for base in bases}) > 1
+    for base in bases:
         spread = [[base.top1 - base.top1_lo], [base.top1_hi - base.top1]]
+        label = "without pooling, fine-tuned" if base.epochs else "without pooling"
         axes.errorbar(
-            [base.gflops],
+            [axis.of(base)],
             [base.top1],
             yerr=spread,
             color=BASE_COLOUR,
             marker="*",
             markersize=13,
+            markerfacecolor="white" if base.epochs else BASE_COLOUR,
             linestyle="none",
             elinewidth=0.8,
             capsize=2,
-            label="without pooling" if i == 0 else None,
+            label=None if label in seen else label,
             zorder=5,
         )
+        seen.add(label)
         axes.axhline(base.top1, color=BASE_COLOUR, linewidth=0.7, linestyle="--", alpha=0.5)
-        if len(bases) > 1:
+        if several:
             axes.annotate(
-                base.model, (base.gflops, base.top1), xytext=(-8, 8), fontsize=8,
+                base.model, (axis.of(base), base.top1), xytext=(-8, 8), fontsize=8,
                 textcoords="offset points", ha="right",
             )  # fmt: skip

@@ -1,7 +1,7 @@
 """Schedules that find themselves: tokens per block under a FLOPs budget, from unlabelled images."""
 
 from .result import Member, SearchResult
-from .search import BUDGETS, OBJECTIVES, SearchOptions, budgets_with, search
+from .search import BUDGETS, OBJECTIVES, SearchOptions, budgets_with, calibration_data, search
 
 __all__ = [
     "BUDGETS",
@@ -10,5 +10,6 @@ __all__ = [
     "SearchOptions",
     "SearchResult",
     "budgets_with",
+    "calibration_data",
     "search",
 ]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tpcli.data import UNREADABLE, ImageData, batches
+from tpcli.data import UNREADABLE, ImageData, batches, create
 from tpcli.errors import UserError
 from tpcli.evaluation import explain_out_of_memory, pick_device
 from tpcli.models import weights_hash
@@ -121,6 +122,31 @@ def search(
     ends = () if found[-1].tokens == smallest else (smallest,)
     last = [Member(tokens, cost.exact(tokens), None) for tokens in ends]
     return SearchResult((full, *found, *last), pooling, made_by, cost)
+
+
+def calibration_data(
+    spec: str,
+    config: dict[str, Any],
+    *,
+    images: int = SearchOptions.images,
+    split: str | None = None,
+    data_dir: str | None = None,
+    download: bool = False,
+) -> ImageData:
+    """`images` of the training split, spread evenly, or of the validation split where it is alone.
+
+    Raises:
+        UserError: there is no such data or split.
+    """
+    for name in (split,) if split else ("train", "validation"):
+        try:
+            return create(
+                spec, config, split=name, data_dir=data_dir, download=download, limit=images
+            )
+        except UserError:
+            if split or name == "validation":
+                raise
+    raise AssertionError
 
 
 def calibration_images(

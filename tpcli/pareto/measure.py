@@ -1,0 +1,124 @@
+"""Measure one point: pool, train if asked, count FLOPs, evaluate."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import nn
+
+from tpcli.evaluation import evaluate
+from tpcli.flops import count_flops
+from tpcli.models import load
+from tpcli.surgery import pool, pooling_spec, unpool
+
+from .points import Point
+from .subjects import Job
+
+OnJob = Callable[[str, int | None], Callable[[int], None]]
+"""Called with a label and a number of steps where something begins; returns what is called with the
+steps done."""
+
+
+def measure(job: Job, on_job: OnJob | None = None) -> Point:
+    """One point; the subject's model is left unpooled and as it was trained before."""
+    subject, run = job.subject, job.subject.options
+    try:
+        model = _pooled(job, on_job)
+        spec = pooling_spec(model)
+        tokens = spec.schedule.tokens if spec else ()
+        if job.recipe is not None:
+            model = _trained(job, model, on_job)
+        count = count_flops(model)
+        data = subject.source.data
+        result = evaluate(
+            model,
+            data,
+            batch_size=run.batch_size,
+            device=run.device,
+            amp=run.amp,
+            workers=run.workers,
+            strict=run.strict,
+            source=subject.decoded,
+            on_batch=on_job(job.label, data.count) if on_job else None,
+        )
+    finally:
+        unpool(subject.model)
+    return Point(
+        model=subject.name,
+        method=job.method,
+        schedule="tokens:" + ",".join(map(str, tokens)) if tokens else "none",
+        budget=job.budget,
+        tokens=tokens,
+        options=job.options.to_dict() if job.options else {},
+        gflops=count.total / 1e9,
+        gflops_ratio=count.total / subject.base_flops,
+        pooling_gflops=count.pooling / 1e9,
+        top1=result.top1,
+        top1_lo=result.top1_ci95[0],
+        top1_hi=result.top1_ci95[1],
+        top5=result.top5,
+        loss=result.loss,
+        images_per_second=result.images_per_second,
+        params=count.params,
+        count=result.count,
+        unreadable=result.unreadable,
+        epochs=job.recipe.epochs if job.recipe else 0,
+        correct=result.correct,
+    )
+
+
+def _pooled(job: Job, on_job: OnJob | None) -> nn.Module:
+    """The subject's own model, pooled as the job says."""
+    model = job.subject.model
+    if job.options is None:
+        return model
+    advance: Callable[[int], None] | None = None
+
+    def on_trial(done: int, total: int) -> None:
+        nonlocal advance
+        if on_job is not None and advance is None:
+            advance = on_job(f"{job.subject.name} {job.method} searching schedules", total)
+        if advance is not None:
+            advance(1)
+
+    return pool(model, job.subject.schedule(job, on_trial), job.options)
+
+
+def _trained(job: Job, model: nn.Module, on_job: OnJob | None) -> nn.Module:
+    """A copy of `model` after fine-tuning; a run that was stopped goes on."""
+    from tpcli.finetune import Watcher, finetune
+
+    subject, recipe = job.subject, job.recipe
+    assert recipe is not None
+    assert subject.source.training is not None
+
+    class Images(Watcher):
+        """Passes on how many images were trained on."""
+
+        def __init__(self, advance: Callable[[int], None], batch_size: int) -> None:
+            self.advance = advance
+            self.batch_size = batch_size
+
+        def begin(self, *, steps: int, done: int, base_top1: float, start_top1: float) -> None:
+            self.advance(done * self.batch_size)
+
+        def step(self, *, step: int, epoch: int, loss: float, lr: float, images: int) -> None:
+            self.advance(images)
+
+    folder = subject.cache / "finetuned" / job.key
+    images = subject.source.training.train.count
+    total = None if images is None else recipe.epochs * images
+    watcher = None
+    if on_job is not None:
+        watcher = Images(on_job(f"{job.label} training", total), recipe.batch_size)
+    finetune(
+        replace(subject.source.loaded, model=copy.deepcopy(model)),
+        subject.source.training,
+        recipe,
+        out=folder,
+        device=subject.options.device,
+        watcher=watcher,
+    )
+    return load(str(folder)).model

@@ -1,0 +1,217 @@
+"""What is swept: models with what their points share, and the points that are wanted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from tpcli.budget import BudgetSolver
+from tpcli.data import ImageData, batches
+from tpcli.files import read_json, write_json
+from tpcli.flops import count_flops
+from tpcli.models import LoadedModel, weights_hash
+from tpcli.options import PoolingOptions
+from tpcli.recipe import Recipe
+from tpcli.schedule import Schedule
+from tpcli.surgery import unpool
+from tpcli.surgery.insert import patch_tokens
+
+from .cache import point_key
+from .points import BASE, FINETUNED
+
+if TYPE_CHECKING:
+    from tpcli.finetune import TrainingData
+
+SEARCHED = "search"
+"""The schedule spec that stands for one found by `tpcli.search`."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model of the sweep and the images it is measured on.
+
+    training: what it is fine-tuned on. calibration: what schedules are searched on. Both only where
+    the sweep asks for it.
+    """
+
+    loaded: LoadedModel
+    data: ImageData
+    training: TrainingData | None = None
+    calibration: ImageData | None = None
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """What to measure besides the models.
+
+    methods: pooling options, one curve each. budgets: shares of the base FLOPs, one point each.
+    schedules: further schedule specs, one point each. searched: find the schedules of the budgets
+    by a search, one for each method, instead of constant r. recipe: fine-tune every point, the
+    models without pooling too, and measure it before and after.
+    """
+
+    methods: Sequence[PoolingOptions]
+    budgets: Sequence[float] = ()
+    schedules: Sequence[str] = ()
+    searched: bool = False
+    recipe: Recipe | None = None
+    batch_size: int = 128
+    device: str = "auto"
+    amp: bool = False
+    workers: int = 0
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """A point to be measured: which model, how pooled, under which schedule spec, how trained."""
+
+    subject: Subject
+    options: PoolingOptions | None
+    schedule: str
+    budget: float | None
+    recipe: Recipe | None = None
+
+    @property
+    def method(self) -> str:
+        """The name of the curve that the point is on."""
+        method = self.options.method if self.options else BASE
+        return method + FINETUNED if self.recipe else method
+
+    @property
+    def label(self) -> str:
+        """Model, method and schedule, for people."""
+        return f"{self.subject.name} {self.method} {self.schedule}"
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of everything that determines the point."""
+        import timm
+        import torch
+
+        subject, training = self.subject, self.subject.source.training
+        is_file = self.schedule.endswith(".json")
+        determinants: dict[str, Any] = {
+            "weights": subject.weights,
+            "architecture": repr(subject.model),
+            "options": self.options.to_dict() if self.options else None,
+            "schedule": self.schedule + (Path(self.schedule).read_text() if is_file else ""),
+            "data": subject.source.data.fingerprint,
+            "amp": subject.options.amp,
+            "versions": [torch.__version__, timm.__version__],
+        }
+        if self.searched:
+            assert subject.source.calibration is not None
+            determinants["calibration"] = subject.source.calibration.fingerprint
+        if self.recipe is not None:
+            assert training is not None
+            determinants |= {"recipe": self.recipe.fixed(), "train": training.train.fingerprint}
+        return point_key(**determinants)
+
+    @property
+    def searched(self) -> bool:
+        """Whether its schedule has to be searched."""
+        return self.schedule.startswith(SEARCHED)
+
+
+class Subject:
+    """A model of the sweep with what its points share: hashes, images, FLOPs counts, searches."""
+
+    def __init__(self, source: ModelSource, options: SweepOptions, cache: Path) -> None:
+        self.source = source
+        self.model = unpool(source.loaded.model)
+        self.name = source.loaded.name
+        self.options = options
+        self.cache = cache
+        self._solvers: dict[PoolingOptions, BudgetSolver] = {}
+
+    @cached_property
+    def weights(self) -> str:
+        """Hash of the weights."""
+        return weights_hash(self.model)
+
+    @cached_property
+    def base_flops(self) -> int:
+        """FLOPs of the unpooled model."""
+        return count_flops(self.model).total
+
+    @cached_property
+    def decoded(self) -> list[tuple[Tensor, Tensor]] | None:
+        """All batches, decoded once, where they fit in a quarter of the free memory."""
+        data = self.source.data
+        count = data.count
+        channels, height, width = data.config["input_size"]
+        if count is None or count * channels * height * width > free_memory() / 4:
+            return None
+        return list(batches(data, self.options.batch_size, self.options.workers))
+
+    def schedule(self, job: Job, on_trial: Callable[[int, int], None] | None) -> Schedule | str:
+        """The job's schedule; budgets of one method share their FLOPs counts, or their search."""
+        if job.budget is None or job.options is None:
+            return job.schedule
+        if job.searched:
+            tokens = tuple(self._searched(job, on_trial)[f"{job.budget:g}"])
+        else:
+            if job.options not in self._solvers:
+                self._solvers[job.options] = BudgetSolver(self.model, job.options)
+            tokens = self._solvers[job.options].solve(job.budget)
+        return Schedule(tokens, patch_tokens(self.model))
+
+    def _searched(
+        self, job: Job, on_trial: Callable[[int, int], None] | None
+    ) -> dict[str, list[int]]:
+        """Tokens per block for every budget of the sweep, from one search that is remembered."""
+        from tpcli.search import SearchOptions, search
+
+        assert job.options is not None
+        assert self.source.calibration is not None
+        everything = replace(job, schedule=f"{SEARCHED} {self.options.budgets}", recipe=None)
+        path = self.cache / "searches" / f"{everything.key}.json"
+        if path.is_file():
+            stored: dict[str, list[int]] = read_json(path)["tokens"]
+            return stored
+        path.parent.mkdir(parents=True, exist_ok=True)
+        options = SearchOptions(device=self.options.device)
+        if self.source.calibration.count is not None:
+            options = replace(options, images=min(options.images, self.source.calibration.count))
+        found = search(
+            self.model,
+            self.source.calibration,
+            job.options,
+            options,
+            name=self.name,
+            checkpoint=path.with_suffix(".part"),
+            on_trial=on_trial,
+        )
+        tokens = {f"{b:g}": list(found.schedule(b).tokens) for b in self.options.budgets}
+        write_json(path, {"made_by": found.made_by, "tokens": tokens})
+        return tokens
+
+
+def jobs(sources: Sequence[ModelSource], options: SweepOptions, cache: Path) -> list[Job]:
+    """All points: each model, then its curves; those that need training last."""
+    wanted: list[Job] = []
+    spec = SEARCHED if options.searched else "flops"
+    for source in sources:
+        subject = Subject(source, options, cache)
+        wanted.append(Job(subject, None, "none", None))
+        for method in options.methods:
+            wanted += [Job(subject, method, f"{spec}:{b:g}", b) for b in options.budgets]
+            wanted += [Job(subject, method, schedule, None) for schedule in options.schedules]
+    if options.recipe is not None:
+        wanted += [replace(job, recipe=options.recipe) for job in wanted]
+    return wanted
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free, or 4 GiB where the system does not tell."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 4 * 2**30
