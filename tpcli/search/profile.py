@@ -44,15 +44,13 @@ def fit_budget(profile: Profile, budget: float, cost: CostModel, floor: Tokens) 
     return fitting
 
 
-def falling(depth: int, slope: float) -> Profile:
-    """A straight line from 1 + slope at the first block to 1 - slope at the last; |slope| < 1."""
-    shares = [1 + slope * (1 - 2 * block / max(depth - 1, 1)) for block in range(depth)]
-    return normalized(shares)
+def curved(depth: int, slope: float, curve: float) -> Profile:
+    """exp(-slope t + curve t^2), t from -1 at the first block to 1 at the last.
 
-
-def even_removal(depth: int) -> Profile:
-    """About the same number of tokens leaves every block, as in constant-r schedules."""
-    return normalized([math.log((depth + 1 - b) / (depth - b)) for b in range(depth)])
+    slope > 0: the first blocks remove more. curve > 0: the ends remove more than the middle.
+    """
+    places = [2 * block / max(depth - 1, 1) - 1 for block in range(depth)]
+    return normalized([math.exp(-slope * t + curve * t * t) for t in places])
 
 
 def normalized(profile: Sequence[float]) -> Profile:

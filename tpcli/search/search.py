@@ -21,8 +21,7 @@ from tpcli.version import __version__
 from .checkpoint import Memory
 from .cost import CostModel, Tokens
 from .objectives import Damage
-from .optimise import optimise
-from .profile import Profile
+from .optimise import Shape, optimise
 from .result import Member, SearchResult
 from .thresholds import Thresholds
 
@@ -45,7 +44,7 @@ class SearchOptions:
     by: str = "kl"
     images: int = 256
     budgets: tuple[float, ...] = BUDGETS
-    trials: int = 30
+    trials: int = 24
     batch_size: int = 64
     device: str = "auto"
 
@@ -183,7 +182,7 @@ def _by_damage(
     budgets = sorted(set(options.budgets))
     total = len(budgets) * options.trials
     floor = smallest
-    profiles: list[Profile] = []
+    shapes: list[Shape] = []
     members: list[Member] = []
     for i, budget in enumerate(budgets):
         done = i * options.trials
@@ -196,10 +195,10 @@ def _by_damage(
                 on_trial(done, total)
             return value
 
-        profile, floor, lost = optimise(
-            budget, cost, damage, floor=floor, known=profiles, trials=options.trials
+        shape, floor, lost = optimise(
+            budget, cost, damage, floor=floor, known=shapes, trials=options.trials
         )
-        profiles = [profile]
+        shapes = [shape]
         members.append(Member(floor, cost.exact(floor), lost))
     return members[::-1]
 
