@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pandas as pd
 import torch
+from typer.testing import CliRunner
 
 from tests.tiny import tiny_vit
-from tpcli.benchmark import BenchOptions, bench, cut
+from tpcli.benchmark import BenchOptions, bench, cut, peak_memory
+from tpcli.cli.main import app
+from tpcli.errors import UserError
 from tpcli.options import pooling_options
 from tpcli.surgery import TokenPooling, pool, pooling_spec
 
@@ -31,3 +38,34 @@ def test_result_is_consistent_and_the_model_is_left_alone() -> None:
     for timing in (result.base, result.pooled, result.ideal):
         assert timing.latency_ms <= timing.latency_p95_ms
         assert abs(timing.images_per_second - 2000 / timing.latency_ms) < 1e-6
+
+
+class Grows(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        doubled = torch.cat([x, x])
+        twice = torch.cat([doubled, doubled])
+        del doubled
+        return torch.cat([twice, twice])
+
+
+def test_peak_memory_is_what_is_held_at_once() -> None:
+    x = torch.randn(1, 25_000)  # 100,000 bytes; 200, then 200 + 400, then 400 + 800 are held
+    options = BenchOptions(device="cpu")
+    with torch.inference_mode():
+        assert peak_memory(Grows(), x, options) == 1_200_000
+
+
+def test_the_command_writes_a_chart_and_a_table(tmp_path: Path) -> None:
+    out = tmp_path / "bench.png"
+    arguments = ["--method", "ward,tome", "--batch-size", "1", "--batch-size", "2"]
+    result = CliRunner().invoke(
+        app, ["bench", *arguments, "--seconds", "0", "--out", str(out), "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    documents = json.loads(result.stdout)
+    table = pd.read_csv(out.with_suffix(".csv"))
+    assert list(table["method"]) == [d["method"] for d in documents] == ["ward", "tome"] * 2
+    assert (table["peak_memory"] > 0).all()
+    assert out.read_bytes().startswith(b"\x89PNG")
+    refused = CliRunner().invoke(app, ["bench", "--out", str(tmp_path / "bench.xls")])
+    assert isinstance(refused.exception, UserError)

@@ -8,6 +8,7 @@ slicing, which costs nothing. Data loading is not part of it.
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -62,7 +63,8 @@ class BenchResult:
 
     speedup, ideal_speedup: medians of the ratio to the base forward timed right beside.
     pooling_share: share of the forward's time inside pooling layers, by torch's profiler.
-    peak_memory, base_peak_memory: bytes on the device; None on the CPU, which keeps no count.
+    peak_memory, base_peak_memory: bytes that a forward allocates at most, beside weights and
+    images; None where the device keeps no count.
     """
 
     method: str
@@ -191,12 +193,23 @@ def _recorded(layer: TokenPooling, *args: Any) -> Any:
 
 
 def peak_memory(model: nn.Module, images: Tensor, options: BenchOptions) -> int | None:
-    """Bytes that one forward allocates at most, on devices that count them."""
-    if images.device.type != "cuda":
+    """Bytes that one forward allocates at most beyond what is there before it.
+
+    From the allocator on CUDA devices, from torch's profiler on the CPU; None on other devices.
+    """
+    if images.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(images.device)
+        before = torch.cuda.memory_allocated(images.device)
+        _forward(model, images, options)
+        return torch.cuda.max_memory_allocated(images.device) - before
+    if images.device.type != "cpu":
         return None
-    torch.cuda.reset_peak_memory_stats(images.device)
-    _forward(model, images, options)
-    return torch.cuda.max_memory_allocated(images.device)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        _forward(model, images, options)
+    assert profiler.profiler is not None
+    events: list[Any] = profiler.profiler.kineto_results.events()
+    changes = [(e.start_ns(), int(e.nbytes())) for e in events if e.name() == "[memory]"]
+    return max(itertools.accumulate((size for _, size in sorted(changes)), initial=0))
 
 
 def _forward(model: nn.Module, images: Tensor, options: BenchOptions) -> Tensor:

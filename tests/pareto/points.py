@@ -11,7 +11,12 @@ COUNT = 1000
 
 
 def point(
-    gflops: float, top1: float, method: str = BASE, model: str = "m", base: float = 1.0
+    gflops: float,
+    top1: float,
+    method: str = BASE,
+    model: str = "m",
+    base: float = 1.0,
+    epochs: int = 0,
 ) -> Point:
     """A point whose first images are the right ones."""
     correct = np.arange(COUNT) < round(top1 * COUNT / 100)
@@ -33,5 +38,6 @@ def point(
         images_per_second=100.0,
         params=10,
         count=COUNT,
+        epochs=epochs,
         correct=correct,
     )

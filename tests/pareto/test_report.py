@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from tpcli.pareto import SweepResult, compare, frontier, headline
-from tpcli.pareto.points import CSV_COLUMNS
+from tpcli.pareto.points import CSV_COLUMNS, FINETUNED
 from tpcli.report import ReportContext, write_report
+from tpcli.report.figure import AXES, pareto_figure
 
 from .points import point
 
@@ -89,7 +90,7 @@ def test_html_stands_alone_and_escapes(result: SweepResult, tmp_path: Path) -> N
     assert links.targets
     assert all(target.startswith("data:") for target in links.targets)
     assert "A &lt;title&gt; &amp; more" in text
-    assert "same accuracy with 50% less computation" in text
+    assert "same accuracy with 50% (50 to 50%) less computation" in text
     assert "tpcli pareto --out plot.png" in text
 
 
@@ -98,3 +99,39 @@ def test_markdown_names_the_picture_and_every_point(result: SweepResult, tmp_pat
     text = (tmp_path / "plot.md").read_text()
     assert "(plot.png)" in text
     assert text.count("| m |") == 3
+
+
+@pytest.mark.parametrize("x", list(AXES))
+def test_axes_and_both_curves(x: str) -> None:
+    points = [
+        point(1.0, 80), point(0.5, 78, "ward"), point(0.3, 70, "ward"),
+        point(1.0, 82, "none" + FINETUNED, epochs=2),
+        point(0.5, 81, "ward" + FINETUNED, epochs=2),
+    ]  # fmt: skip
+    axes = pareto_figure(points, "title", x).axes[0]
+    assert axes.get_xlabel() == AXES[x].label
+    labels = {text.get_text() for text in axes.get_legend().get_texts()}  # type: ignore[union-attr]
+    assert labels == {
+        "ward", "ward, fine-tuned", "without pooling", "without pooling, fine-tuned",
+    }  # fmt: skip
+    drawn = [list(line.get_xdata()) for line in axes.lines]  # type: ignore[arg-type]
+    assert [AXES[x].of(p) for p in (points[2], points[1])] in drawn
+    # dotted on to the base that was trained as long
+    assert sorted(
+        list(line.get_ydata())  # type: ignore[arg-type]
+        for line in axes.lines
+        if line.get_linestyle() == ":"
+    ) == [[78, 80], [81, 82]]
+
+
+def test_fine_tuned_points_are_held_against_their_own_base() -> None:
+    points = [
+        point(1.0, 80), point(0.5, 80, "ward"),
+        point(1.0, 90, "none" + FINETUNED, epochs=2),
+        point(0.5, 89, "ward" + FINETUNED, epochs=2),
+    ]  # fmt: skip
+    plain, trained = headline(points, "ward"), headline(points, "ward" + FINETUNED)
+    assert plain.same_accuracy_flops_saving["0.0"].value == 0.5  # type: ignore[union-attr]
+    assert trained.same_accuracy_flops_saving["0.0"].value == 0  # type: ignore[union-attr]
+    assert trained.same_accuracy_flops_saving["1.0"].value == 0.5  # type: ignore[union-attr]
+    assert trained.words.startswith("ward, fine-tuned: ")

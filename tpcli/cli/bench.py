@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -50,12 +51,22 @@ def bench(
         typer.Option(help="Images in a batch: repeat for several.", min=1, show_default="16"),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="16-bit types run in autocast.")] = Dtype.float32,
+    dtype: Annotated[
+        list[Dtype] | None,
+        typer.Option(
+            help="Precision: repeat for several; 16-bit types run in autocast.",
+            show_default="float32",
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="torch.compile all versions.")
     ] = False,
     seconds: Annotated[float, typer.Option(help="Time for each row.", min=0.0)] = 10.0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Bar chart to write: .png, .svg or .pdf; a .csv goes beside it."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Time base, pooled and ideal model in one interleaved run, on random images.
@@ -68,26 +79,55 @@ def bench(
     from tpcli.benchmark import BenchOptions
     from tpcli.benchmark import bench as measure
     from tpcli.cli import render
+    from tpcli.cli.options import check_figure
+    from tpcli.files import check_output
     from tpcli.options import DEFAULT_METHOD
     from tpcli.surgery import unpool
 
     render.quiet()
+    if out is not None:
+        check_figure(out)
+        for path in (out, out.with_suffix(".csv")):
+            check_output(path)
     names = [name for item in method or [DEFAULT_METHOD] for name in item.split(",")]
     methods = [pooling.options(name) for name in dict.fromkeys(names)]
     loaded = loading.load(model)
     unpool(loaded.model)
     results = []
-    runs = [(size, chosen) for size in batch_size or [16] for chosen in methods]
+    runs = [
+        (size, kind, chosen)
+        for size in batch_size or [16]
+        for kind in dtype or [Dtype.float32]
+        for chosen in methods
+    ]
     with render.progress_bar(f"bench {loaded.name}", 100 * len(runs)) as advance:
-        for size, chosen in runs:
-            options = BenchOptions(size, device, dtype.value, threads, compiled, seconds)
+        for size, kind, chosen in runs:
+            options = BenchOptions(size, device, kind.value, threads, compiled, seconds)
             results.append(measure(loaded.model, schedule, chosen, options))
             advance(100)
+    documents = [_document(loaded.name, result) for result in results]
+    if out is not None:
+        _write(out, documents, results)
     if as_json:
-        documents = [_document(loaded.name, result) for result in results]
         render.print_json(documents if len(documents) > 1 else documents[0])
     else:
         _print(loaded.name, results)
+        if out is not None:
+            print(f"written: {out}, {out.with_suffix('.csv')}")
+
+
+def _write(out: Path, documents: list[dict[str, Any]], results: list[BenchResult]) -> None:
+    import pandas as pd
+
+    from tpcli.files import replacing, write_text
+    from tpcli.report import figure_bytes
+    from tpcli.report.bench_figure import bench_figure
+
+    first = documents[0]
+    figure = bench_figure(results, f"{first['model']}, {first['schedule']}, {first['device']}")
+    with replacing(out) as fresh:
+        fresh.write_bytes(figure_bytes(figure, out.suffix.lower()))
+    write_text(out.with_suffix(".csv"), pd.DataFrame(documents).to_csv(index=False))
 
 
 def _document(model: str, r: BenchResult) -> dict[str, Any]:
@@ -118,21 +158,12 @@ def _document(model: str, r: BenchResult) -> dict[str, Any]:
 def _print(model: str, results: list[BenchResult]) -> None:
     from tpcli.cli import render
 
-    columns = [
-        "method",
-        "batch",
-        "images/s",
-        "base",
-        "speed-up",
-        "ideal",
-        "kept",
-        "pooling",
-        "p95 ms",
-    ]
+    columns = "method,batch,images/s,base,speed-up,ideal,kept,pooling,p95 ms,MiB".split(",")
+    several = len({r.dtype for r in results}) > 1
     rows = [
         [
             r.method,
-            str(r.batch_size),
+            f"{r.batch_size} {r.dtype}" if several else str(r.batch_size),
             f"{r.pooled.images_per_second:.1f}",
             f"{r.base.images_per_second:.1f}",
             f"{r.speedup:.2f}x",
@@ -140,12 +171,16 @@ def _print(model: str, results: list[BenchResult]) -> None:
             f"{100 * r.speedup / r.ideal_speedup:.0f}%",
             f"{100 * r.pooling_share:.1f}%",
             f"{r.pooled.latency_p95_ms:.1f}",
+            "" if r.peak_memory is None else f"{r.peak_memory / 2**20:.0f}",
         ]
         for r in results
     ]
     first = results[0]
+    memory = first.base_peak_memory
     caption = (
-        f"{first.dtype} on {first.device}. Ideal: the same schedule with tokens sliced off; kept: "
-        "speed-up as a share of it; pooling: its share of the time, by the profiler."
+        f"{'' if several else first.dtype + ' '}on {first.device}. Ideal: the same schedule with "
+        "tokens sliced off; kept: speed-up as a share of it; pooling: its share of the time, by "
+        "the profiler; MiB: the most that a forward allocates"
+        + ("." if memory is None else f" (base: {memory / 2**20:.0f} at batch {first.batch_size}).")
     )
     render.print_table(f"{model}, schedule {first.schedule}", columns, rows, caption)

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
@@ -277,3 +278,16 @@ def spread(function: Callable[..., Result]) -> Callable[..., Result]:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
+
+
+def check_figure(out: Path) -> None:
+    """Raise unless `out` is named like a figure.
+
+    Raises:
+        UserError: another suffix; lists those there are.
+    """
+    from tpcli.errors import UserError
+    from tpcli.report import SUFFIXES
+
+    if out.suffix.lower() not in SUFFIXES:
+        raise UserError(f"--out {out} has no known suffix; use one of {', '.join(SUFFIXES)}.")

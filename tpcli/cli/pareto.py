@@ -139,6 +139,7 @@ def pareto(
     Example: tpcli pareto deit_small_patch16_224 --data imagenet/ --out plot.png
     """
     from tpcli.cli import render
+    from tpcli.cli.options import check_figure
     from tpcli.evaluation import pick_device
     from tpcli.files import check_output
     from tpcli.pareto import ModelSource, SweepOptions
@@ -148,7 +149,7 @@ def pareto(
     from tpcli.schedule import parse_budget
 
     render.quiet()
-    _check_suffix(out)
+    check_figure(out)
     for path in report_paths(out).values():
         check_output(path)
     cache = cache or default_folder()
@@ -224,14 +225,6 @@ def _calibration(loaded: LoadedModel, source: DataGroup) -> ImageData:
         data_dir=source.data_dir,
         download=source.download,
     )
-
-
-def _check_suffix(out: Path) -> None:
-    from tpcli.errors import UserError
-    from tpcli.report import SUFFIXES
-
-    if out.suffix.lower() not in SUFFIXES:
-        raise UserError(f"--out {out} has no known suffix; use one of {', '.join(SUFFIXES)}.")
 
 
 def _run(sources: list[ModelSource], options: SweepOptions, cache: Path) -> SweepResult:

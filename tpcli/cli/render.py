@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
     for name in ("timm", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler says when it starts
 
 
 def print_json(document: Any) -> None:
