@@ -112,7 +112,10 @@ def bench(
     try:
         with torch.inference_mode(), explain_out_of_memory(options.batch_size):
             share = pooling_share(pooled, images, options)
-            memory = [peak_memory(version, images, options) for version in (pooled, base)]
+            memory = [
+                peak_memory(partial(_forward, version, images, options), device)
+                for version in (pooled, base)
+            ]
             if options.compile:
                 versions = [torch.compile(version) for version in versions]  # type: ignore[misc]
             times = _interleaved(versions, images, options, on_round)  # (rounds, versions)
@@ -192,20 +195,20 @@ def _recorded(layer: TokenPooling, *args: Any) -> Any:
         return TokenPooling.forward(layer, *args)
 
 
-def peak_memory(model: nn.Module, images: Tensor, options: BenchOptions) -> int | None:
-    """Bytes that one forward allocates at most beyond what is there before it.
+def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes that a call allocates at most beyond what is there before it.
 
     From the allocator on CUDA devices, from torch's profiler on the CPU; None on other devices.
     """
-    if images.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(images.device)
-        before = torch.cuda.memory_allocated(images.device)
-        _forward(model, images, options)
-        return torch.cuda.max_memory_allocated(images.device) - before
-    if images.device.type != "cpu":
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
         return None
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        _forward(model, images, options)
+        call()
     assert profiler.profiler is not None
     events: list[Any] = profiler.profiler.kineto_results.events()
     changes = [(e.start_ns(), int(e.nbytes())) for e in events if e.name() == "[memory]"]

@@ -16,8 +16,8 @@ STARTS: tuple[Shape, ...] = tuple((slope, curve) for slope in (0, 0.7, 1.4) for 
 FIRST_STEP, SMALLEST_STEP = 0.35, 0.05
 
 PRIOR = 0.1
-"""How much dearer damage counts for each unit of slope^2 + curve^2: between shapes that a few hundred
-images can't tell apart, the one nearest to the same share for every block."""
+"""How much dearer damage counts for each unit of slope^2 + curve^2: between shapes that a few
+hundred images can't tell apart, the one nearest to the same share for every block."""
 
 
 def optimise(
