@@ -10,6 +10,8 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 from sklearn.cluster import KMeans
 from timm.data import create_dataset, create_transform, resolve_data_config
 from torch import Tensor
@@ -138,10 +140,23 @@ def test_k_medoids_from_matching_relative_to_fasterpam(
 def test_ward_relative_to_k_means_restarts(real: LoadedModel, k: int, bound: float) -> None:
     z = real_tokens(real, 8)
     weights = torch.ones(z.shape[:2])
-    found = get_method("ward")(z, k, weights=weights, sizes=weights, start="matching", iterations=2)
+    found = get_method("ward")(z, k, weights=weights, sizes=weights, start="matching", iterations=0)
     mine, theirs = 0.0, 0.0
     for b in range(len(z)):
         z64 = z[b].double().numpy()
         mine += reference.mean_objective(z64, found.labels[b].numpy(), np.ones(64))
         theirs += KMeans(k, n_init=10, random_state=0).fit(z64).inertia_
     assert mine / theirs <= bound
+
+
+@pytest.mark.parametrize("method", ["average", "complete", "single"])
+@pytest.mark.parametrize("k", [56, 32, 12])
+def test_atc_is_scipys_clustering(real: LoadedModel, method: str, k: int) -> None:
+    z = real_tokens(real, 5, 8)
+    labels = get_method(f"atc:linkage={method}")(z, k).labels
+    for b in range(8):
+        unit = F.normalize(z[b].double(), dim=-1)
+        distances = (1 - unit @ unit.T).clamp(min=0).fill_diagonal_(0).numpy()
+        tree = linkage(squareform(distances, checks=False), method=method)
+        exact = fcluster(tree, k, criterion="maxclust")
+        assert reference.partition(labels[b].numpy()) == reference.partition(exact)

@@ -15,7 +15,7 @@ def atc(z: Tensor, k: int, *, linkage: str = "average") -> Assignment:
     """Merge the two nearest clusters, N - K times, one pair a time in each sample.
 
     Distance of tokens: 1 - cos(z_i, z_j). Distance of clusters I, J: the mean, largest or smallest
-    distance between a member of I and one of J (eqs. 2 to 4). Merges are those of textbook
+    distance between a member of I and one of J. Merges are those of textbook
     agglomerative clustering, one after the other.
 
     z: (B, N, D).

@@ -17,7 +17,7 @@ own position, or that of the token that it is merged into."""
 
 
 def tome(z: Tensor, k: int, *, sizes: Tensor) -> Assignment:
-    """Merge the N - K most similar pairs between two alternating sets (ToMe, section 3).
+    """Merge the N - K most similar pairs between two alternating sets (ToMe).
 
     z: (B, N, D). sizes: (B, N).
     """
@@ -27,7 +27,7 @@ def tome(z: Tensor, k: int, *, sizes: Tensor) -> Assignment:
 def pitome(
     z: Tensor, k: int, *, sizes: Tensor, depth: float, margin: float = 0.9, alpha: float = 1.0
 ) -> Assignment:
-    """Merge pairs among the 2 (N - K) tokens of highest energy only (PiToMe, algorithm 1).
+    """Merge pairs among the 2 (N - K) tokens of highest energy only (PiToMe).
 
     z: (B, N, D). sizes: (B, N). depth: share of the blocks before this one, which narrows the
     margin to margin * (1 - depth), as the paper does.
@@ -77,7 +77,7 @@ def match_alternating(directions: Tensor, remove: int) -> Tensor:
 
 
 def energy_scores(similarity: Tensor, margin: float, alpha: float) -> Tensor:
-    """E_i = 1/N sum_{j != i} f(cos(v_i, v_j)) (PiToMe, eq. 4): (B, N, N) -> (B, N).
+    """E_i = 1/N sum_{j != i} f(cos(v_i, v_j)) (PiToMe): (B, N, N) -> (B, N).
 
     f(x) = x from the margin up, alpha (e^(x - margin) - 1) below it. High where many are alike.
     """

@@ -130,7 +130,7 @@ def best_members(cost: Tensor, labels: Tensor) -> Tensor:
 
 
 def reconstruction_loss(z: Tensor, clusters: Clusters, weights: Tensor) -> Tensor:
-    """sum_i w_i ||z_i - mean of its cluster||^2 per sample, the objective of Token Pooling (eq. 5).
+    """sum_i w_i ||z_i - mean of its cluster||^2 per sample, the objective of Token Pooling.
 
     z: (B, N, D). weights: (B, N). Returns (B,).
     """

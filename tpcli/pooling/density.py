@@ -13,9 +13,9 @@ from .selection import highest
 def dpc_knn(z: Tensor, k: int, *, neighbours: int = 5) -> Assignment:
     """Tokens in dense places far from denser ones are centres; the others join the nearest centre.
 
-    Density rho_i = exp(-1/k sum over the k nearest neighbours j of ||z_i - z_j||^2) (TCFormer,
-    eq. 1); indicator delta_i = distance to the nearest denser token, or, for the densest, to the
-    farthest token (eq. 2); the K tokens of largest rho_i delta_i are centres. Distances are divided
+    Density rho_i = exp(-1/k sum over the k nearest neighbours j of ||z_i - z_j||^2)
+    (TCFormer); indicator delta_i = distance to the nearest denser token, or, for the densest, to
+    the farthest token; the K tokens of largest rho_i delta_i are centres. Distances are divided
     by sqrt(D): in the hundreds of channels of a ViT the exponential would be zero otherwise.
     Of two equally dense tokens the first one counts as denser.
 

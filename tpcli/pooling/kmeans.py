@@ -1,4 +1,4 @@
-"""K-Means by Lloyd's algorithm (Marin et al., WACV 2023, section 3.3)."""
+"""K-Means by Lloyd's algorithm (Marin et al., WACV 2023)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""K-Medoids, the clustering that Token Pooling chose (Marin et al., WACV 2023, section 3.3)."""
+"""K-Medoids, the clustering that Token Pooling chose (Marin et al., WACV 2023)."""
 
 from __future__ import annotations
 

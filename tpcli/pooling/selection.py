@@ -39,7 +39,7 @@ def top_k(z: Tensor, k: int, *, weights: Tensor) -> Assignment:
 
 
 def evit(z: Tensor, k: int, *, weights: Tensor) -> Assignment:
-    """Keep the K - 1 tokens of largest weight; the others become sum_i a_i x_i / sum_i a_i (eq. 4).
+    """Keep the K - 1 tokens of largest weight; the others become sum_i a_i x_i / sum_i a_i.
 
     weights: (B, N) attention a_i from the class token.
     """

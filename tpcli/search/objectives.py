@@ -23,7 +23,7 @@ class Damage:
     """Mean over calibration images of what pooling changes, for one schedule after another.
 
     by "kl": KL divergence from the unpooled model's class probabilities to the pooled model's.
-    by "reconstruction": the loss that Token Pooling minimises (Marin et al., eq. 5), summed over
+    by "reconstruction": the loss that Token Pooling minimises (Marin et al.), summed over
     blocks: sum_i s_i min_k ||z_i - c_k||^2 between layer-normalised tokens before and after.
 
     images: normalised batches on the model's device. The model is pooled and unpooled in turn.

@@ -1,4 +1,4 @@
-"""The paper's way to K per block: a threshold on significance scores (PoWER-BERT, section 3.4)."""
+"""The paper's way to K per block: a threshold on significance scores (PoWER-BERT)."""
 
 from __future__ import annotations
 

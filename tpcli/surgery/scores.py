@@ -34,7 +34,7 @@ def check_shows_attention(model: nn.Module) -> None:
 
 def significance_scores(model: nn.Module, images: Tensor) -> Tensor:
     """Attention that each patch token receives in each block, summed over queries and averaged over
-    heads (PoWER-BERT, eq. 2): (L, B, N). The mean over all tokens, prefix included, is 1.
+    heads (PoWER-BERT): (L, B, N). The mean over all tokens, prefix included, is 1.
 
     images: (B, 3, H, W). The model is not pooled.
 
