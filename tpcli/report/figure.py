@@ -42,7 +42,8 @@ AXES = {
 def pareto_figure(points: Sequence[Point], title: str, x: str = "gflops") -> Figure:
     """Draw all points: error bars are 95% intervals, stars are the models without pooling.
 
-    A method that was fine-tuned has the colour of the same method off the shelf, and open markers.
+    A method that was fine-tuned has the colour of the same method off the shelf, open markers and a
+    dashed line. Where there are more methods than colours, the further ones are dash-dotted.
     x: name in AXES.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -105,7 +106,7 @@ def _draw_curve(
         marker=marker,
         markersize=5.5,
         markerfacecolor="white" if base.epochs else colour,
-        linestyle="--" if base.epochs else "-",
+        linestyle="--" if base.epochs else "-" if style < len(COLOURS) else "-.",
         linewidth=1.7,
         elinewidth=0.8,
         capsize=2,
