@@ -37,12 +37,12 @@ def test_headline_of_one_model_has_savings_and_no_gain() -> None:
     assert savings["0.0"].value == pytest.approx(0.5)
     assert savings["1.0"].value == pytest.approx(0.7)
     assert result.same_flops_accuracy_gain is None
-    assert result.words == "ward: same accuracy with 50% less computation"
+    assert result.words == "ward: same accuracy with 50% (50 to 50%) less computation"
 
 
 def test_words_say_so_where_accuracy_is_lost() -> None:
     near = headline([point(1.0, 80), point(0.5, 79.5, "ward")], "ward")
-    assert near.words == "ward: 50% less computation for 1 point of accuracy"
+    assert near.words == "ward: 50% (50 to 50%) less computation for 1 point of accuracy"
     far = headline([point(1.0, 80), point(0.99, 60, "ward")], "ward")
     assert far.words == "ward: no computation saved within 1 point of accuracy"
 

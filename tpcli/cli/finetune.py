@@ -18,7 +18,7 @@ from tpcli.cli.options import (
     PoolingGroup,
     spread,
 )
-from tpcli.cli.recipe_options import RecipeGroup, read_config
+from tpcli.cli.recipe_options import RecipeGroup, open_training, read_config
 
 DEFAULT_SCHEDULE = "flops:0.6"
 DEMO_SCHEDULE = "keep:0.12@0"
@@ -90,16 +90,7 @@ def finetune(
     loaded = loading.load(model)
     default = DEMO_SCHEDULE if model == "demo" else DEFAULT_SCHEDULE
     pooling.apply_to(loaded, default_schedule=default)
-    data = library.open_data(
-        source.data or "demo",
-        loaded.data_config,
-        recipe,
-        train_split=train_split,
-        split=source.split,
-        data_dir=source.data_dir,
-        download=source.download,
-        limit=source.limit,
-    )
+    data = open_training(source, loaded, recipe, train_split)
     spec = pooling_spec(loaded.model)
     origin = {
         "model": model,

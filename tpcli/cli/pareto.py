@@ -158,13 +158,12 @@ def pareto(
     names = [name for item in method or DEFAULT_METHODS for name in item.split(",")]
     searched = SEARCHED in (schedule or [])
     schedules = [spec for spec in schedule or [] if spec != SEARCHED]
-    recipe = training.recipe
     options = SweepOptions(
         methods=[pooling.options(name) for name in dict.fromkeys(names)],
         budgets=[parse_budget(b) for b in budget.split(",")] if searched or not schedules else [],
         schedules=schedules,
         searched=searched,
-        recipe=recipe,
+        recipe=training.recipe,
         batch_size=run.batch_size,
         device=device,
         amp=run.amp,
@@ -180,7 +179,7 @@ def pareto(
             ModelSource(
                 loaded,
                 source.open(loaded),
-                training=_training(loaded, source, recipe, training.train_split),
+                training=_training(loaded, source, training, device),
                 calibration=_calibration(loaded, source) if searched else None,
             )
         )
@@ -194,24 +193,17 @@ def pareto(
 
 
 def _training(
-    loaded: LoadedModel, source: DataGroup, recipe: Recipe | None, train_split: str
+    loaded: LoadedModel, source: DataGroup, training: FinetuneGroup, device: str
 ) -> TrainingData | None:
+    recipe = training.recipe
     if recipe is None:
         return None
-    from tpcli import finetune as library
+    from tpcli.cli.recipe_options import open_training
     from tpcli.data import check_classes
+    from tpcli.finetune import join
 
-    library.join()
-    data = library.open_data(
-        source.data or "demo",
-        loaded.data_config,
-        recipe,
-        train_split=train_split,
-        split=source.split,
-        data_dir=source.data_dir,
-        download=source.download,
-        limit=source.limit,
-    )
+    join(device)
+    data = open_training(source, loaded, recipe, training.train_split)
     check_classes(data.train, int(loaded.model.num_classes), loaded.name)  # type: ignore[arg-type]
     return data
 

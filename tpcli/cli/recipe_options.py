@@ -43,6 +43,10 @@ def _option(name: str, about: Any, default: object) -> Any:
 
 
 if TYPE_CHECKING:
+    from tpcli.cli.options import DataGroup
+    from tpcli.finetune import TrainingData
+    from tpcli.models import LoadedModel
+
     RecipeGroup = Given
 else:
     RecipeGroup = make_dataclass(
@@ -83,6 +87,24 @@ def recipe_of_file(path: Path | None, *, epochs: int) -> Recipe:
                 f"{did_you_mean(key, [name.replace('_', '-') for name in known])}"
             )
     return recipe({**{key.replace("-", "_"): v for key, v in values.items()}, "epochs": epochs})
+
+
+def open_training(
+    source: DataGroup, loaded: LoadedModel, recipe: Recipe, train_split: str
+) -> TrainingData:
+    """The images to train on and those to measure on."""
+    from tpcli.finetune import open_data
+
+    return open_data(
+        source.data or "demo",
+        loaded.data_config,
+        recipe,
+        train_split=train_split,
+        split=source.split,
+        data_dir=source.data_dir,
+        download=source.download,
+        limit=source.limit,
+    )
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:

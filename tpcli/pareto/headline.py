@@ -85,7 +85,8 @@ def headline(points: Sequence[Point], method: str) -> Headline:
     held against the models that were fine-tuned as long.
     """
     pooled = [p for p in points if p.method == method]
-    bases = [b for b in points if any(b.is_base_of(p) for p in pooled)]
+    epochs = {p.epochs for p in pooled}
+    bases = [p for p in points if p.is_base and p.epochs in epochs]
     base = max(bases, key=lambda p: p.top1)
     own = sorted([*(p for p in pooled if p.model == base.model), base], key=lambda p: p.gflops)
     ratios = np.array([p.gflops_ratio for p in own])
