@@ -69,7 +69,7 @@ def test_one_search_serves_all_budgets(source: ModelSource, tmp_path: Path) -> N
         assert budget - 0.05 < point.gflops_ratio <= budget
     first, second = (p.tokens for p in result.points[1:])
     assert all(a >= b for a, b in zip(first, second, strict=True))
-    (stored,) = (tmp_path / "searches").iterdir()
+    (stored,) = (tmp_path / "searches").glob("*.json")
     assert json.loads(stored.read_text())["tokens"] == {"0.7": list(first), "0.4": list(second)}
     constant_r = sweep([source], replace(options, searched=False), tmp_path)
     assert constant_r.measured == 2

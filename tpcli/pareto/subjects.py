@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
 from torch import Tensor
 
 from tpcli.budget import BudgetSolver
@@ -167,31 +168,41 @@ class Subject:
         self, job: Job, on_trial: Callable[[int, int], None] | None
     ) -> dict[str, list[int]]:
         """Tokens per block for every budget of the sweep, from one search that is remembered."""
-        from tpcli.search import SearchOptions, search
-
         assert job.options is not None
-        assert self.source.calibration is not None
         everything = replace(job, schedule=f"{SEARCHED} {self.options.budgets}", recipe=None)
         path = self.cache / "searches" / f"{everything.key}.json"
-        if path.is_file():
-            stored: dict[str, list[int]] = read_json(path)["tokens"]
-            return stored
         path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # processes that share the cache wait for one
+            if path.is_file():
+                stored: dict[str, list[int]] = read_json(path)["tokens"]
+                return stored
+            tokens, made_by = self._search(job.options, path.with_suffix(".part"), on_trial)
+            write_json(path, {"made_by": made_by, "tokens": tokens})
+            return tokens
+
+    def _search(
+        self,
+        method: PoolingOptions,
+        checkpoint: Path,
+        on_trial: Callable[[int, int], None] | None,
+    ) -> tuple[dict[str, list[int]], dict[str, Any]]:
+        from tpcli.search import SearchOptions, search
+
+        assert self.source.calibration is not None
         options = SearchOptions(device=self.options.device)
         if self.source.calibration.count is not None:
             options = replace(options, images=min(options.images, self.source.calibration.count))
         found = search(
             self.model,
             self.source.calibration,
-            job.options,
+            method,
             options,
             name=self.name,
-            checkpoint=path.with_suffix(".part"),
+            checkpoint=checkpoint,
             on_trial=on_trial,
         )
         tokens = {f"{b:g}": list(found.schedule(b).tokens) for b in self.options.budgets}
-        write_json(path, {"made_by": found.made_by, "tokens": tokens})
-        return tokens
+        return tokens, found.made_by
 
 
 def jobs(sources: Sequence[ModelSource], options: SweepOptions, cache: Path) -> list[Job]:
