@@ -60,8 +60,14 @@ def test_schedules_can_stand_in_for_budgets(source: ModelSource, tmp_path: Path)
     assert result.points[2].tokens == (64, 64, 32, 32, 32, 32, 32, 32)
 
 
+# a shell's background jobs, and CI's, are started with SIGINT ignored, which children inherit
+START = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("tpcli", run_name="__main__")
+"""
 COMMAND = [
-    *(sys.executable, "-m", "tpcli", "pareto", "--limit", "40", "--workers", "0"),
+    *(sys.executable, "-c", START, "pareto", "--limit", "40", "--workers", "0"),
     *("--method", "k-medoids", "--budget", "0.9,0.8,0.7,0.6,0.5,0.4"),
 ]
 
