@@ -7,8 +7,10 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.tiny import tiny_vit
+from tpcli import pool
 from tpcli.options import pooling_options
 from tpcli.search.checkpoint import Memory
 from tpcli.search.cost import CostModel, Tokens
@@ -39,9 +41,9 @@ def test_no_pooling_costs_the_base(cost: CostModel) -> None:
 
 
 def test_an_even_profile_keeps_the_same_share_everywhere(cost: CostModel) -> None:
-    assert schedule_of(curved(4, 0.0, 0.0), 0.6931472, cost, (1,) * 4) == (32, 16, 8, 4)
-    assert schedule_of((0.0, 2.0, 0.0, 2.0), 0.6931472, cost, (1,) * 4) == (64, 16, 16, 4)
-    assert schedule_of(curved(4, 0.0, 0.0), 0.6931472, cost, (20, 20, 20, 4)) == (32, 20, 20, 4)
+    assert schedule_of(curved(4, 0.0, 0.0), 0.6931472, cost, (1,) * 4) == (32, 16, 8, 1)
+    assert schedule_of((0.0, 2.0, 0.0, 2.0), 0.6931472, cost, (1,) * 4) == (64, 16, 16, 1)
+    assert schedule_of(curved(4, 0.0, 0.0), 0.6931472, cost, (20, 20, 20, 1)) == (32, 20, 20, 1)
 
 
 @pytest.mark.parametrize("budget", [0.9, 0.6, 0.4])
@@ -50,11 +52,27 @@ def test_a_profile_is_fitted_to_the_budget(cost: CostModel, budget: float) -> No
     assert budget - 0.03 < cost.estimate(tokens) <= budget
 
 
-def hidden_optimum(tokens: Tokens) -> float:
-    return sum((a - b) ** 2 for a, b in zip(tokens, (55, 37, 24, 13), strict=True))
+def test_the_last_block_keeps_one_token_where_only_the_class_token_is_read() -> None:
+    free = CostModel(tiny_vit(), pooling_options("ward"))
+    assert free.followed((40, 30, 20, 10)) == (40, 30, 20, 1)
+    model = tiny_vit().eval()
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        expected = pool(model, (40, 30, 20, 10))(images)
+        torch.testing.assert_close(pool(model, (40, 30, 20, 1))(images), expected)
+    for other in (
+        CostModel(tiny_vit(), pooling_options("ward", position="block")),
+        CostModel(tiny_vit(global_pool="avg"), pooling_options("ward")),
+    ):
+        assert other.followed((40, 30, 20, 10)) == (40, 30, 20, 10)
 
 
 def test_the_optimiser_goes_past_its_starts_and_repeats_itself(cost: CostModel) -> None:
+    optimum = fit_budget(curved(4, 0.45, -0.3), 0.6, cost, (1,) * 4)
+
+    def hidden_optimum(tokens: Tokens) -> float:
+        return sum((a - b) ** 2 for a, b in zip(tokens, optimum, strict=True))
+
     def run(trials: int) -> tuple[Tokens, float]:
         found = optimise(0.6, cost, hidden_optimum, floor=(1,) * 4, known=[], trials=trials)
         assert cost.estimate(found[1]) <= 0.6

@@ -117,7 +117,7 @@ def test_the_model_is_left_as_it_was(model: nn.Module, digits: data.ImageData) -
 
 def test_bad_input_is_named(model: nn.Module, digits: data.ImageData) -> None:
     pooling = pooling_options("ward")
-    with pytest.raises(UserError, match=r"budget 0.05 can't be reached; the smallest .* is 0.175"):
+    with pytest.raises(UserError, match=r"budget 0.05 can't be reached; the smallest .* is 0.152"):
         search(model, digits, pooling, SearchOptions(images=12, budgets=(0.05,)))
     with pytest.raises(
         UserError, match="has only 12 images that can be read, --images asks for 13"

@@ -96,7 +96,7 @@ def schedule(
     ] = None,
     budget: Annotated[float, typer.Option(help="Share of the base FLOPs, in (0, 1].")] = 0.6,
     by: Annotated[By, typer.Option(help="What a schedule is judged by.")] = By.kl,
-    trials: Annotated[int, typer.Option(help="Schedules tried per budget.", min=1)] = 24,
+    trials: Annotated[int, typer.Option(help="Schedules tried per budget.", min=1)] = 16,
     out: Annotated[
         Path | None, typer.Option(help="File to write.", show_default="MODEL-schedule.json")
     ] = None,

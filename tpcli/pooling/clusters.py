@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
 class Clusters(NamedTuple):
     """An assignment in reading order: cluster c is the one with the c-th lowest first member.
 
-    lead: (B, K) the lowest member of each cluster, ascending.
+    lead: (B, K) one member of each cluster, its lowest where nothing else is said.
     followers: (B, N - K) all other tokens, ascending.
-    into: (B, N - K) the lead of the cluster of each follower.
+    into: (B, N - K) the cluster of each follower.
     """
 
     lead: Tensor
@@ -22,28 +21,33 @@ class Clusters(NamedTuple):
     into: Tensor
 
     @classmethod
-    def from_labels(cls, labels: Tensor, k: int) -> Clusters:
-        """Number clusters of any `labels` (B, N) in reading order; K distinct per sample."""
-        lead_of = lowest_member(labels)  # (B, N)
-        position = torch.arange(labels.shape[1], device=labels.device)
-        follows = (lead_of != position).to(torch.uint8)
-        order = follows.argsort(dim=1, stable=True)
-        followers = order[:, k:]
-        return cls(order[:, :k], followers, lead_of.gather(1, followers))
+    def from_labels(cls, labels: Tensor, k: int, leads: Tensor | None = None) -> Clusters:
+        """Number clusters of any `labels` (B, N) in reading order; K distinct per sample.
+
+        leads: (B, N) bool, one True per cluster.
+        """
+        b, n = labels.shape
+        lowest = lowest_member(labels)  # (B, N)
+        position = torch.arange(n, device=labels.device)
+        leads = lowest == position if leads is None else leads
+        order = torch.where(leads, lowest, position + n).argsort(dim=1)
+        lead, followers = order[:, :k], order[:, k:]
+        cluster = torch.arange(k, device=labels.device).expand(b, k)
+        of_lowest = torch.empty_like(labels).scatter_(1, lowest.gather(1, lead), cluster)
+        return cls(lead, followers, of_lowest.gather(1, lowest.gather(1, followers)))
 
     def labels(self) -> Tensor:
         """The cluster of each token, in [0, K): (B, N)."""
         b, k = self.lead.shape
         cluster = torch.arange(k, device=self.lead.device).expand(b, k)
         labels = self.lead.new_empty(b, k + self.followers.shape[1]).scatter_(1, self.lead, cluster)
-        return labels.scatter_(1, self.followers, labels.gather(1, self.into))
+        return labels.scatter_(1, self.followers, self.into)
 
     def sums(self, values: Tensor) -> Tensor:
         """Sum `values` (B, N) per cluster: (B, K)."""
-        return self._sums_at_lead(values).gather(1, self.lead)
-
-    def _sums_at_lead(self, values: Tensor) -> Tensor:
-        return values.scatter_add(1, self.into, values.gather(1, self.followers))
+        return values.gather(1, self.lead).scatter_add(
+            1, self.into, values.gather(1, self.followers)
+        )
 
 
 def lowest_member(labels: Tensor, candidates: Tensor | None = None) -> Tensor:
@@ -82,29 +86,37 @@ def flat(index: Tensor, n: int) -> Tensor:
     return (index + offset.unsqueeze(1)).flatten()
 
 
-def reduce_tokens(x: Tensor, clusters: Clusters, weights: Tensor, prefix: int = 0) -> Tensor:
+def reduce_tokens(
+    x: Tensor,
+    clusters: Clusters,
+    weights: Tensor,
+    prefix: int = 0,
+    totals: Tensor | None = None,
+) -> Tensor:
     """One token per cluster: the mean weighted by `weights`; differentiable in x.
 
-    A cluster of one passes through unchanged, to the bit. Only the N - K tokens that join another
-    are added, so the cost is that of copying the tokens once or twice.
+    A mean is the lead and what draws the followers away from it, x_l + sum_f w_f (x_f - x_l) / w,
+    so that tokens are copied once and only the N - K followers cost arithmetic. A cluster of one,
+    and one whose lead has all the weight, pass the lead through unchanged, to the bit.
 
     x: (B, P + N, C), of which the first P = `prefix` pass through. weights: (B, N), not negative,
-    positive sum in each cluster. Returns (B, P + K, C).
+    positive sum in each cluster. totals: (B, K) those sums, where they are known. Returns
+    (B, P + K, C).
     """
-    b, n, c = x.shape
-    exact = torch.promote_types(x.dtype, weights.dtype)
-    total = clusters._sums_at_lead(weights)
-    own = (weights / total).to(exact).scatter(1, clusters.followers, 0.0)  # those are left behind
-    share = (weights.gather(1, clusters.followers) / total.gather(1, clusters.into)).to(exact)
-    lead = clusters.lead
+    b = len(x)
+    lead, followers, into = clusters
+    weights = weights.to(torch.promote_types(x.dtype, weights.dtype))
+    totals = clusters.sums(weights) if totals is None else totals
+    share = weights.gather(1, followers) / totals.gather(1, into)
+    pairs = torch.cat([followers, lead.gather(1, into)], dim=1) + prefix
     if prefix:
-        own = F.pad(own, (prefix, 0), value=1.0)
         first = torch.arange(prefix, device=x.device).expand(b, prefix)
         lead = torch.cat([first, lead + prefix], dim=1)
-    joining = take(x, clusters.followers + prefix) * share.unsqueeze(-1)  # (B, N - K, C)
-    into = flat(clusters.into + prefix, n)
-    means = (x * own.unsqueeze(-1)).reshape(b * n, c).index_add_(0, into, joining.flatten(0, 1))
-    return take(means.view(b, n, c), lead).to(x.dtype)
+    follower, their_lead = take(x, pairs).to(weights.dtype).chunk(2, dim=1)  # (B, N - K, C)
+    away = ((follower - their_lead) * share.unsqueeze(-1)).flatten(0, 1)
+    means = take(x, lead).to(weights.dtype)  # (B, P + K, C)
+    means.flatten(0, 1).index_add_(0, flat(into + prefix, means.shape[1]), away)
+    return means.to(x.dtype)
 
 
 def medoids_near_mean(z: Tensor, clusters: Clusters, weights: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ def pairwise_squared_distances(z: Tensor) -> Tensor:
     """
     # centring takes the common offset out of the norms, and most of the cancellation with it
     z = z - z.mean(1, keepdim=True)
-    d = squared_distances(z, z)
-    d = (d + d.transpose(1, 2)).nan_to_num_(nan=FAR, posinf=FAR)
-    return d.mul_(0.5 - 0.5 * torch.eye(z.shape[1], device=z.device))
+    products = torch.bmm(z, z.transpose(1, 2))
+    products = products + products.transpose(1, 2)  # exactly symmetric, and twice the norms in it
+    norms = products.diagonal(dim1=1, dim2=2) / 2
+    d = (norms.unsqueeze(2) + norms.unsqueeze(1)).sub_(products)
+    return d.clamp_(min=0).nan_to_num_(nan=FAR, posinf=FAR)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .clusters import Clusters, best_members, lowest_member, reduce_tokens
+from .clusters import Clusters, best_members, lowest_member, reduce_tokens, take
 from .distance import pairwise_squared_distances
 from .kmedoids import within_cluster_cost
 from .registry import Assignment, Method, register
@@ -44,17 +44,19 @@ def ward(
     synchronisation and no graph break.
 
     Where few tokens go, only those that have a near partner, by a sketch of the tokens, take part.
+    One cluster of all (K = 1) costs nothing.
 
     z: (B, N, D). weights: (B, N). `iterations`: the least number of rounds; 0 chooses it.
     normalized: layer norm is still to be applied to z. Labels are in [0, N).
     """
+    if k == 1:
+        return Assignment(torch.zeros_like(weights, dtype=torch.int64))
     n = z.shape[1]
     plan = merges_per_round(n, k, iterations)
     candidates = None
     if sketch_saves(n, k, z.shape[2]):
         candidates = near_a_partner(z, weights, candidate_count(n, k), normalized)  # (B, M)
-        sample = torch.arange(z.shape[0], device=z.device).unsqueeze(1)
-        z, weights = z[sample, candidates], weights.gather(1, candidates)
+        z, weights = take(z, candidates), weights.gather(1, candidates)
     if normalized:
         z = F.layer_norm(z, z.shape[-1:])
     labels = ward_by_distances(pairwise_squared_distances(z), weights, plan)
@@ -110,7 +112,7 @@ def near_a_partner(z: Tensor, mass: Tensor, count: int, normalized: bool) -> Ten
     whole = F.pad(z, (0, short)) if short else z
     sketch = whole.unflatten(-1, (-1, SKETCH_DIM)).sum(-2)
     if normalized:
-        sketch = F.layer_norm(sketch, sketch.shape[-1:])
+        sketch = F.normalize(sketch, dim=-1)
     cheapest = cheapest_merge(sketch, mass)
     return cheapest.topk(count, dim=1, largest=False, sorted=False).indices
 

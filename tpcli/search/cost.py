@@ -14,7 +14,8 @@ from tpcli.options import PoolingOptions
 from tpcli.pooling import get_method
 from tpcli.schedule import Schedule
 from tpcli.surgery import pool, unpool
-from tpcli.surgery.insert import patch_grid, patch_tokens
+from tpcli.surgery.head import reads_prefix_only
+from tpcli.surgery.insert import patch_grid, patch_tokens, resolve
 
 Tokens = tuple[int, ...]
 
@@ -32,22 +33,25 @@ class CostModel:
 
     def __init__(self, model: nn.Module, options: PoolingOptions) -> None:
         self._model = unpool(copy.deepcopy(model)).eval()
-        self._options = options
         self._method = get_method(options.method)
         self._grid = patch_grid(model)
         self.patch_tokens = patch_tokens(model)
         self.depth = len(self._model.blocks)  # type: ignore[arg-type]
+        whole = (self.patch_tokens,) * self.depth
+        self._options = resolve(self._model, whole, options).options
+        before_mlp = self._options.position == "attention"
+        self._last_is_free = before_mlp and reads_prefix_only(model)
         base = count_flops(self._model)
         self.base_flops = base.total
         self._rest = base.total - sum(block.flops for block in base.blocks)
-        self._exact: dict[Tokens, int] = {(self.patch_tokens,) * self.depth: base.total}
+        self._exact: dict[Tokens, int] = {whole: base.total}
         samples = [(block.tokens_in, block.tokens_out, block.flops) for block in base.blocks]
         for rates in CALIBRATION:
             left, wanted = self.patch_tokens, []
             for block in range(self.depth):
                 left = max(1, round(left * rates[block % len(rates)]))
                 wanted.append(left)
-            blocks = self._count(self.followed(wanted)).blocks
+            blocks = self._count(self._possible(wanted)).blocks
             samples += [(block.tokens_in, block.tokens_out, block.flops) for block in blocks]
         self._plain = self._fit([s for s in samples if s[0] == s[1]])
         self._pooling = self._fit([s for s in samples if s[0] > s[1]])
@@ -57,7 +61,17 @@ class CostModel:
         return self._method.allowed(before, wanted, self._grid)
 
     def followed(self, wanted: Iterable[int]) -> Tokens:
-        """The schedule nearest above `wanted` tokens per block that the method can follow."""
+        """The schedule nearest above `wanted` tokens per block that the method can follow.
+
+        Where nobody reads the patch tokens that the last attention leaves, one of them is as good
+        as all: the last MLP works for the class token alone, and no answer changes.
+        """
+        counts = list(wanted)
+        if self._last_is_free:
+            counts[-1] = 1
+        return self._possible(counts)
+
+    def _possible(self, wanted: Iterable[int]) -> Tokens:
         tokens: list[int] = []
         for count in wanted:
             tokens.append(self.allowed(tokens[-1] if tokens else self.patch_tokens, count))

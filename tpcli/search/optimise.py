@@ -10,10 +10,12 @@ from .profile import curved, fit_budget
 Shape = tuple[float, float]
 """Slope and curvature of a profile."""
 
-STARTS: tuple[Shape, ...] = tuple((slope, curve) for slope in (0, 0.7, 1.4) for curve in (0, 1, -1))
-"""The same share of its tokens leaves every block, or more leave the first ones, or both ends."""
+STARTS: tuple[Shape, ...] = tuple(
+    (slope, curve) for slope in (0, 0.6, -0.6) for curve in (0, 0.6, -0.6)
+)
+"""The same share of its tokens leaves every block, or more leave some than others."""
 
-FIRST_STEP, SMALLEST_STEP = 0.35, 0.05
+FIRST_STEP, SMALLEST_STEP = 0.3, 0.05
 
 PRIOR = 0.1
 """How much dearer damage counts for each unit of slope^2 + curve^2: between shapes that a few

@@ -24,6 +24,7 @@ from .objectives import Damage
 from .optimise import Shape, optimise
 from .result import Member, SearchResult
 from .thresholds import Thresholds
+from .views import VIEWS, random_views
 
 OBJECTIVES = ("kl", "reconstruction", "significance")
 BUDGETS = (0.75, 0.55, 0.4, 0.28)
@@ -44,7 +45,7 @@ class SearchOptions:
     by: str = "kl"
     images: int = 256
     budgets: tuple[float, ...] = BUDGETS
-    trials: int = 24
+    trials: int = 16
     batch_size: int = 64
     device: str = "auto"
 
@@ -112,7 +113,8 @@ def search(
         if options.by == "significance":
             found = _by_threshold(model, images, options.budgets, cost)
         else:
-            damage = Damage(model, pooling, images, options.by)
+            damage = Damage(model, pooling, random_views(images), options.by)
+            made_by["views"] = VIEWS
             identity = {**made_by, "images": data.fingerprint, "method": pooling.to_dict()}
             memory = Memory(damage.of, checkpoint, identity)
             found = _by_damage(memory, options, cost, smallest, on_trial)

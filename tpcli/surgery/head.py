@@ -135,6 +135,12 @@ def check_head(model: nn.Module) -> None:
         )
 
 
+def reads_prefix_only(model: nn.Module) -> bool:
+    """Whether the head reads class (and distillation) tokens and no patch token."""
+    attn_pool = getattr(model, "attn_pool", None)
+    return attn_pool is None and getattr(model, "global_pool", "") == "token"
+
+
 def install(model: nn.Module) -> None:
     """Make the model's norm and head take pooled tokens."""
     reads_all = getattr(model, "attn_pool", None) is not None

@@ -205,21 +205,24 @@ class TokenPooling(nn.Module):
             depth=self.depth,
             normalized=options.metric == "normalized" and not self.normalizes,
         )
-        clusters = Clusters.from_labels(labels, k)
+        clusters = Clusters.from_labels(labels, k, medoids)
         kept = None if share is None else share > 0
         counted = sizes if kept is None else sizes * kept
         if share is None and options.reduce == "medoid":
             if medoids is None:
                 medoids = medoids_near_mean(metric, clusters, weights)
+                clusters = Clusters.from_labels(labels, k, medoids)
             share = medoids.to(weights.dtype)
         elif share is None:
             share = sizes if options.reduce == "mean" else scores["significance"]
-        pooled = reduce_tokens(x, clusters, share, prefix)
+        new_sizes = clusters.sums(counted)
+        totals = new_sizes if share is counted else None
+        pooled = reduce_tokens(x, clusters, share, prefix, totals)
         if self.assignments is not None:
             self.assignments.append(clusters.labels())
         if self.follows_positions:
             source = follow(source, clusters, kept)
-        return PooledTokens(pooled, clusters.sums(counted), source)
+        return PooledTokens(pooled, new_sizes, source)
 
     def _scores(self, queries: Tensor, keys: Tensor, inputs: AttentionInputs) -> dict[str, Tensor]:
         """What attention says of each patch token, (B, N); only the rows that are asked for.

@@ -14,9 +14,9 @@ from tpcli.pooling import Clusters, get_method, reduce_tokens
 
 
 def pooled(name: str, x: Tensor, k: int, **keywords: object) -> Tensor:
-    labels, _, shares = get_method(name).assign(x, k, **keywords)
+    labels, medoids, shares = get_method(name).assign(x, k, **keywords)
     assert shares is not None
-    return reduce_tokens(x, Clusters.from_labels(labels, k), shares)
+    return reduce_tokens(x, Clusters.from_labels(labels, k, medoids), shares)
 
 
 @pytest.mark.parametrize("name", ["top-k", "power-bert"])
