@@ -13,7 +13,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "metric": ("tokens", "normalized", "keys"),
     "weights": ("size", "significance", "uniform", "class", "attention"),
     "start": ("top-k", "matching", "even", "ward"),
-    "reduce": ("mean", "significance", "medoid"),
+    "reduce": ("mean", "norm", "significance", "medoid"),
     "position": ("block", "attention"),
 }
 SCORES = ("significance", "class", "attention")

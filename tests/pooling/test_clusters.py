@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +12,12 @@ from torch import Tensor
 
 from tests.tiny import tokens
 from tpcli.pooling import Clusters, reconstruction_loss, reduce_tokens
-from tpcli.pooling.clusters import best_members, lowest_member, medoids_near_mean
+from tpcli.pooling.clusters import (
+    best_members,
+    lowest_member,
+    medoids_near_mean,
+    reduce_keeping_norms,
+)
 
 LABELS = torch.tensor([[4, 2, 4, 0, 2, 4], [3, 3, 1, 1, 5, 5]])
 """Two samples of 6 tokens, 3 clusters each, numbered arbitrarily."""
@@ -55,11 +62,35 @@ def test_reduce_is_the_weighted_mean() -> None:
     torch.testing.assert_close(reduce_tokens(x, clusters, weights), expected)
 
 
+def test_means_that_keep_norms_are_as_long_as_their_members() -> None:
+    clusters = Clusters.from_labels(LABELS, 3)
+    x, weights = torch.randn(2, 7, 5), torch.rand(2, 6) + 0.1
+    plain = reduce_tokens(x, clusters, weights, prefix=1)
+    kept = reduce_keeping_norms(x, clusters, weights, prefix=1)
+    torch.testing.assert_close(torch.cosine_similarity(kept, plain, dim=-1), torch.ones(2, 4))
+    lengths = means_by_loop(x[:, 1:].norm(dim=-1, keepdim=True), clusters, weights).float()
+    torch.testing.assert_close(kept[:, 1:].norm(dim=-1, keepdim=True), lengths)
+    assert torch.equal(kept[:, 0], x[:, 0])
+
+
+def test_opposite_tokens_have_a_mean_of_zero_however_long_it_should_be() -> None:
+    x = torch.tensor([[[1.0, 2.0], [-1.0, -2.0]]], requires_grad=True)
+    clusters = Clusters.from_labels(torch.tensor([[0, 0]]), 1)
+    mean = reduce_keeping_norms(x, clusters, torch.ones(1, 2))
+    assert mean.tolist() == [[[0.0, 0.0]]]
+    mean.sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("reduce", [reduce_tokens, reduce_keeping_norms])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_a_cluster_of_one_passes_unchanged(dtype: torch.dtype) -> None:
+def test_a_cluster_of_one_passes_unchanged(
+    dtype: torch.dtype, reduce: Callable[..., Tensor]
+) -> None:
     labels = torch.tensor([[0, 1, 1, 2, 3]])
     x = torch.randn(1, 5, 7, dtype=torch.float64).to(dtype)
-    out = reduce_tokens(x, Clusters.from_labels(labels, 4), torch.rand(1, 5) + 0.3)
+    out = reduce(x, Clusters.from_labels(labels, 4), torch.rand(1, 5) + 0.3)
     assert out.dtype == dtype
     assert torch.equal(out[0, [0, 2, 3]], x[0, [0, 3, 4]])
 

@@ -61,7 +61,7 @@ def compare(
     model = tiny_vit(**arguments)
     batch = images(3)
     with torch.no_grad():
-        pool(model, SCHEDULE, position=position, **options)
+        pool(model, SCHEDULE, position=position, reduce="mean", **options)
         with trace(model) as record:
             pooled = model(batch)
         unpool(model)
@@ -101,7 +101,7 @@ def test_without_proportional_attention_each_token_counts_once() -> None:
     model = tiny_vit()
     batch = images(3)
     with torch.no_grad():
-        pool(model, [20] * 4, position="block", proportional_attention=False)
+        pool(model, [20] * 4, position="block", reduce="mean", proportional_attention=False)
         with trace(model) as record:
             pooled = model(batch)
         unpool(model)

@@ -119,6 +119,29 @@ def reduce_tokens(
     return means.to(x.dtype)
 
 
+def reduce_keeping_norms(
+    x: Tensor,
+    clusters: Clusters,
+    weights: Tensor,
+    prefix: int = 0,
+    totals: Tensor | None = None,
+) -> Tensor:
+    """`reduce_tokens`, and each mean as long as its members are on average.
+
+    The mean of tokens that point different ways is shorter than they are, and what the next blocks
+    add to it would weigh more than it does in them. Arguments and result as `reduce_tokens`.
+    """
+    means = reduce_tokens(x, clusters, weights, prefix, totals)
+    wanted = reduce_tokens(token_norms(x), clusters, weights, prefix, totals)
+    return means * (wanted / token_norms(means).clamp(min=1e-30)).to(means.dtype)
+
+
+def token_norms(x: Tensor) -> Tensor:
+    """Lengths of tokens: (B, N, C) -> (B, N, 1), at least float32."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
+
+
 def medoids_near_mean(z: Tensor, clusters: Clusters, weights: Tensor) -> Tensor:
     """The member nearest to its cluster's weighted mean, ties to the lowest: (B, N) bool.
 

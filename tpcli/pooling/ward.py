@@ -165,6 +165,6 @@ register(
         paper="Ward, Hierarchical Grouping to Optimize an Objective Function, JASA 1963",
         assign=ward,
         takes=("metric", "metric_dim", "weights", "reduce", "iterations", "normalized"),
-        defaults={"iterations": 0},
+        defaults={"iterations": 0, "reduce": "norm"},
     )
 )

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from tpcli.errors import TpcliError
 from tpcli.options import PoolingOptions
 from tpcli.pooling import Clusters, get_method, reduce_tokens
-from tpcli.pooling.clusters import medoids_near_mean
+from tpcli.pooling.clusters import medoids_near_mean, reduce_keeping_norms
 
 from .bias import Attending, BiasPooler
 from .families import Family
@@ -214,10 +214,11 @@ class TokenPooling(nn.Module):
                 clusters = Clusters.from_labels(labels, k, medoids)
             share = medoids.to(weights.dtype)
         elif share is None:
-            share = sizes if options.reduce == "mean" else scores["significance"]
+            share = scores["significance"] if options.reduce == "significance" else sizes
         new_sizes = clusters.sums(counted)
         totals = new_sizes if share is counted else None
-        pooled = reduce_tokens(x, clusters, share, prefix, totals)
+        reduce = reduce_keeping_norms if options.reduce == "norm" else reduce_tokens
+        pooled = reduce(x, clusters, share, prefix, totals)
         if self.assignments is not None:
             self.assignments.append(clusters.labels())
         if self.follows_positions:
