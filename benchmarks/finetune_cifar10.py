@@ -1,11 +1,12 @@
-"""Accuracy / GFLOPs of one model: base, off the shelf and fine-tuned, at several budgets.
+"""Accuracy / GFLOPs of one model: base, off the shelf and fine-tuned, under several schedules.
 
     python benchmarks/finetune_cifar10.py --model MODEL_DIR --data DATA_DIR --out OUT_DIR --epochs 3
 
-One `tpcli finetune` per row, in OUT_DIR/base and OUT_DIR/flops-BUDGET; rows that are complete are
-not repeated and one that was killed goes on, so the same command can be started again at any time.
-Writes OUT_DIR/table.md and OUT_DIR/table.json after every row. What follows `--` goes to each
-`tpcli finetune`, e.g. `-- --method ward --position attention --lr 2e-4`.
+One `tpcli finetune` per row, in OUT_DIR/base and in one folder per schedule (specs, or files as
+`tpcli schedule` writes them). Rows that are complete are not repeated and one that was killed goes
+on, so the same command can be started again at any time. Writes OUT_DIR/table.md and
+OUT_DIR/table.json after every row. What follows `--` goes to each `tpcli finetune`, e.g.
+`-- --limit 10000 --lr 2e-5`.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder with train and validation")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--budgets", type=float, nargs="*", default=[0.58, 0.4, 0.3])
+    parser.add_argument("--schedules", nargs="*", default=["flops:0.58", "flops:0.4", "flops:0.3"])
     ours, theirs = _split(sys.argv[1:])
     arguments = parser.parse_args(ours)
     rows: list[dict[str, Any]] = []
-    for budget in [None, *arguments.budgets]:
-        schedule = "none" if budget is None else f"flops:{budget:g}"
-        folder = arguments.out / ("base" if budget is None else f"flops-{budget:g}")
+    for schedule in ["none", *arguments.schedules]:
+        name = Path(schedule).name.removesuffix(".json").replace(":", "-")
+        folder = arguments.out / ("base" if schedule == "none" else name)
         rows.append(_finetune(arguments, schedule, folder, theirs))
         write_json(arguments.out / "table.json", rows)
         write_text(arguments.out / "table.md", table(rows))
@@ -51,7 +52,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         difference = row["best_top1"] - base["best_top1"]
         lines.append(
-            f"| {row['schedule']} | {row['flops'] / 1e9:.4f} | {row['ratio']:.3f} "
+            f"| {Path(row['schedule']).name} | {row['flops'] / 1e9:.4f} | {row['ratio']:.3f} "
             f"| {row['start_top1']:.2f} | {row['best_top1']:.2f} | {difference:+.2f} "
             f"| {row['images_per_second']:.0f} |\n"
         )

@@ -120,6 +120,9 @@ def finetune(
         return
     low, high = result.best_top1_ci95
     weights = "averaged weights, " if result.best_weights == "average" else ""
+    when = f"{weights}epoch {result.best_epoch}"
+    if result.best_epoch == 0:
+        when = "before training, which did harm: try a smaller --lr or more --epochs"
     render.print_facts(
         [
             ("model", f"{result.model}, {recipe.epochs} epochs"),
@@ -128,8 +131,7 @@ def finetune(
             ("start top-1", f"{result.start_top1:.2f}%  (pooled, before training)"),
             (
                 "best top-1",
-                f"{result.best_top1:.2f}%  ({weights}epoch {result.best_epoch}, "
-                f"95% interval {low:.2f} to {high:.2f})",
+                f"{result.best_top1:.2f}%  ({when}; 95% interval {low:.2f} to {high:.2f})",
             ),
             (
                 "GFLOPs",

@@ -48,9 +48,10 @@ class FinetuneResult:
     """What came of a run. Accuracies in percent, FLOPs per image.
 
     base_top1: the unpooled model before training. start_top1: right after pooling. best_top1: of
-    the weights that were saved, after `best_epoch`, "model" or "average". final_top1: after the
-    last epoch. count: images measured on. ratio: FLOPs over base FLOPs. images_per_second: of
-    training, over all processes, loading included, measuring not. seconds: of training.
+    the weights that were saved, after `best_epoch` (0: as they were before training), "model" or
+    "average". final_top1: after the last epoch. count: images measured on. ratio: FLOPs over base
+    FLOPs. images_per_second: of training, over all processes, loading included, measuring not.
+    seconds: of training.
     """
 
     out: str
@@ -160,6 +161,15 @@ def finetune(
     )
     first_row = {"epoch": 0, "step": 0, "top1": scores["start_top1"]}
     progress = checkpoints.load() if checkpoints.latest() else Progress(rows=[first_row])
+    if not progress.best:  # training that only does harm leaves the model as it was
+        progress.best = {
+            "epoch": 0,
+            "weights": "model",
+            "top1": scores["start_top1"],
+            "top1_ci95": scores["start_top1_ci95"],
+        }
+        if accelerator.is_main_process:
+            checkpoints.save_best(model.state_dict())
     if progress.step:
         watcher.note(f"going on with {out} after step {progress.step}")
     watcher.begin(
@@ -237,7 +247,12 @@ def _scores_before(
 ) -> dict[str, Any]:
     base = judge.score(teacher)
     start = judge.score(model) if pools else base
-    return {"base_top1": base.top1, "start_top1": start.top1, "count": base.count}
+    return {
+        "base_top1": base.top1,
+        "start_top1": start.top1,
+        "start_top1_ci95": list(start.top1_ci95),
+        "count": base.count,
+    }
 
 
 def _result(

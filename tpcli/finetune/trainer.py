@@ -203,7 +203,7 @@ class Trainer:
         for column, (weights, model) in candidates.items():
             score = self.judge.score(model)
             row[column] = score.top1
-            if not progress.best or score.top1 > progress.best["top1"]:
+            if score.top1 > progress.best["top1"]:
                 progress.best = {
                     "epoch": epoch + 1,
                     "weights": weights,

@@ -139,7 +139,8 @@ def reduce_keeping_norms(
 def token_norms(x: Tensor) -> Tensor:
     """Lengths of tokens: (B, N, C) -> (B, N, 1), at least float32."""
     exact = torch.promote_types(x.dtype, torch.float32)
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
+    return norms
 
 
 def medoids_near_mean(z: Tensor, clusters: Clusters, weights: Tensor) -> Tensor:
