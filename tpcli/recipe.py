@@ -13,6 +13,11 @@ TRACKERS = ("tensorboard", "wandb")
 IMAGES_OF_LR = 512
 """The batch that `BASE_LR` is meant for; other batches scale it linearly, as DeiT does."""
 BASE_LR = 8e-4
+SHORT = 10
+"""Runs of fewer epochs than this end before strong augmentation has paid off."""
+STRONG = {"mix_prob": 0.5, "aa": "rand-m7-mstd0.5-mmax9-inc1", "erasing": 0.1}
+MILD = {"mix_prob": 0.0, "aa": "none", "erasing": 0.0}
+"""Augmentation of long runs and of short ones, where nothing is said."""
 
 
 def knob(
@@ -102,14 +107,27 @@ class Recipe:
     smoothing: float = knob(0.1, "Label smoothing.", "Augmentation", low=0, high=1)
     mixup: float = knob(0.8, "Mixup alpha; 0 for none.", "Augmentation", low=0)
     cutmix: float = knob(1.0, "CutMix alpha; 0 for none.", "Augmentation", low=0)
-    mix_prob: float = knob(0.5, "Share of batches that are mixed.", "Augmentation", low=0, high=1)
-    aa: str = knob(
-        "rand-m7-mstd0.5-mmax9-inc1",
-        "RandAugment or AutoAugment, by timm's name; none.",
+    mix_prob: float | None = knob(
+        None,
+        f"Share of batches that are mixed (default {STRONG['mix_prob']}, "
+        f"0 in runs of fewer than {SHORT} epochs).",
+        "Augmentation",
+        low=0,
+        high=1,
+    )
+    aa: str | None = knob(
+        None,
+        f"RandAugment or AutoAugment, by timm's name; none (default {STRONG['aa']}, "
+        f"none in runs of fewer than {SHORT} epochs).",
         "Augmentation",
     )
-    erasing: float = knob(
-        0.1, "Share of images with a random erasure.", "Augmentation", low=0, high=1
+    erasing: float | None = knob(
+        None,
+        f"Share of images with a random erasure (default {STRONG['erasing']}, "
+        f"0 in runs of fewer than {SHORT} epochs).",
+        "Augmentation",
+        low=0,
+        high=1,
     )
     crop_scale: float = knob(
         0.5,
@@ -136,6 +154,9 @@ class Recipe:
     def __post_init__(self) -> None:
         for item in fields(self):
             _check(item, getattr(self, item.name))
+        for name, value in (MILD if self.epochs < SHORT else STRONG).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
     @property
     def peak_lr(self) -> float:
@@ -145,7 +166,7 @@ class Recipe:
     @property
     def mixes(self) -> bool:
         """Whether images are mixed in pairs."""
-        return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+        return bool(self.mix_prob) and (self.mixup > 0 or self.cutmix > 0)
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, with the learning rate that is used."""

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 
-from tests.finetune.conftest import LIMIT, SCHEDULE, quick_options
+from tests.finetune.conftest import LIMIT, SCHEDULE, Run, quick_options
 from tpcli import load
 from tpcli.cli.main import main
 from tpcli.surgery import pooling_spec
@@ -57,6 +58,17 @@ def test_the_result_is_a_pooled_model_of_the_best_accuracy(
     assert json.loads(capsys.readouterr().out)["top1"] == best
     timm.create_model(f"local-dir:{out}", pretrained=True)
     assert json.loads((out / "config.json").read_text())["label_names"][3] == "3"
+
+
+def test_training_that_does_harm_leaves_the_model_as_it_was(run: Run, tmp_path: Path) -> None:
+    result = run(
+        tmp_path / "out", model=Path("demo"), schedule="r:2", epochs=1, lr=0.3, ema_decay=0.0
+    )
+    assert result.final_top1 < result.start_top1
+    assert (result.best_epoch, result.best_top1) == (0, result.start_top1)
+    kept, started = load(str(tmp_path / "out")).model, load("demo").model
+    for name, weight in started.state_dict().items():
+        assert torch.equal(kept.state_dict()[name], weight), name
 
 
 def test_the_written_config_repeats_the_run(

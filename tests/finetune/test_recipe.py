@@ -14,7 +14,7 @@ from tpcli.cli.options import spread
 from tpcli.cli.recipe_options import RecipeGroup, read_config
 from tpcli.errors import UserError
 from tpcli.finetune.record import to_toml
-from tpcli.recipe import BASE_LR, IMAGES_OF_LR, Recipe, option_name, recipe
+from tpcli.recipe import BASE_LR, IMAGES_OF_LR, SHORT, STRONG, Recipe, option_name, recipe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,6 +26,16 @@ def test_learning_rate_scales_with_the_batch() -> None:
     assert Recipe(batch_size=IMAGES_OF_LR).peak_lr == BASE_LR
     assert Recipe(batch_size=64).peak_lr == BASE_LR * 64 / IMAGES_OF_LR
     assert Recipe(batch_size=64, lr=0.1).peak_lr == 0.1
+
+
+def test_short_runs_are_augmented_mildly_unless_told_otherwise() -> None:
+    long, short = Recipe(epochs=SHORT), Recipe(epochs=SHORT - 1)
+    assert (long.mixes, short.mixes) == (True, False)
+    assert (short.aa, short.erasing) == ("none", 0.0)
+    assert (long.aa, long.erasing) == (STRONG["aa"], STRONG["erasing"])
+    assert Recipe(epochs=1, mix_prob=0.3, aa="rand-m9", erasing=0.2).to_dict().items() >= {
+        ("mix_prob", 0.3), ("aa", "rand-m9"), ("erasing", 0.2)
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

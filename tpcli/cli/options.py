@@ -96,7 +96,8 @@ class MethodGroup:
     reduce: Annotated[
         str | None,
         typer.Option(
-            help="A cluster becomes its: mean, significance (mean), medoid.",
+            help="A cluster becomes its: mean, norm (mean as long as its members), "
+            "significance (mean), medoid.",
             rich_help_panel=POOLING_PANEL,
         ),
     ] = None

@@ -95,7 +95,7 @@ def training_transform(config: dict[str, Any], recipe: Recipe, is_demo: bool = F
             ratio=(1 / LARGEST_CROP_RATIO, LARGEST_CROP_RATIO) if recipe.crop_scale < 1 else (1, 1),
             hflip=hflip,
             auto_augment=None if recipe.aa == "none" else recipe.aa,
-            re_prob=recipe.erasing,
+            re_prob=recipe.erasing or 0.0,
             re_mode="pixel",
         )
     except (AssertionError, ValueError, KeyError) as error:
