@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +14,6 @@ from tpcli.pooling.clusters import (
     best_members,
     lowest_member,
     medoids_near_mean,
-    reduce_keeping_norms,
 )
 
 LABELS = torch.tensor([[4, 2, 4, 0, 2, 4], [3, 3, 1, 1, 5, 5]])
@@ -66,7 +63,7 @@ def test_means_that_keep_norms_are_as_long_as_their_members() -> None:
     clusters = Clusters.from_labels(LABELS, 3)
     x, weights = torch.randn(2, 7, 5), torch.rand(2, 6) + 0.1
     plain = reduce_tokens(x, clusters, weights, prefix=1)
-    kept = reduce_keeping_norms(x, clusters, weights, prefix=1)
+    kept = reduce_tokens(x, clusters, weights, prefix=1, keep_norms=True)
     torch.testing.assert_close(torch.cosine_similarity(kept, plain, dim=-1), torch.ones(2, 4))
     lengths = means_by_loop(x[:, 1:].norm(dim=-1, keepdim=True), clusters, weights).float()
     torch.testing.assert_close(kept[:, 1:].norm(dim=-1, keepdim=True), lengths)
@@ -76,21 +73,20 @@ def test_means_that_keep_norms_are_as_long_as_their_members() -> None:
 def test_opposite_tokens_have_a_mean_of_zero_however_long_it_should_be() -> None:
     x = torch.tensor([[[1.0, 2.0], [-1.0, -2.0]]], requires_grad=True)
     clusters = Clusters.from_labels(torch.tensor([[0, 0]]), 1)
-    mean = reduce_keeping_norms(x, clusters, torch.ones(1, 2))
+    mean = reduce_tokens(x, clusters, torch.ones(1, 2), keep_norms=True)
     assert mean.tolist() == [[[0.0, 0.0]]]
     mean.sum().backward()
     assert x.grad is not None
     assert x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("reduce", [reduce_tokens, reduce_keeping_norms])
+@pytest.mark.parametrize("keep_norms", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_a_cluster_of_one_passes_unchanged(
-    dtype: torch.dtype, reduce: Callable[..., Tensor]
-) -> None:
+def test_a_cluster_of_one_passes_unchanged(dtype: torch.dtype, keep_norms: bool) -> None:
     labels = torch.tensor([[0, 1, 1, 2, 3]])
     x = torch.randn(1, 5, 7, dtype=torch.float64).to(dtype)
-    out = reduce(x, Clusters.from_labels(labels, 4), torch.rand(1, 5) + 0.3)
+    clusters = Clusters.from_labels(labels, 4)
+    out = reduce_tokens(x, clusters, torch.rand(1, 5) + 0.3, keep_norms=keep_norms)
     assert out.dtype == dtype
     assert torch.equal(out[0, [0, 2, 3]], x[0, [0, 3, 4]])
 

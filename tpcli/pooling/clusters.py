@@ -91,7 +91,9 @@ def reduce_tokens(
     clusters: Clusters,
     weights: Tensor,
     prefix: int = 0,
+    *,
     totals: Tensor | None = None,
+    keep_norms: bool = False,
 ) -> Tensor:
     """One token per cluster: the mean weighted by `weights`; differentiable in x.
 
@@ -100,46 +102,41 @@ def reduce_tokens(
     and one whose lead has all the weight, pass the lead through unchanged, to the bit.
 
     x: (B, P + N, C), of which the first P = `prefix` pass through. weights: (B, N), not negative,
-    positive sum in each cluster. totals: (B, K) those sums, where they are known. Returns
-    (B, P + K, C).
+    positive sum in each cluster. totals: (B, K) those sums, where they are known.
+    keep_norms: stretch each mean to the mean length of its members. The mean of tokens that point
+    different ways is shorter than they are, and what the next blocks add to it would weigh more
+    than it does in them.
+
+    Returns (B, P + K, C).
     """
     b = len(x)
     lead, followers, into = clusters
     weights = weights.to(torch.promote_types(x.dtype, weights.dtype))
     totals = clusters.sums(weights) if totals is None else totals
-    share = weights.gather(1, followers) / totals.gather(1, into)
+    share = (weights.gather(1, followers) / totals.gather(1, into)).unsqueeze(-1)
     pairs = torch.cat([followers, lead.gather(1, into)], dim=1) + prefix
     if prefix:
         first = torch.arange(prefix, device=x.device).expand(b, prefix)
         lead = torch.cat([first, lead + prefix], dim=1)
-    follower, their_lead = take(x, pairs).to(weights.dtype).chunk(2, dim=1)  # (B, N - K, C)
-    away = ((follower - their_lead) * share.unsqueeze(-1)).flatten(0, 1)
-    means = take(x, lead).to(weights.dtype)  # (B, P + K, C)
-    means.flatten(0, 1).index_add_(0, flat(into + prefix, means.shape[1]), away)
+    into = flat(into + prefix, lead.shape[1])
+
+    def mean_of(values: Tensor) -> Tensor:  # (B, P + N, D) -> (B, P + K, D)
+        follower, their_lead = take(values, pairs).to(weights.dtype).chunk(2, dim=1)
+        means = take(values, lead).to(weights.dtype)
+        away = ((follower - their_lead) * share).flatten(0, 1)
+        means.flatten(0, 1).index_add_(0, into, away)
+        return means
+
+    means = mean_of(x)
+    if keep_norms:
+        lengths = mean_of(token_norms(x, weights.dtype))
+        means = means * (lengths / token_norms(means, weights.dtype).clamp(min=1e-30))
     return means.to(x.dtype)
 
 
-def reduce_keeping_norms(
-    x: Tensor,
-    clusters: Clusters,
-    weights: Tensor,
-    prefix: int = 0,
-    totals: Tensor | None = None,
-) -> Tensor:
-    """`reduce_tokens`, and each mean as long as its members are on average.
-
-    The mean of tokens that point different ways is shorter than they are, and what the next blocks
-    add to it would weigh more than it does in them. Arguments and result as `reduce_tokens`.
-    """
-    means = reduce_tokens(x, clusters, weights, prefix, totals)
-    wanted = reduce_tokens(token_norms(x), clusters, weights, prefix, totals)
-    return means * (wanted / token_norms(means).clamp(min=1e-30)).to(means.dtype)
-
-
-def token_norms(x: Tensor) -> Tensor:
-    """Lengths of tokens: (B, N, C) -> (B, N, 1), at least float32."""
-    exact = torch.promote_types(x.dtype, torch.float32)
-    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
+def token_norms(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Lengths of tokens: (B, N, C) -> (B, N, 1)."""
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
     return norms
 
 

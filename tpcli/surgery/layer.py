@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from tpcli.errors import TpcliError
 from tpcli.options import PoolingOptions
 from tpcli.pooling import Clusters, get_method, reduce_tokens
-from tpcli.pooling.clusters import medoids_near_mean, reduce_keeping_norms
+from tpcli.pooling.clusters import medoids_near_mean
 
 from .bias import Attending, BiasPooler
 from .families import Family
@@ -216,9 +216,14 @@ class TokenPooling(nn.Module):
         elif share is None:
             share = scores["significance"] if options.reduce == "significance" else sizes
         new_sizes = clusters.sums(counted)
-        totals = new_sizes if share is counted else None
-        reduce = reduce_keeping_norms if options.reduce == "norm" else reduce_tokens
-        pooled = reduce(x, clusters, share, prefix, totals)
+        pooled = reduce_tokens(
+            x,
+            clusters,
+            share,
+            prefix,
+            totals=new_sizes if share is counted else None,
+            keep_norms=options.reduce == "norm",
+        )
         if self.assignments is not None:
             self.assignments.append(clusters.labels())
         if self.follows_positions:
