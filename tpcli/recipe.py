@@ -100,7 +100,7 @@ class Recipe:
         "Distillation",
     )
     distill_alpha: float = knob(
-        0.5, "Share of the teacher in the loss.", "Distillation", low=0, high=1
+        0.9, "Share of the teacher in the loss.", "Distillation", low=0, high=1
     )
     distill_temperature: float = knob(1.0, "Softness of both outputs.", "Distillation", low=1e-3)
 

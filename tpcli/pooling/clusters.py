@@ -109,7 +109,7 @@ def reduce_tokens(
 
     Returns (B, P + K, C).
     """
-    b = len(x)
+    b = x.shape[0]
     lead, followers, into = clusters
     weights = weights.to(torch.promote_types(x.dtype, weights.dtype))
     totals = clusters.sums(weights) if totals is None else totals
