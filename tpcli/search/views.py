@@ -19,14 +19,18 @@ SMALLEST_CROP = 0.4
 def random_views(batches: Iterable[Tensor], views: int = VIEWS, seed: int = 0) -> list[Tensor]:
     """`views` random crops of every image, at its own size, half of them mirrored.
 
+    Made on the CPU, so that they are the same for every device.
+
     batches: (B, 3, H, W) each; as many come back, `views` times as large.
     """
     generator = torch.Generator().manual_seed(seed)
-    return [crops(batch.repeat(views, 1, 1, 1), generator) for batch in batches]
+    return [
+        crops(batch.cpu().repeat(views, 1, 1, 1), generator).to(batch.device) for batch in batches
+    ]
 
 
 def crops(images: Tensor, generator: torch.Generator) -> Tensor:
-    """One random crop of each image: (B, 3, H, W) -> (B, 3, H, W)."""
+    """One random crop of each image, all on the CPU: (B, 3, H, W) -> (B, 3, H, W)."""
     draws = torch.rand(4, len(images), generator=generator)
     side = (SMALLEST_CROP + (1 - SMALLEST_CROP) * draws[0]).sqrt()
     mirror = torch.where(draws[1] < 0.5, -1.0, 1.0)
@@ -34,6 +38,6 @@ def crops(images: Tensor, generator: torch.Generator) -> Tensor:
     zero = torch.zeros_like(side)
     rows = torch.stack([side * mirror, zero, across, zero, side, down], dim=1)
     grid = F.affine_grid(
-        rows.view(-1, 2, 3).to(images.device, images.dtype), list(images.shape), align_corners=False
+        rows.view(-1, 2, 3).to(images.dtype), list(images.shape), align_corners=False
     )
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
