@@ -16,6 +16,7 @@ import torch
 
 from tpcli.finetune import FinetuneResult, Recipe, finetune, open_data
 from tpcli.models import load, save
+from tpcli.recipe import STRONG
 from tpcli.surgery import pool
 
 TINY = {
@@ -35,6 +36,7 @@ QUICK = Recipe(
     drop_path=0.2,
     distill=True,
     save_minutes=60,
+    **STRONG,  # type: ignore[arg-type]
 )
 LIMIT = 67
 SCHEDULE = "tokens:12,8,5"
@@ -110,5 +112,6 @@ def quick_options(model: Path, out: Path) -> list[object]:
         "finetune", model, "--data", "demo", "--schedule", SCHEDULE, "--limit", LIMIT, "--out", out,
         "--epochs", QUICK.epochs, "--batch-size", QUICK.batch_size, "--lr", QUICK.lr,
         "--precision", "fp32", "--workers", 0, "--drop-path", QUICK.drop_path, "--distill",
-        "--device", "cpu",
+        "--device", "cpu", "--mix-prob", STRONG["mix_prob"], "--aa", STRONG["aa"],
+        "--erasing", STRONG["erasing"],
     ]  # fmt: skip

@@ -77,7 +77,7 @@ def test_opposite_tokens_have_a_mean_of_zero_however_long_it_should_be() -> None
     assert mean.tolist() == [[[0.0, 0.0]]]
     mean.sum().backward()
     assert x.grad is not None
-    assert x.grad.isfinite().all()
+    assert x.grad.abs().max() < 1e3
 
 
 @pytest.mark.parametrize("keep_norms", [False, True])

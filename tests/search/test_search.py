@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -64,13 +65,16 @@ def test_a_family_of_nested_schedules_within_their_budgets(
         assert all(a >= b for a, b in zip(larger.tokens, smaller.tokens, strict=True))
 
 
-def test_it_beats_constant_removal_on_a_trained_model(digits: data.ImageData) -> None:
+def test_it_beats_constant_removal_on_images_that_it_has_not_seen() -> None:
     model, pooling = tpcli.load("demo").model, pooling_options("ward")
-    options = SearchOptions(images=12, budgets=(0.35,), trials=8, batch_size=8, device="cpu")
-    result = search(model, digits, pooling, options)
-    damage = Damage(model, pooling, calibration_images(digits, options, torch.device("cpu")), "kl")
+    options = SearchOptions(images=48, budgets=(0.35,), batch_size=48, device="cpu")
+    train = data.create("demo", CONFIG, split="train", limit=48)
+    result = search(model, train, pooling, options)
+    others = data.create("demo", CONFIG, split="validation", limit=200)
+    images = calibration_images(others, replace(options, images=200), torch.device("cpu"))
+    damage = Damage(model, pooling, images, "kl")
     constant = damage.of(solve_budget(model, pooling, 0.35))
-    assert damage.of(result.schedule(0.35).tokens) < 0.8 * constant  # 0.0019 and 0.0032 measured
+    assert damage.of(result.schedule(0.35).tokens) < 0.8 * constant  # 0.0053 and 0.0077 measured
 
 
 def test_damage_is_nothing_without_pooling_and_grows(

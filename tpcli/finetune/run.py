@@ -39,7 +39,7 @@ from .record import CHECKPOINTS, CURVE, RESULT, RunFolder
 from .trainer import Trainer
 from .watch import Watcher
 
-TEACHER_ABOVE_CHANCE = 10.0
+TEACHER_ABOVE_CHANCE = 20.0
 """Points of top-1 above guessing that the unpooled model needs to be worth learning from."""
 
 
@@ -134,7 +134,9 @@ def finetune(
     set_seed(recipe.seed, device_specific=True)
     teacher = unpool(copy.deepcopy(model)).eval().requires_grad_(False).to(accelerator.device)
     judge = Judge(accelerator, source.validation, recipe.eval_batch_size, recipe.workers)
-    scores = folder.scores() or _scores_before(judge, model, teacher, pools)
+    scores = folder.scores()
+    if scores is None or "start_top1_ci95" not in scores:  # none, or of an older version
+        scores = _scores_before(judge, model, teacher, pools)
     if accelerator.is_main_process:
         folder.write_scores(scores)
     distills = pools if recipe.distill is None else recipe.distill
@@ -160,14 +162,12 @@ def finetune(
         out / CHECKPOINTS, accelerator, model, average.module if average else None
     )
     first_row = {"epoch": 0, "step": 0, "top1": scores["start_top1"]}
-    progress = checkpoints.load() if checkpoints.latest() else Progress(rows=[first_row])
-    if not progress.best:  # training that only does harm leaves the model as it was
-        progress.best = {
-            "epoch": 0,
-            "weights": "model",
-            "top1": scores["start_top1"],
-            "top1_ci95": scores["start_top1_ci95"],
-        }
+    if checkpoints.latest():
+        progress = checkpoints.load()
+    else:  # training that only does harm leaves the model as it was
+        top1, interval = scores["start_top1"], scores["start_top1_ci95"]
+        best = {"epoch": 0, "weights": "model", "top1": top1, "top1_ci95": interval}
+        progress = Progress(rows=[first_row], best=best)
         if accelerator.is_main_process:
             checkpoints.save_best(model.state_dict())
     if progress.step:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -203,7 +204,7 @@ class Trainer:
         for column, (weights, model) in candidates.items():
             score = self.judge.score(model)
             row[column] = score.top1
-            if score.top1 > progress.best["top1"]:
+            if beats(score.top1, progress.best):
                 progress.best = {
                     "epoch": epoch + 1,
                     "weights": weights,
@@ -225,3 +226,10 @@ class Trainer:
                 f"stopped by {self.stop.signal.name} after epoch {epoch + 1}, with a checkpoint; "
                 "run the same command again to go on."
             )
+
+
+def beats(top1: float, best: Mapping[str, Any]) -> bool:
+    """Whether weights are better than the best before; trained ones as good as untrained ones."""
+    if not best or top1 > best["top1"]:
+        return True
+    return bool(best["epoch"] == 0 and top1 == best["top1"])

@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+LARGEST_STRETCH = 100.0
+"""No mean is stretched by more, where tokens cancel each other."""
+
 
 class Clusters(NamedTuple):
     """An assignment in reading order: cluster c is the one with the c-th lowest first member.
@@ -98,7 +101,7 @@ def reduce_tokens(
     """One token per cluster: the mean weighted by `weights`; differentiable in x.
 
     A mean is the lead and what draws the followers away from it, x_l + sum_f w_f (x_f - x_l) / w,
-    so that tokens are copied once and only the N - K followers cost arithmetic. A cluster of one,
+    so that only the N - K followers and their leads cost arithmetic. A cluster of one,
     and one whose lead has all the weight, pass the lead through unchanged, to the bit.
 
     x: (B, P + N, C), of which the first P = `prefix` pass through. weights: (B, N), not negative,
@@ -130,7 +133,8 @@ def reduce_tokens(
     means = mean_of(x)
     if keep_norms:
         lengths = mean_of(token_norms(x, weights.dtype))
-        means = means * (lengths / token_norms(means, weights.dtype).clamp(min=1e-30))
+        at_least = (lengths / LARGEST_STRETCH).clamp(min=1e-30)
+        means = means * (lengths / token_norms(means, weights.dtype).maximum(at_least))
     return means.to(x.dtype)
 
 

@@ -22,7 +22,7 @@ def squared_distances(
 
 
 def pairwise_squared_distances(z: Tensor) -> Tensor:
-    """D_ij = ||z_i - z_j||^2, exactly symmetric and exactly zero on the diagonal.
+    """D_ij = ||z_i - z_j||^2, exactly symmetric and zero on the diagonal (of finite tokens).
 
     Symmetry matters: both members of a pair are equally good medoids, and that tie must not be
     decided by rounding.

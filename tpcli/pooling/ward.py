@@ -44,13 +44,10 @@ def ward(
     synchronisation and no graph break.
 
     Where few tokens go, only those that have a near partner, by a sketch of the tokens, take part.
-    One cluster of all (K = 1) costs nothing.
 
     z: (B, N, D). weights: (B, N). `iterations`: the least number of rounds; 0 chooses it.
     normalized: layer norm is still to be applied to z. Labels are in [0, N).
     """
-    if k == 1:
-        return Assignment(torch.zeros_like(weights, dtype=torch.int64))
     n = z.shape[1]
     plan = merges_per_round(n, k, iterations)
     candidates = None

@@ -14,7 +14,7 @@ from tpcli.options import PoolingOptions
 from tpcli.pooling import get_method
 from tpcli.schedule import Schedule
 from tpcli.surgery import pool, unpool
-from tpcli.surgery.head import reads_prefix_only
+from tpcli.surgery.head import last_pooling_is_free
 from tpcli.surgery.insert import patch_grid, patch_tokens, resolve
 
 Tokens = tuple[int, ...]
@@ -39,8 +39,7 @@ class CostModel:
         self.depth = len(self._model.blocks)  # type: ignore[arg-type]
         whole = (self.patch_tokens,) * self.depth
         self._options = resolve(self._model, whole, options).options
-        before_mlp = self._options.position == "attention"
-        self._last_is_free = before_mlp and reads_prefix_only(model)
+        self._last_is_free = last_pooling_is_free(model, self._options.position)
         base = count_flops(self._model)
         self.base_flops = base.total
         self._rest = base.total - sum(block.flops for block in base.blocks)

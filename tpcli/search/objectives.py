@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tpcli.options import PoolingOptions
 from tpcli.pooling.distance import squared_distances
 from tpcli.schedule import Schedule
-from tpcli.surgery import TokenPooling, pool, unpool
+from tpcli.surgery import TokenPooling, pool, pooling_spec, unpool
+from tpcli.surgery.head import last_pooling_is_free
 from tpcli.surgery.insert import patch_tokens
 
 from .cost import Tokens
@@ -60,7 +61,10 @@ class Damage:
     @contextmanager
     def _watching_layers(self) -> Iterator[None]:
         """Collect the reconstruction loss of each pooling layer while it runs."""
-        layers = [m for m in self._model.modules() if isinstance(m, TokenPooling)]
+        spec, blocks = pooling_spec(self._model), list(self._model.blocks)  # type: ignore[arg-type]
+        if spec is not None and last_pooling_is_free(self._model, spec.options.position):
+            blocks.pop()  # what is lost there, nobody reads
+        layers = [m for block in blocks for m in block.modules() if isinstance(m, TokenPooling)]
         hooks = [
             layer.register_forward_hook(self._collect)
             for layer in layers

@@ -21,11 +21,11 @@ def random_views(batches: Iterable[Tensor], views: int = VIEWS, seed: int = 0) -
 
     Made on the CPU, so that they are the same for every device.
 
-    batches: (B, 3, H, W) each; as many come back, `views` times as large.
+    batches: (B, 3, H, W) each; `views` times as many come back.
     """
     generator = torch.Generator().manual_seed(seed)
     return [
-        crops(batch.cpu().repeat(views, 1, 1, 1), generator).to(batch.device) for batch in batches
+        crops(batch.cpu(), generator).to(batch.device) for batch in batches for _ in range(views)
     ]
 
 

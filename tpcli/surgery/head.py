@@ -141,6 +141,11 @@ def reads_prefix_only(model: nn.Module) -> bool:
     return attn_pool is None and getattr(model, "global_pool", "") == "token"
 
 
+def last_pooling_is_free(model: nn.Module, position: str | None) -> bool:
+    """Whether tokens pooled in the last block change no answer: its attention is behind them."""
+    return position == "attention" and reads_prefix_only(model)
+
+
 def install(model: nn.Module) -> None:
     """Make the model's norm and head take pooled tokens."""
     reads_all = getattr(model, "attn_pool", None) is not None
