@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from tpcli.errors import UserError, did_you_mean
@@ -119,12 +118,7 @@ class Method:
         return tuple(name for name in KEYWORDS if name in self.takes)
 
     def __call__(self, z: Tensor, k: int, **available: object) -> Assignment:
-        """`assign` with those of the available keywords that this method takes.
-
-        One cluster of all tokens needs no method.
-        """
-        if k == 1 and "reduce" in self.takes:
-            return Assignment(z.new_zeros(z.shape[:2], dtype=torch.int64))
+        """`assign` with those of the available keywords that this method takes."""
         keywords = {name: available[name] for name in self.keywords if name in available}
         return self.assign(z, k, **keywords)
 

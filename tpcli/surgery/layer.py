@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tpcli.errors import TpcliError
 from tpcli.options import PoolingOptions
-from tpcli.pooling import Clusters, get_method, reduce_tokens
+from tpcli.pooling import Assignment, Clusters, get_method, reduce_tokens
 from tpcli.pooling.clusters import medoids_near_mean
 
 from .bias import Attending, BiasPooler
@@ -194,17 +194,7 @@ class TokenPooling(nn.Module):
             scores |= self._scores(queries.detach(), keys.detach(), inputs)
         weights = scores[options.weights]
         metric = self._metric(patches.detach(), keys)
-        labels, medoids, share = self.method(
-            metric,
-            k,
-            weights=weights,
-            sizes=sizes,
-            start=options.start,
-            iterations=options.iterations,
-            grid=self.grid,
-            depth=self.depth,
-            normalized=options.metric == "normalized" and not self.normalizes,
-        )
+        labels, medoids, share = self._assign(metric, k, weights, sizes)
         clusters = Clusters.from_labels(labels, k, medoids)
         kept = None if share is None else share > 0
         counted = sizes if kept is None else sizes * kept
@@ -229,6 +219,23 @@ class TokenPooling(nn.Module):
         if self.follows_positions:
             source = follow(source, clusters, kept)
         return PooledTokens(pooled, new_sizes, source)
+
+    def _assign(self, metric: Tensor, k: int, weights: Tensor, sizes: Tensor) -> Assignment:
+        """What the method decides; one cluster of all tokens needs none."""
+        options = self.options
+        if k == 1 and "reduce" in self.method.takes:
+            return Assignment(torch.zeros_like(sizes, dtype=torch.int64))
+        return self.method(
+            metric,
+            k,
+            weights=weights,
+            sizes=sizes,
+            start=options.start,
+            iterations=options.iterations,
+            grid=self.grid,
+            depth=self.depth,
+            normalized=options.metric == "normalized" and not self.normalizes,
+        )
 
     def _scores(self, queries: Tensor, keys: Tensor, inputs: AttentionInputs) -> dict[str, Tensor]:
         """What attention says of each patch token, (B, N); only the rows that are asked for.
