@@ -87,7 +87,7 @@ def test_closed_form_of_ward_with_a_sketch() -> None:
     candidates = 3 * (n - k) + n // 8
     sketch = n * n * 48
     exact = 4 * candidates * width + candidates**2 * width
-    means_and_sums = (n - k) * width + 2 * (n - k)  # of tokens; of their lengths, of sizes
+    means_and_sums = 2 * (n - k) * width + 3 * (n - k)  # means, stretched; lengths, counts, sizes
     assert count_flops(model).blocks[0].pooling_flops == sketch + exact + means_and_sums
 
 

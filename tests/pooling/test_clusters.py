@@ -70,6 +70,17 @@ def test_means_that_keep_norms_are_as_long_as_their_members() -> None:
     assert torch.equal(kept[:, 0], x[:, 0])
 
 
+@pytest.mark.parametrize("keep_norms", [False, True])
+def test_gradients_are_those_of_finite_differences(keep_norms: bool) -> None:
+    clusters, weights = Clusters.from_labels(LABELS, 3), torch.rand(2, 6).double() + 0.1
+
+    def reduce(x: Tensor) -> Tensor:
+        return reduce_tokens(x, clusters, weights, prefix=1, keep_norms=keep_norms)
+
+    x = torch.randn(2, 7, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(reduce, x)
+
+
 def test_opposite_tokens_have_a_mean_of_zero_however_long_it_should_be() -> None:
     x = torch.tensor([[[1.0, 2.0], [-1.0, -2.0]]], requires_grad=True)
     clusters = Clusters.from_labels(torch.tensor([[0, 0]]), 1)

@@ -118,29 +118,32 @@ def reduce_tokens(
     totals = clusters.sums(weights) if totals is None else totals
     share = (weights.gather(1, followers) / totals.gather(1, into)).unsqueeze(-1)
     pairs = torch.cat([followers, lead.gather(1, into)], dim=1) + prefix
+    follower, their_lead = take(x, pairs).to(weights.dtype).chunk(2, dim=1)  # (B, N - K, C)
     if prefix:
         first = torch.arange(prefix, device=x.device).expand(b, prefix)
         lead = torch.cat([first, lead + prefix], dim=1)
-    into = flat(into + prefix, lead.shape[1])
-
-    def mean_of(values: Tensor) -> Tensor:  # (B, P + N, D) -> (B, P + K, D)
-        follower, their_lead = take(values, pairs).to(weights.dtype).chunk(2, dim=1)
-        means = take(values, lead).to(weights.dtype)
-        away = ((follower - their_lead) * share).flatten(0, 1)
-        means.flatten(0, 1).index_add_(0, into, away)
-        return means
-
-    means = mean_of(x)
+    means = take(x, lead).to(weights.dtype)  # (B, P + K, C)
+    target = flat(into + prefix, means.shape[1])
+    away = (follower - their_lead) * share
+    means.flatten(0, 1).index_add_(0, target, away.flatten(0, 1))
     if keep_norms:
-        lengths = mean_of(token_norms(x, weights.dtype))
+        own = token_norms(their_lead)
+        longer = (token_norms(follower) - own) * share
+        sums = torch.stack([longer, torch.ones_like(longer)], dim=-1).flatten(2)  # (B, N - K, 2)
+        there = into.unsqueeze(-1).expand_as(sums)
+        sums = sums.new_zeros(b, totals.shape[1], 2).scatter_add(1, there, sums).gather(1, there)
+        lengths = own + sums[..., :1]
+        mean = take(means, into + prefix)  # each follower's
         at_least = (lengths / LARGEST_STRETCH).clamp(min=1e-30)
-        means = means * (lengths / token_norms(means, weights.dtype).maximum(at_least))
+        stretch = lengths / token_norms(mean).maximum(at_least) - 1
+        grown = mean * (stretch / sums[..., 1:])  # one share for each follower
+        means.flatten(0, 1).index_add_(0, target, grown.flatten(0, 1))
     return means.to(x.dtype)
 
 
-def token_norms(x: Tensor, dtype: torch.dtype) -> Tensor:
+def token_norms(x: Tensor) -> Tensor:
     """Lengths of tokens: (B, N, C) -> (B, N, 1)."""
-    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return norms
 
 
