@@ -60,10 +60,11 @@ def test_schedules_can_stand_in_for_budgets(source: ModelSource, tmp_path: Path)
     assert result.points[2].tokens == (64, 64, 32, 32, 32, 32, 32, 32)
 
 
-# a shell's background jobs, and CI's, are started with SIGINT ignored, which children inherit
+# a shell's background jobs, and CI's, may have SIGINT ignored or blocked, which children inherit
 START = """
 import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 runpy.run_module("tpcli", run_name="__main__")
 """
 COMMAND = [
@@ -96,10 +97,15 @@ def wait_for_points(process: subprocess.Popen[str], folder: Path, count: int) ->
 def test_stopped_sweep_goes_on_where_it_was(
     tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:
-    process = start(tmp_path, "plot.png")
-    wait_for_points(process, tmp_path, 3)
-    process.send_signal(sent)
-    process.communicate()
+    for attempt in range(3):  # on a busy machine the signal may come when all is done
+        tmp_path = tmp_path / str(attempt)
+        tmp_path.mkdir()
+        process = start(tmp_path, "plot.png")
+        wait_for_points(process, tmp_path, 3)
+        process.send_signal(sent)
+        process.communicate()
+        if process.returncode != 0:
+            break
     assert process.returncode == code
     kept = points_on_disk(tmp_path)
     assert not list(tmp_path.glob("*plot*"))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.tiny import VARIANTS, images, tiny_vit
-from tpcli import pool
+from tpcli import pool, trace
 from tpcli.surgery import layer as layer_module
 
 SCHEDULE = [50, 40, 30, 20]
@@ -105,11 +105,14 @@ def test_significance_reduce_weights_the_mean_by_scores(handed: Handed) -> None:
     with torch.no_grad():
         whole = model.forward_features(images(1))[0, 1:]
         pool(
-            model, [64, 64, 64, 1], reduce="significance", weights="significance", position="block"
+            model, [64, 64, 64, 2], reduce="significance", weights="significance", position="block"
         )
-        pooled = model.forward_features(images(1))[0, 1]
-    share = handed.weights[0][0] / handed.weights[0].sum()
-    torch.testing.assert_close(pooled, share @ whole, rtol=1e-4, atol=1e-5)
+        with trace(model) as record:
+            pooled = model.forward_features(images(1))[0, 1:]
+    for cluster in range(2):
+        members = record.sources[-1][0] == cluster
+        share = handed.weights[0][0, members] / handed.weights[0][0, members].sum()
+        torch.testing.assert_close(pooled[cluster], share @ whole[members], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_maps_agree_with_sizes_and_tokens() -> None:
     model.norm = nn.Identity()
     with torch.no_grad():
         whole = model.forward_features(images(2))[:, 1:]
-    pool(model, [64, 64, 64, 10], position="block")
+    pool(model, [64, 64, 64, 10], position="block", reduce="mean")
     left: list[PooledTokens] = []
     model.blocks[3].register_forward_hook(lambda _, __, out: left.append(out))
     with torch.no_grad(), trace(model) as record:
