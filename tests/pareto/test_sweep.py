@@ -97,7 +97,7 @@ def wait_for_points(process: subprocess.Popen[str], folder: Path, count: int) ->
 def test_stopped_sweep_goes_on_where_it_was(
     tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:
-    for attempt in range(3):  # on a busy machine the signal may come when all is done
+    for attempt in range(3):  # seen once on a busy machine: a sweep that ended in spite of it
         tmp_path = tmp_path / str(attempt)
         tmp_path.mkdir()
         process = start(tmp_path, "plot.png")
