@@ -62,7 +62,7 @@ class BenchResult:
     """One pooled version against its base.
 
     speedup, ideal_speedup: medians of the ratio to the base forward timed right beside.
-    pooling_share: share of the forward's time inside pooling layers, by torch's profiler.
+    pooling_share: share of the forward's time inside pooling layers, before any compiling.
     peak_memory, base_peak_memory: bytes that a forward allocates at most, beside weights and
     images; None where the device keeps no count.
     """
@@ -164,35 +164,56 @@ def _slice(
 
 
 def pooling_share(model: nn.Module, images: Tensor, options: BenchOptions) -> float:
-    """Share of the forward's time inside pooling layers, on the device's own clock."""
+    """Share of the forward's time inside pooling layers.
+
+    On CUDA devices from torch's profiler, on the device's own clock. Elsewhere from the time around
+    each layer: a profiler slows every operator down, and pooling is many small ones.
+    """
     layers = [layer for layer in model.modules() if isinstance(layer, TokenPooling)]
+    on_cuda = images.device.type == "cuda"
+    inside: list[float] = []
+    watched = _recorded if on_cuda else partial(_clocked, inside)
     for layer in layers:
-        layer.forward = partial(_recorded, layer)  # type: ignore[method-assign]
-    on_cpu = images.device.type == "cpu"
-    activities = [ProfilerActivity.CPU]
-    if images.device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
+        layer.forward = partial(watched, layer)  # type: ignore[method-assign]
     try:
         for _ in range(2):
             _forward(model, images, options)
-        with profile(activities=activities) as profiler:
-            for _ in range(3):
-                with record_function("forward"):
-                    _forward(model, images, options)
-            synchronize(images.device)
+        if on_cuda:
+            return _profiled_share(model, images, options)
+        inside.clear()
+        synchronize(images.device)
+        began = time.perf_counter()
+        for _ in range(3):
+            _forward(model, images, options)
+        synchronize(images.device)
+        return sum(inside) / (time.perf_counter() - began)
     finally:
         for layer in layers:
             del layer.forward
-    totals = {event.key: event for event in profiler.key_averages()}
-    if POOLING_LABEL not in totals:
-        return 0.0
-    clock = "cpu_time_total" if on_cpu else "device_time_total"
-    return float(getattr(totals[POOLING_LABEL], clock) / getattr(totals["forward"], clock))
+
+
+def _clocked(inside: list[float], layer: TokenPooling, x: Tensor, *args: Any) -> Any:
+    synchronize(x.device)
+    began = time.perf_counter()
+    out = TokenPooling.forward(layer, x, *args)
+    synchronize(x.device)
+    inside.append(time.perf_counter() - began)
+    return out
 
 
 def _recorded(layer: TokenPooling, *args: Any) -> Any:
     with record_function(POOLING_LABEL):
         return TokenPooling.forward(layer, *args)
+
+
+def _profiled_share(model: nn.Module, images: Tensor, options: BenchOptions) -> float:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        for _ in range(3):
+            with record_function("forward"):
+                _forward(model, images, options)
+        synchronize(images.device)
+    totals = {event.key: event.device_time_total for event in profiler.key_averages()}
+    return float(totals.get(POOLING_LABEL, 0.0) / totals["forward"])
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:

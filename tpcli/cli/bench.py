@@ -179,8 +179,8 @@ def _print(model: str, results: list[BenchResult]) -> None:
     memory = first.base_peak_memory
     caption = (
         f"{'' if several else first.dtype + ' '}on {first.device}. Ideal: the same schedule with "
-        "tokens sliced off; kept: speed-up as a share of it; pooling: its share of the time, by "
-        "the profiler; MiB: the most that a forward allocates"
+        "tokens sliced off; kept: speed-up as a share of it; pooling: its share of the time"
+        f"{', before compiling' if first.compiled else ''}; MiB: the most that a forward allocates"
         + ("." if memory is None else f" (base: {memory / 2**20:.0f} at batch {first.batch_size}).")
     )
     render.print_table(f"{model}, schedule {first.schedule}", columns, rows, caption)
