@@ -34,7 +34,7 @@ from tpcli.demo.digits import IMAGE_SIZE, Digits
 from tpcli.demo.train import CONFIG
 from tpcli.pooling import Assignment, Clusters, Method, get_method
 from tpcli.pooling.clusters import medoids_near_mean
-from tpcli.surgery import TokenPooling, layer, positions
+from tpcli.surgery import TokenPooling, forward, layer, positions
 
 ARCHITECTURE = {
     "img_size": IMAGE_SIZE,
@@ -164,7 +164,7 @@ def logits(model: nn.Module, images: Tensor, placement: str) -> Tensor:
     with (
         torch.inference_mode(),
         patch.object(layer, "follow", medoids.follow),
-        patch.object(layer, "mean_rotations", rotations),
+        patch.object(forward, "mean_rotations", rotations),
     ):
         return torch.cat([model(part) for part in images.split(100)])
 

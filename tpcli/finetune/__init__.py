@@ -3,7 +3,8 @@
 from tpcli.recipe import Recipe
 
 from .data import TrainingData, open_data
-from .run import FinetuneResult, finetune, join, leave
+from .result import FinetuneResult
+from .run import finetune, join, leave
 from .stop import Interrupted
 from .watch import Watcher
 

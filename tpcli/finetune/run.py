@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -17,10 +17,9 @@ from tpcli.data import check_classes
 from tpcli.errors import UserError
 from tpcli.evaluation import pick_device
 from tpcli.files import write_json
-from tpcli.flops import count_flops
-from tpcli.models import LoadedModel, save, weights_hash
+from tpcli.models import LoadedModel, save
 from tpcli.recipe import Recipe
-from tpcli.surgery import pooling_spec, unpool, unpooled
+from tpcli.surgery import pooling_spec, unpool
 
 from .batches import Batches
 from .checkpoint import Checkpoints, Progress
@@ -36,45 +35,12 @@ from .parts import (
     settle_precision,
 )
 from .record import CHECKPOINTS, CURVE, RESULT, RunFolder
+from .result import FinetuneResult, identity, summarise
 from .trainer import Trainer
 from .watch import Watcher
 
 TEACHER_ABOVE_CHANCE = 20.0
 """Points of top-1 above guessing that the unpooled model needs to be worth learning from."""
-
-
-@dataclass(frozen=True)
-class FinetuneResult:
-    """What came of a run. Accuracies in percent, FLOPs per image.
-
-    base_top1: the unpooled model before training. start_top1: right after pooling. best_top1: of
-    the weights that were saved, after `best_epoch` (0: as they were before training), "model" or
-    "average". final_top1: after the last epoch. count: images measured on. ratio: FLOPs over base
-    FLOPs. images_per_second: of training, over all processes, loading included, measuring not.
-    seconds: of training.
-    """
-
-    out: str
-    model: str
-    epochs: int
-    schedule: str
-    tokens: list[int]
-    method: dict[str, Any]
-    base_top1: float
-    start_top1: float
-    best_top1: float
-    best_top1_ci95: list[float]
-    best_epoch: int
-    best_weights: str
-    final_top1: float
-    count: int
-    flops: int
-    base_flops: int
-    ratio: float
-    distilled: bool
-    images_per_second: float
-    seconds: float
-    processes: int
 
 
 def finetune(
@@ -115,7 +81,7 @@ def finetune(
             "--distill learns from the model before pooling, and nothing is pooled here; leave it "
             "out, or give a --schedule."
         )
-    folder = RunFolder(out, _identity(loaded, source, recipe))
+    folder = RunFolder(out, identity(loaded, source, recipe))
     folder.check(resume=resume, force=force)
     accelerator = make_accelerator(recipe, device, out)
     check_data(source, recipe, accelerator.num_processes)
@@ -204,7 +170,7 @@ def finetune(
     for tracker in accelerator.trackers:
         tracker.finish()
     spare.load_state_dict(checkpoints.load_best())
-    result = _result(loaded, spare, recipe, scores, progress, distills, accelerator, out)
+    result = summarise(loaded, spare, recipe, scores, progress, distills, accelerator, out)
     if accelerator.is_main_process:
         set_drop_path(spare, 0.0)
         _write_model(spare, out, source.train.classes)
@@ -227,21 +193,6 @@ def leave() -> None:
     PartialState().destroy_process_group()
 
 
-def _identity(loaded: LoadedModel, source: TrainingData, recipe: Recipe) -> dict[str, Any]:
-    model, spec = loaded.model, pooling_spec(loaded.model)
-    return {
-        "architecture": model.pretrained_cfg.get("architecture") or type(model).__name__,  # type: ignore[operator, union-attr]
-        "weights": weights_hash(model),
-        "tokens": list(spec.schedule.tokens) if spec else [],
-        "pooling": spec.options.to_dict() if spec else {},
-        "train_images": source.train.count,
-        "validation_images": source.validation.count,
-        "classes": list(source.train.classes),
-        "preprocessing": {key: source.train.config[key] for key in sorted(source.train.config)},
-        **recipe.fixed(),
-    }
-
-
 def _scores_before(
     judge: Judge, model: nn.Module, teacher: nn.Module, pools: bool
 ) -> dict[str, Any]:
@@ -253,48 +204,6 @@ def _scores_before(
         "start_top1_ci95": list(start.top1_ci95),
         "count": base.count,
     }
-
-
-def _result(
-    loaded: LoadedModel,
-    best: nn.Module,
-    recipe: Recipe,
-    scores: Mapping[str, Any],
-    progress: Progress,
-    distilled: bool,
-    accelerator: Accelerator,
-    out: Path,
-) -> FinetuneResult:
-    spec = pooling_spec(best)
-    flops = count_flops(best).total
-    with unpooled(best):
-        base_flops = count_flops(best).total
-    last, trained = progress.rows[-1], progress.rows[1:]
-    seconds = sum(row["seconds"] for row in trained)
-    images = sum(row["seconds"] * row["images_per_second"] for row in trained)
-    return FinetuneResult(
-        out=str(out),
-        model=loaded.name,
-        epochs=recipe.epochs,
-        schedule=spec.schedule.name if spec else "none",
-        tokens=list(spec.schedule.tokens) if spec else [],
-        method=spec.options.to_dict() if spec else {},
-        base_top1=scores["base_top1"],
-        start_top1=scores["start_top1"],
-        best_top1=progress.best["top1"],
-        best_top1_ci95=progress.best["top1_ci95"],
-        best_epoch=progress.best["epoch"],
-        best_weights=progress.best["weights"],
-        final_top1=last["top1"],
-        count=scores["count"],
-        flops=flops,
-        base_flops=base_flops,
-        ratio=flops / base_flops,
-        distilled=distilled,
-        images_per_second=images / seconds,
-        seconds=seconds,
-        processes=accelerator.num_processes,
-    )
 
 
 def _write_model(model: nn.Module, out: Path, classes: Any) -> None:

@@ -23,7 +23,8 @@ from tpcli.schedule import Schedule, parse
 
 from . import head
 from .families import FAMILIES
-from .layer import TokenPooling, pooled_forward
+from .forward import pooled_forward
+from .layer import TokenPooling
 from .scores import check_shows_attention
 
 CLASSES = (VisionTransformer, Eva, Beit, VisionTransformerRelPos, NaFlexVit)

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tpcli.errors import TpcliError
 from tpcli.options import PoolingOptions
 from tpcli.pooling import Assignment, Clusters, get_method, reduce_tokens
 from tpcli.pooling.clusters import medoids_near_mean
 
-from .bias import Attending, BiasPooler
+from .attention import AttentionInputs, patch_scores
+from .bias import BiasPooler
 from .families import Family
-from .positions import follow, mean_rotations, rotate
+from .positions import follow
 
 
 class PooledTokens(NamedTuple):
@@ -32,19 +32,6 @@ class PooledTokens(NamedTuple):
     x: Tensor
     sizes: Tensor
     source: Tensor | None = None
-
-
-class AttentionInputs(NamedTuple):
-    """What a block's attention works with beside its tokens, to compute its scores again.
-
-    scale: factor of the logits. mask: added to them, or None. rope: rotations of its patch tokens,
-    or None. rotate_half: their layout.
-    """
-
-    scale: float
-    mask: Tensor | None
-    rope: Tensor | None = None
-    rotate_half: bool = False
 
 
 class TokenPooling(nn.Module):
@@ -191,7 +178,14 @@ class TokenPooling(nn.Module):
         if options.needs_scores:
             assert queries is not None
             assert keys is not None
-            scores |= self._scores(queries.detach(), keys.detach(), inputs)
+            scores |= patch_scores(
+                queries.detach(),
+                keys.detach(),
+                inputs,
+                options,
+                prefix=prefix,
+                class_token=self.class_token,
+            )
         weights = scores[options.weights]
         metric = self._metric(patches.detach(), keys)
         labels, medoids, share = self._assign(metric, k, weights, sizes)
@@ -237,29 +231,6 @@ class TokenPooling(nn.Module):
             normalized=options.metric == "normalized" and not self.normalizes,
         )
 
-    def _scores(self, queries: Tensor, keys: Tensor, inputs: AttentionInputs) -> dict[str, Tensor]:
-        """What attention says of each patch token, (B, N); only the rows that are asked for.
-
-        queries, keys: as captured, before their rotation.
-        """
-        prefix, options = self.prefix_tokens, self.options
-        scale, mask, rope, half = inputs
-        queries, keys = rotate(queries, rope, prefix, half), rotate(keys, rope, prefix, half)
-        kind = options.weights
-        if kind == "attention":
-            kind = "class" if self.class_token else "significance"
-        scores = {}
-        if "significance" in (kind, options.reduce):
-            attention = attention_probabilities(queries, keys, scale, mask)
-            scores["significance"] = attention.sum(2).mean(1)[:, prefix:]
-        if kind == "class":
-            mask = None if mask is None else mask[:, :, :1]
-            attention = attention_probabilities(queries[:, :, :1], keys, scale, mask)
-            scores["class"] = attention[:, :, 0].mean(1)[:, prefix:]
-        if options.weights == "attention":
-            scores["attention"] = scores[kind]
-        return scores
-
     def _metric(self, patches: Tensor, keys: Tensor | None) -> Tensor:
         """What distances are measured on: (B, N, D) float32."""
         if self.options.metric == "keys":
@@ -272,41 +243,3 @@ class TokenPooling(nn.Module):
         if self.projection is not None:
             metric = metric @ self.projection.float()
         return metric
-
-
-def attention_probabilities(
-    queries: Tensor, keys: Tensor, scale: float, mask: Tensor | None
-) -> Tensor:
-    """softmax(Q K^T scale + mask), float32: (B, H, M, D), (B, H or fewer, N, D) -> (B, H, M, N)."""
-    if keys.shape[1] != queries.shape[1]:
-        keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
-    logits = (queries.float() * scale) @ keys.float().transpose(-2, -1)
-    return (logits if mask is None else logits + mask.float()).softmax(dim=-1)
-
-
-def pooled_forward(block: nn.Module, x: Tensor | PooledTokens, *args: Any, **kwargs: Any) -> Any:
-    """Forward of a block with a pooling layer: timm's own, with the layer at its place."""
-    layer: TokenPooling = block.token_pooling  # type: ignore[assignment]
-    tokens, sizes, source = x if isinstance(x, tuple) else (x, None, None)
-    if args or kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
-        raise TpcliError("a pooled model takes no attention mask of its own; unpool it first.")
-    rope = kwargs.get("rope")
-    if rope is not None and source is not None and sizes is not None:
-        kwargs["rope"] = rope = mean_rotations(rope, source, sizes)
-    attention = layer.family.attention(block)
-    mask = layer.attention_mask(tokens, sizes)
-    if layer.bias is None:
-        kwargs["attn_mask"] = mask
-    else:
-        layer.bias.prepare(kwargs, Attending(source, sizes, mask, layer.prefix_tokens))
-        mask = layer.bias.total(kwargs) if layer.reads_attention else None
-    half = bool(getattr(attention, "rotate_half", False))
-    inputs = AttentionInputs(float(attention.scale), mask, rope, half)  # type: ignore[arg-type]
-    if layer.options.position == "attention":
-        assert layer.family.halves is not None
-        attend, transform = layer.family.halves
-        out = layer(attend(block, tokens, **kwargs), sizes, source, inputs)
-        if isinstance(out, PooledTokens):
-            return out._replace(x=transform(block, out.x))
-        return transform(block, out)
-    return layer(type(block).forward(block, tokens, **kwargs), sizes, source, inputs)

@@ -12,9 +12,9 @@ from torch.utils.hooks import RemovableHandle
 
 from tpcli.errors import UserError
 
+from .attention import attention_probabilities
 from .bias import BiasPooler
 from .families import FAMILIES
-from .layer import attention_probabilities
 from .positions import rotate
 
 
