@@ -12,7 +12,7 @@ PRECISIONS = ("bf16", "fp16", "fp32")
 TRACKERS = ("tensorboard", "wandb")
 IMAGES_OF_LR = 512
 """The batch that `BASE_LR` is meant for; other batches scale it linearly, as DeiT does."""
-BASE_LR = 8e-4
+BASE_LR = 4e-4
 SHORT = 10
 """Runs of fewer epochs than this end before strong augmentation has paid off."""
 STRONG = {"mix_prob": 0.5, "aa": "rand-m7-mstd0.5-mmax9-inc1", "erasing": 0.1}
