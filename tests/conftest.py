@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("COLUMNS", "120")
@@ -10,6 +12,11 @@ os.environ.setdefault("COLUMNS", "120")
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.program import Outcome, Run
+from tests.tiny import tiny_vit
+from tpcli import pool, save
+from tpcli.cli import main as main_module
 
 settings.register_profile("tpcli", derandomize=True, deadline=None, max_examples=100, database=None)
 settings.load_profile("tpcli")
@@ -19,3 +26,37 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run the program in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["tpcli", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main_module.main()
+        out, err = capsys.readouterr()
+        code = stopped.value.code
+        assert isinstance(code, int)
+        return Outcome(code, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model, saved."""
+    folder = tmp_path_factory.mktemp("models") / "mine"
+    save(tiny_vit(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pooled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model, pooled."""
+    folder = tmp_path_factory.mktemp("models") / "pooled"
+    save(pool(tiny_vit(), "r:10", "ward", iterations=4), folder)
+    return folder

@@ -2,58 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from tests.pictures import CLASSES, class_folders, truncate
+from tests.program import Run
 from tests.tiny import tiny_vit
-from tpcli import evaluation, pool, save
+from tpcli import evaluation
 from tpcli.cli import main as main_module
 from tpcli.errors import UserError
-
-
-class Outcome(NamedTuple):
-    """What a run leaves behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """The one JSON document on stdout."""
-        assert self.code == 0, self.err
-        return json.loads(self.out)
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run the program in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["tpcli", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main_module.main()
-        out, err = capsys.readouterr()
-        code = stopped.value.code
-        assert isinstance(code, int)
-        return Outcome(code, out, err)
-
-    return run
 
 
 def start(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -66,22 +29,6 @@ def start(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         timeout=100,
         check=False,
     )
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model, saved."""
-    folder = tmp_path_factory.mktemp("models") / "mine"
-    save(tiny_vit(), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pooled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model, pooled."""
-    folder = tmp_path_factory.mktemp("models") / "pooled"
-    save(pool(tiny_vit(), "r:10", "ward", iterations=4), folder)
-    return folder
 
 
 @pytest.fixture

@@ -59,6 +59,9 @@ def test_preprocessing_is_that_of_the_model(tmp_path: Path) -> None:
         ("validation", "evaluation"),
         ("train", "train"),
         ("train", "training"),
+        ("val", "validation"),
+        ("valid", "val"),
+        ("training", "train"),
         ("test", "test"),
     ],
 )
@@ -66,7 +69,7 @@ def test_preprocessing_is_that_of_the_model(tmp_path: Path) -> None:
 def test_splits_and_their_synonyms(tmp_path: Path, asked: str, there: str, as_tar: bool) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
-    other = "train" if asked != "train" else "validation"
+    other = "train" if not asked.startswith("train") else "validation"
     class_folders(folder / other, per_class=1)
     if as_tar:
         tar_of(class_folders(tmp_path / "loose", per_class=2), folder / f"{there}.tar")
@@ -104,6 +107,7 @@ def test_the_demo_needs_no_files() -> None:
     seen = {image.tobytes() for image in train.images.images}
     fresh = [image.tobytes() not in seen for image in validation.images.images]
     assert np.mean(fresh) > 0.99, "the splits share no image (but for equal drawings)"
+    assert create("demo", CONFIG, split="val").fingerprint == validation.fingerprint
     with pytest.raises(UserError, match="the demo data has no 'test' split; it has train, valid"):
         create("demo", CONFIG, split="test")
 

@@ -124,7 +124,7 @@ def test_a_negative_end_of_removal_is_refused() -> None:
 def test_budgets() -> None:
     assert parse_budget("1") == 1.0
     assert parse_budget("0.05") == 0.05
-    with pytest.raises(UserError, match="'a lot' in schedule 'a lot' is not a number"):
+    with pytest.raises(UserError, match="'a lot' is not a number; the budget must be one"):
         parse_budget("a lot")
 
 

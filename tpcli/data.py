@@ -47,6 +47,7 @@ class ImageData:
     classes: Sequence[str]
     config: dict[str, Any]
     root: Path | None = None
+    """The folder or .tar that holds them."""
 
     @property
     def count(self) -> int | None:
@@ -67,10 +68,11 @@ class ImageData:
         """A hash of which images these are: names, sizes, times of files, split, preprocessing."""
         digest = hashlib.sha256()
         config = {key: self.config[key] for key in sorted(self.config)}
-        digest.update(repr((self.spec, self.split, self.count, config)).encode())
+        place = self.root and self.root.resolve()
+        digest.update(repr((self.spec, place, self.split, self.count, config)).encode())
         digest.update("\n".join(self.names).encode())
         if self.root is not None:
-            files = [self.root] if self.root.is_file() else (self.root / n for n in self.names)
+            files = [self.root] if self.root.is_file() else [self.root / n for n in self.names]
             for file in files:
                 stat = file.stat()
                 digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
@@ -194,6 +196,7 @@ def _transform_arguments(config: dict[str, Any]) -> dict[str, Any]:
 def _demo(split: str, config: dict[str, Any], transform: Any) -> ImageData:
     from tpcli.demo.digits import Digits
 
+    split = next((name for name in SPLITS if name in synonyms(split)), split)
     images = Digits(split, transform)
     return ImageData("demo", split, images, (), [str(i) for i in range(10)], config)
 
@@ -219,7 +222,7 @@ def _named(
     classes = list(getattr(images, "classes", ()))
     if not isinstance(images, IterableDataset):
         images = ReadableImages(images, config["input_size"])
-    return ImageData(spec, split, images, (), classes, config, None)
+    return ImageData(spec, split, images, (), classes, config, Path(data_dir) if data_dir else None)
 
 
 def _local(spec: str, split: str, config: dict[str, Any], transform: Any) -> ImageData:
@@ -250,13 +253,19 @@ def _local(spec: str, split: str, config: dict[str, Any], transform: Any) -> Ima
     return ImageData(spec, split, readable, names, classes, config, root)
 
 
+def synonyms(split: str) -> tuple[str, ...]:
+    """The names a split goes by, the one asked for first."""
+    group = next((names for names in SPLITS.values() if split in names), ())
+    return (split, *(name for name in group if name != split))
+
+
 def find_split(folder: Path, split: str) -> Path:
     """The folder or .tar of `split` in `folder`; the folder itself where it has no splits.
 
     Raises:
         UserError: the folder has other splits, but not this one.
     """
-    for name in SPLITS.get(split, (split,)):
+    for name in synonyms(split):
         for candidate in (folder / name, folder / f"{name}.tar"):
             if candidate.exists():
                 return candidate
@@ -276,6 +285,11 @@ def _limit(data: ImageData, limit: int) -> ImageData:
     if limit < 1:
         raise UserError(f"--limit {limit} is below 1; use 1 or more images.")
     count = data.count
+    if isinstance(data.images, IterableDataset):
+        raise UserError(
+            f"--limit {limit} needs images in any order, and {data.spec} is read as a stream; "
+            "leave it out, or use a folder or a .tar file."
+        )
     if count is None or limit >= count:
         return data
     indices = [i * count // limit for i in range(limit)]

@@ -150,8 +150,10 @@ def pick_device(device: str | torch.device) -> torch.device:
         return accelerator or torch.device("cpu")
     try:
         chosen = torch.device(device)
+        if chosen.type == "meta":
+            raise RuntimeError("it computes nothing")
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"device {str(device)!r} can't be used ({reason}); try auto or cpu."

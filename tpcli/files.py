@@ -14,13 +14,19 @@ from typing import Any
 from tpcli.errors import TpcliError, UserError
 
 
-def check_output(path: Path, force: bool = True) -> None:
+def check_output(path: Path, force: bool = True, is_folder: bool = False) -> None:
     """Fail now if `path` could not be written later.
 
+    Args:
+        is_folder: a folder is to be written there, not a file.
+
     Raises:
-        UserError: it exists and `force` is off, its folder is missing and can't be made, or is not
-            writable.
+        UserError: it exists and `force` is off, or is a folder where a file is to be and the other
+            way round; its folder is missing and can't be made, or is not writable.
     """
+    if path.exists() and path.is_dir() != is_folder:
+        found = "a file" if is_folder else "a folder"
+        raise UserError(f"{path} is {found}; choose another --out.")
     if path.exists() and not force:
         raise UserError(f"{path} exists already; choose another --out or add --force.")
     folder = path.resolve().parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,15 @@ def load(
     return LoadedModel(model, _display_name(spec), resolve_input_data_config(model))
 
 
+def told_apart(loaded: Mapping[str, LoadedModel]) -> list[LoadedModel]:
+    """Models by the spec each was loaded from; those of one name go by their spec instead."""
+    names = [model.name for model in loaded.values()]
+    return [
+        replace(model, name=spec) if names.count(model.name) > 1 else model
+        for spec, model in loaded.items()
+    ]
+
+
 def save(model: nn.Module, folder: Path, force: bool = False, **extra: Any) -> None:
     """Write a folder in timm's local-dir layout, atomically.
 
@@ -84,7 +93,7 @@ def save(model: nn.Module, folder: Path, force: bool = False, **extra: Any) -> N
         UserError: the folder exists and `force` is off, or the model was built with arguments that
             JSON can't hold.
     """
-    check_output(folder, force)
+    check_output(folder, force, is_folder=True)
     spec = pooling_spec(model)
     config = dict(extra)
     labels = model.pretrained_cfg.get("label_names")  # type: ignore[operator, union-attr]

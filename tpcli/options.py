@@ -47,6 +47,10 @@ class PoolingOptions:
     proportional_attention: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("iterations", "metric_dim"):
+            number = getattr(self, name)
+            if not isinstance(number, int | None) or isinstance(number, bool):
+                raise UserError(f"{_flag(name)} {number!r} is no whole number; give one.")
         for name, accepted in CHOICES.items():
             value = getattr(self, name)
             if value not in accepted and not (name == "position" and value is None):
@@ -105,13 +109,19 @@ def _flag(option: str) -> str:
     return "--" + option.replace("_", "-")
 
 
-def options_from_dict(values: Mapping[str, object]) -> PoolingOptions:
+def options_from_dict(values: Mapping[str, object], **given: object) -> PoolingOptions:
     """Options from what `PoolingOptions.to_dict` wrote; missing keys take the method's defaults.
 
     Options that have no effect on the method are passed over: what was written holds them all.
+    given: options that replace those written; None means not given.
+
+    Raises:
+        UserError: as `pooling_options`.
     """
     from tpcli.pooling import get_method
 
     method = str(values.get("method") or DEFAULT_METHOD)
     idle = {f.name for f in fields(PoolingOptions)} - set(get_method(method).options)
-    return pooling_options(method, **{k: v for k, v in values.items() if k not in idle})
+    written = {k: v for k, v in values.items() if k not in idle | {"method"}}
+    replaced = {k: v for k, v in given.items() if v is not None}
+    return pooling_options(method, **{**written, **replaced})

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tpcli.errors import UserError
 from tpcli.files import read_json, write_json
@@ -131,7 +132,7 @@ def parse_budget(text: str, where: str = "") -> float:
     Raises:
         UserError: not a number, or out of range.
     """
-    value = _number(where or text, text, "the budget")
+    value = _number(where, text, "the budget")
     if not 0 < value <= 1:
         raise UserError(f"budget {text} is out of range; use a share of the FLOPs in (0, 1].")
     return value
@@ -183,10 +184,29 @@ def _keep(spec: str, text: str, patch_tokens: int, depth: int) -> tuple[int, ...
     return tuple(tokens)
 
 
-def _from_file(path: Path, patch_tokens: int, depth: int) -> Schedule:
+def file_method(spec: object) -> dict[str, Any] | None:
+    """The pooling options that a schedule file was made for; None where `spec` names no file.
+
+    Raises:
+        UserError: the file can't be read.
+    """
+    if not isinstance(spec, str) or not spec.endswith(".json"):
+        return None
+    return _document(Path(spec)).get("method") or None
+
+
+def _document(path: Path) -> dict[str, Any]:
     document = read_json(path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise UserError(f'{path} is no schedule file; it needs "format": "{FORMAT}".')
+    for key in ("method", "made_by"):
+        if not isinstance(document.get(key) or {}, dict):
+            raise UserError(f'{path}: "{key}" is {document[key]!r}; it must be an object.')
+    return document
+
+
+def _from_file(path: Path, patch_tokens: int, depth: int) -> Schedule:
+    document = _document(path)
     entries = document.get("tokens")
     if not isinstance(entries, list):
         raise UserError(f'{path} has no list "tokens"; it needs one number per block.')
@@ -216,7 +236,8 @@ def _number(spec: str, text: str, what: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{text!r} in schedule {spec!r} is not a number; {what} must be one.")
+        place = f" in schedule {spec!r}" if spec else ""
+        raise UserError(f"{text!r}{place} is not a number; {what} must be one.")
     return value
 
 

@@ -201,6 +201,11 @@ def test_a_stream_without_a_length_is_refused() -> None:
         check_data(TrainingData(stream, still), Recipe(), 1)
 
 
+def test_a_stream_can_not_be_limited() -> None:
+    with pytest.raises(UserError, match="--limit 5 has no effect on wds/x"):
+        open_data("wds/x", CONFIG, Recipe(), limit=5)
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_a_stream_is_measured_in_turns(processes: int) -> None:
     class Stream(IterableDataset[int]):

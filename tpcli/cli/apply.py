@@ -46,7 +46,7 @@ def apply(
 
     render.quiet()
     out = out or Path(f"{base_name(model)}-pooled")
-    check_output(out, force)
+    check_output(out, force, is_folder=True)
     loaded = loading.load(model)
     pooling.apply_to(loaded, default_schedule=DEFAULT_SCHEDULE)
     count = count_flops(loaded.model)
@@ -68,6 +68,7 @@ def apply(
     if as_json:
         render.print_json(result)
         return
+    data = "demo" if model == "demo" else "DATA"
     render.print_facts(
         [
             ("model", f"{loaded.name}, pooled by {spec.options.method}"),
@@ -77,6 +78,6 @@ def apply(
                 f"{render.gigas(count.total)} of {render.gigas(base)} "
                 f"({100 * count.total / base:.1f}%; {render.CONVENTION})",
             ),
-            ("saved", f"{out}/  (try: tpcli eval {out})"),
+            ("saved", f"{out}/  (try: {render.eval_command(out, data)})"),
         ]
     )

@@ -14,11 +14,13 @@ from tpcli.cli.options import (
     MethodGroup,
     ModelArgument,
     ModelGroup,
+    PoolingGroup,
     spread,
 )
 
 if TYPE_CHECKING:
     from tpcli.benchmark import BenchResult
+    from tpcli.schedule import Schedule
 
 
 class Dtype(str, Enum):
@@ -39,8 +41,13 @@ def bench(
     *,
     loading: ModelGroup,
     schedule: Annotated[
-        str, typer.Option(help="As in the other commands.", rich_help_panel="Pooling")
-    ] = DEFAULT_SCHEDULE,
+        str | None,
+        typer.Option(
+            help="As in the other commands.",
+            rich_help_panel="Pooling",
+            show_default=f"the model's own, else {DEFAULT_SCHEDULE}",
+        ),
+    ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option(help="Methods: repeat, or separate by commas.", rich_help_panel="Pooling"),
@@ -79,19 +86,24 @@ def bench(
     from tpcli.benchmark import BenchOptions
     from tpcli.benchmark import bench as measure
     from tpcli.cli import render
-    from tpcli.cli.options import check_figure
+    from tpcli.cli.options import check_figure, method_names
     from tpcli.files import check_output
-    from tpcli.options import DEFAULT_METHOD
-    from tpcli.surgery import unpool
+    from tpcli.surgery import pooling_spec, unpool
 
     render.quiet()
     if out is not None:
         check_figure(out)
         for path in (out, out.with_suffix(".csv")):
             check_output(path)
-    names = [name for item in method or [DEFAULT_METHOD] for name in item.split(",")]
-    methods = [pooling.options(name) for name in dict.fromkeys(names)]
+    methods = [pooling.options(name) for name in method_names(method)]
     loaded = loading.load(model)
+    own = pooling_spec(loaded.model)
+    wanted: str | Schedule = schedule or (own.schedule if own else DEFAULT_SCHEDULE)
+    if not methods:
+        PoolingGroup(schedule=schedule, **pooling.given).apply_to(loaded, DEFAULT_SCHEDULE)
+        spec = pooling_spec(loaded.model)
+        assert spec is not None
+        wanted, methods = spec.schedule, [spec.options]
     unpool(loaded.model)
     results = []
     runs = [
@@ -103,7 +115,7 @@ def bench(
     with render.progress_bar(f"bench {loaded.name}", 100 * len(runs)) as advance:
         for size, kind, chosen in runs:
             options = BenchOptions(size, device, kind.value, threads, compiled, seconds)
-            results.append(measure(loaded.model, schedule, chosen, options))
+            results.append(measure(loaded.model, wanted, chosen, options))
             advance(100)
     documents = [_document(loaded.name, result) for result in results]
     if out is not None:

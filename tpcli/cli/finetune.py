@@ -82,7 +82,7 @@ def finetune(
     is_first = os.environ.get("RANK", "0") == "0"
     recipe = training.recipe
     out = out or Path(f"{base_name(model)}-finetuned")
-    check_output(out)
+    check_output(out, is_folder=True)
     if source.data is None and model != "demo":
         raise UserError(f"model {model} needs data of its own; add --data.")
     library.join(device)
@@ -123,6 +123,7 @@ def finetune(
     when = f"{weights}epoch {result.best_epoch}"
     if result.best_epoch == 0:
         when = "before training, which did harm: try a smaller --lr or more --epochs"
+    command = render.eval_command(out, data.validation.spec)
     render.print_facts(
         [
             ("model", f"{result.model}, {recipe.epochs} epochs"),
@@ -142,6 +143,6 @@ def finetune(
                 "images/s",
                 f"{result.images_per_second:.0f}  (training, {result.processes} processes)",
             ),
-            ("saved", f"{out}/  (curve.png, metrics.csv; try: tpcli eval {out})"),
+            ("saved", f"{out}/  (curve.png, metrics.csv; try: {command})"),
         ]
     )

@@ -49,7 +49,8 @@ class ModelGroup:
         int | None, typer.Option(help="Image size in pixels.", rich_help_panel=MODEL_PANEL)
     ] = None
     num_classes: Annotated[
-        int | None, typer.Option(help="Classes of a new head.", rich_help_panel=MODEL_PANEL)
+        int | None,
+        typer.Option(help="Classes of a new head; 0: none.", min=0, rich_help_panel=MODEL_PANEL),
     ] = None
     model_kwargs: Annotated[
         list[str] | None,
@@ -152,9 +153,11 @@ class PoolingGroup(MethodGroup):
     def apply_to(self, loaded: LoadedModel, default_schedule: str | None = None) -> None:
         """Pool the model as asked; leave it as it was loaded where nothing was asked.
 
-        Options given for a model that is pooled already replace its own, one by one.
+        Options given for a model that is pooled already replace its own, one by one; so does the
+        method of a schedule file.
         """
-        from tpcli.options import pooling_options
+        from tpcli.options import options_from_dict
+        from tpcli.schedule import file_method
         from tpcli.surgery import pool, pooling_spec
 
         own = pooling_spec(loaded.model)
@@ -164,10 +167,11 @@ class PoolingGroup(MethodGroup):
             if schedule is not None:
                 pool(loaded.model, schedule, self.method, **self.given)
         elif self.schedule is not None or self.method is not None or self.given:
-            keep = {} if self.method else own.options.to_dict()
-            method = self.method or str(keep.pop("method"))
-            options = pooling_options(method, **{**keep, **self.given})
-            pool(loaded.model, self.schedule or own.schedule, options)
+            if self.method is None and not file_method(self.schedule):
+                options = options_from_dict(own.options.to_dict(), **self.given)
+                pool(loaded.model, self.schedule or own.schedule, options)
+            else:
+                pool(loaded.model, self.schedule or own.schedule, self.method, **self.given)
 
 
 @dataclass(frozen=True)
@@ -279,6 +283,23 @@ def spread(function: Callable[..., Result]) -> Callable[..., Result]:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
+
+
+def method_names(items: list[str] | None) -> list[str]:
+    """Names from `--method`, repeated or separated by commas, each once.
+
+    Raises:
+        UserError: an empty name.
+    """
+    from tpcli.errors import UserError
+
+    names = [name.strip() for item in items or [] for name in item.split(",")]
+    if "" in names:
+        raise UserError(
+            f"--method {','.join(items or [])!r} has an empty name; give names (tpcli methods) "
+            "with one comma between them."
+        )
+    return list(dict.fromkeys(names))
 
 
 def check_figure(out: Path) -> None:

@@ -139,28 +139,28 @@ def pareto(
     Example: tpcli pareto deit_small_patch16_224 --data imagenet/ --out plot.png
     """
     from tpcli.cli import render
-    from tpcli.cli.options import check_figure
+    from tpcli.cli.options import check_figure, method_names
+    from tpcli.errors import UserError
     from tpcli.evaluation import pick_device
     from tpcli.files import check_output
+    from tpcli.models import told_apart
     from tpcli.pareto import ModelSource, SweepOptions
     from tpcli.pareto.cache import default_folder
     from tpcli.report import write_report
-    from tpcli.report.document import report_paths
-    from tpcli.schedule import parse_budget
+    from tpcli.report.document import check_report
 
     render.quiet()
     check_figure(out)
-    for path in report_paths(out).values():
-        check_output(path)
+    check_report(out)
     cache = cache or default_folder()
-    check_output(cache / "points")
+    check_output(cache / "points", is_folder=True)
     device = str(pick_device(run.device))
-    names = [name for item in method or DEFAULT_METHODS for name in item.split(",")]
+    names = method_names(method) or DEFAULT_METHODS
     searched = SEARCHED in (schedule or [])
     schedules = [spec for spec in schedule or [] if spec != SEARCHED]
     options = SweepOptions(
-        methods=[pooling.options(name) for name in dict.fromkeys(names)],
-        budgets=[parse_budget(b) for b in budget.split(",")] if searched or not schedules else [],
+        methods=[pooling.options(name) for name in names],
+        budgets=_budgets(budget) if searched or not schedules else [],
         schedules=schedules,
         searched=searched,
         recipe=training.recipe,
@@ -170,11 +170,13 @@ def pareto(
         workers=run.workers,
         strict=run.strict,
     )
-    for model in models or ["demo"]:
+    specs = models or ["demo"]
+    for model in specs:
         source.require_for(model)
+        if specs.count(model) > 1:
+            raise UserError(f"model {model!r} is there twice; name each model once.")
     sources = []
-    for model in models or ["demo"]:
-        loaded = loading.load(model)
+    for loaded in told_apart({model: loading.load(model) for model in specs}):
         sources.append(
             ModelSource(
                 loaded,
@@ -190,6 +192,12 @@ def pareto(
         render.print_json(document)
     else:
         _print(result, context, out)
+
+
+def _budgets(text: str) -> list[float]:
+    from tpcli.schedule import parse_budget
+
+    return list(dict.fromkeys(parse_budget(item) for item in text.split(",")))
 
 
 def _training(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 WIDTH = 120
@@ -52,6 +54,12 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         print(f"{name:<{width}}  {value}")
+
+
+def eval_command(model: str | Path, data: str, schedule: Path | None = None) -> str:
+    """The command that measures what was just made."""
+    more = ["--schedule", str(schedule)] if schedule else []
+    return shlex.join(["tpcli", "eval", str(model), "--data", data, *more])
 
 
 def gigas(flops: float) -> str:

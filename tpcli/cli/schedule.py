@@ -156,6 +156,6 @@ def schedule(
             ("FLOPs", f"{100 * float(str(ratio)):.2f}% of the base, budget {100 * budget:g}%"),
             ("judged by", f"{by.value}, {calibration.images} images of {data.spec}, {data.split}"),
             ("family", ", ".join(f"{member.ratio:.2f}" for member in result.members)),
-            ("saved", f"{out}  (try: tpcli eval {model} --schedule {out})"),
+            ("saved", f"{out}  (try: {render.eval_command(model, data.spec, schedule=out)})"),
         ]
     )

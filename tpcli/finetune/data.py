@@ -54,11 +54,17 @@ def open_data(
     Raises:
         UserError: a split is missing, or the two don't have the same classes.
     """
+    is_stream = spec.partition("/")[0] in STREAMS and not Path(spec).exists()
+    if is_stream and limit is not None:
+        raise UserError(
+            f"--limit {limit} has no effect on {spec}, which is trained on as a stream; leave it "
+            "out, or use a folder or a .tar file."
+        )
     validation = data.create(
         spec, config, split=split, data_dir=data_dir, download=download, limit=limit
     )
     transform = training_transform(config, recipe, is_demo=spec == "demo")
-    if spec.partition("/")[0] in STREAMS and not Path(spec).exists():
+    if is_stream:
         train = _stream(spec, train_split, config, transform, data_dir, download, recipe.seed)
     else:
         train = data.create(

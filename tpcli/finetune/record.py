@@ -51,11 +51,11 @@ class RunFolder:
         Raises:
             UserError: it can't be written, is not a run of ours, or one that differs; says in what.
         """
-        check_output(self.path)
+        check_output(self.path, is_folder=True)
         check_output(self.path / RUN)
         if force:
             return
-        occupied = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        occupied = self.path.exists() and any(self.path.iterdir())
         if not occupied:
             if resume:
                 raise UserError(f"{self.path} holds no run to resume; leave out --resume.")
@@ -77,8 +77,6 @@ class RunFolder:
         try:
             if force and self.path.is_dir():
                 shutil.rmtree(self.path)
-            elif force:
-                self.path.unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(

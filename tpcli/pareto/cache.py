@@ -24,10 +24,10 @@ def default_folder() -> Path:
 
 
 @cache
-def code_version() -> str:
-    """A hash of the sources that decide what a point measures."""
+def code_version(is_trained: bool = False) -> str:
+    """A hash of the sources that decide what a point measures, those of training where it is."""
     package = Path(__file__).parents[1]
-    aside = {"cli", "report", "pareto", "finetune"}
+    aside = {"cli", "report"} | (set() if is_trained else {"finetune"})
     digest = hashlib.sha256()
     for source in sorted(package.rglob("*.py")):
         if source.relative_to(package).parts[0] not in aside:
@@ -37,7 +37,7 @@ def code_version() -> str:
 
 def point_key(**determinants: Any) -> str:
     """A hash of everything that determines a point."""
-    document = {**determinants, "code": code_version()}
+    document = {**determinants, "code": code_version("recipe" in determinants)}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
 
 

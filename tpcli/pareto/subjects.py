@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tpcli.budget import BudgetSolver
 from tpcli.data import ImageData, batches
+from tpcli.evaluation import pick_device
 from tpcli.files import read_json, write_json
 from tpcli.flops import count_flops
 from tpcli.models import LoadedModel, weights_hash
@@ -21,7 +22,7 @@ from tpcli.options import PoolingOptions
 from tpcli.recipe import Recipe
 from tpcli.schedule import Schedule
 from tpcli.surgery import unpool
-from tpcli.surgery.insert import patch_tokens
+from tpcli.surgery.insert import patch_tokens, resolve
 
 from .cache import point_key
 from .points import BASE, FINETUNED
@@ -102,9 +103,10 @@ class Job:
             "weights": subject.weights,
             "architecture": repr(subject.model),
             "options": self.options.to_dict() if self.options else None,
-            "schedule": self.schedule + (Path(self.schedule).read_text() if is_file else ""),
+            "schedule": [self.schedule, read_json(Path(self.schedule)) if is_file else None],
             "data": subject.source.data.fingerprint,
             "amp": subject.options.amp,
+            "speed": [pick_device(subject.options.device).type, subject.options.batch_size],
             "versions": [torch.__version__, timm.__version__],
         }
         if self.searched:
@@ -114,6 +116,13 @@ class Job:
             assert training is not None
             determinants |= {"recipe": self.recipe.fixed(), "train": training.train.fingerprint}
         return point_key(**determinants)
+
+    @property
+    def is_risky(self) -> bool:
+        """Whether its schedule may be one that the model can't have: any but a weaker budget."""
+        if self.options is None or self.recipe is not None or self.searched:
+            return False
+        return self.budget is None or self.budget == min(self.subject.options.budgets)
 
     @property
     def searched(self) -> bool:
@@ -151,6 +160,14 @@ class Subject:
         if count is None or count * channels * height * width > free_memory() / 4:
             return None
         return list(batches(data, self.options.batch_size, self.options.workers))
+
+    def check(self, job: Job) -> None:
+        """Raise unless the model can have the job's schedule.
+
+        Raises:
+            UserError: it can't; says why.
+        """
+        resolve(self.model, self.schedule(job, None), job.options)
 
     def schedule(self, job: Job, on_trial: Callable[[int, int], None] | None) -> Schedule | str:
         """The job's schedule; budgets of one method share their FLOPs counts, or their search."""

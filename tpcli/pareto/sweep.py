@@ -12,7 +12,7 @@ from .compare import Comparison, compare
 from .headline import Headline, headline
 from .measure import OnJob, measure
 from .points import FINETUNED, Point, frontier
-from .subjects import ModelSource, SweepOptions, jobs
+from .subjects import Job, ModelSource, SweepOptions, jobs
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,10 @@ def sweep(
     """
     cache = PointCache(cache_folder)
     wanted = jobs(sources, options, cache_folder)
-    points: dict[str, Point] = {}
+    for job in wanted:
+        if job.is_risky and cache.get(job.key) is None:
+            job.subject.check(job)
+    points: dict[Job, Point] = {}
     measured = 0
     pending = wanted
     while pending:
@@ -64,16 +67,14 @@ def sweep(
             if point is None:
                 waiting.append(job)
                 continue
-            points[job.key] = point = replace(point, model=job.subject.name)
+            points[job] = point = replace(point, model=job.subject.name)
             if on_point is not None:
                 on_point(point)
         if waiting:
             time.sleep(0.5)
         pending = waiting
     best = {id(p) for p in frontier(points.values())}
-    ordered = tuple(
-        replace(points[job.key], on_frontier=id(points[job.key]) in best) for job in wanted
-    )
+    ordered = tuple(replace(points[job], on_frontier=id(points[job]) in best) for job in wanted)
     names = list(dict.fromkeys(o.method for o in options.methods))
     curves = names + [name + FINETUNED for name in names if options.recipe is not None]
     return SweepResult(

@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tpcli.files import replacing, write_text
+from tpcli.errors import UserError
+from tpcli.files import check_output, read_json, replacing, write_text
 from tpcli.pareto import Point, SweepResult
 from tpcli.pareto.compare import top1_at
 from tpcli.pareto.points import CSV_COLUMNS, FINETUNED
 
 from .figure import figure_bytes, pareto_figure
 
+FORMAT = "tpcli-pareto/1"
 CONVENTION = "1 multiply-add = 1 FLOP, per image"
 
 
@@ -38,6 +40,32 @@ def report_paths(plot: Path) -> dict[str, Path]:
     return {"plot": plot, **{s: plot.with_suffix(f".{s}") for s in suffixes}}
 
 
+def check_report(plot: Path) -> None:
+    """Fail now if a report could not be written later.
+
+    Raises:
+        UserError: its folder is not writable, or a file that is no report's is in the place of one
+            beside the figure.
+    """
+    paths = report_paths(plot)
+    for path in paths.values():
+        check_output(path)
+    beside = [path for name, path in paths.items() if name != "plot" and path.exists()]
+    if beside and not _is_report(paths["json"]):
+        raise UserError(
+            f"{beside[0]} exists and belongs to no report; choose another --out, since a report's "
+            "files go beside its figure."
+        )
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        document = read_json(path)
+    except UserError:
+        return False
+    return isinstance(document, dict) and document.get("format") == FORMAT
+
+
 def write_report(
     result: SweepResult, context: ReportContext, plot: Path, x: str = "gflops"
 ) -> dict[str, Any]:
@@ -59,7 +87,7 @@ def report_document(
 ) -> dict[str, Any]:
     """Points, frontier and headline as plain values."""
     return {
-        "format": "tpcli-pareto/1",
+        "format": FORMAT,
         "convention": CONVENTION,
         "measured": result.measured,
         "points": [p.to_dict() for p in result.points],

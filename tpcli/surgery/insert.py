@@ -19,7 +19,7 @@ from torch import nn
 from tpcli.errors import TpcliError, UserError
 from tpcli.options import PoolingOptions, options_from_dict, pooling_options
 from tpcli.pooling import get_method
-from tpcli.schedule import Schedule, parse
+from tpcli.schedule import Schedule, file_method, parse
 
 from . import head
 from .families import FAMILIES
@@ -160,17 +160,24 @@ def resolve(
     method: str | PoolingOptions | None = None,
     **options: Any,
 ) -> PoolingSpec:
-    """Turn what the user asked for into tokens per block and complete options for this model."""
+    """Turn what the user asked for into tokens per block and complete options for this model.
+
+    Where no method is named, that of a schedule file counts; options that are given replace its.
+    """
     depth, tokens = len(model.blocks), patch_tokens(model)  # type: ignore[arg-type]
-    chosen = method if isinstance(method, PoolingOptions) else pooling_options(method, **options)
+    of_file = schedule.method if isinstance(schedule, Schedule) else file_method(schedule)
+    if isinstance(method, PoolingOptions):
+        chosen = method
+    elif method is None and of_file:
+        chosen = options_from_dict(of_file, **options)
+    else:
+        chosen = pooling_options(method, **options)
     if isinstance(schedule, str):
         from tpcli.budget import solve_budget
 
         schedule = parse(schedule, tokens, depth, partial(solve_budget, model, chosen))
     elif not isinstance(schedule, Schedule):
         schedule = Schedule(tuple(schedule), tokens)
-    if schedule.method and method is None and not any(v is not None for v in options.values()):
-        chosen = options_from_dict(schedule.method)
     if len(schedule.tokens) != depth:
         raise UserError(
             f"schedule {schedule.name!r} has {len(schedule.tokens)} numbers, "
