@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import torch
 from timm.data import create_transform
 
 from tests.pictures import CLASSES, class_folders, picture, tar_of, truncate
-from tpcli import data
 from tpcli.data import UNREADABLE, ImageData, batches, check_classes, create
 from tpcli.errors import UserError
+from tpcli.splits import SPLITS
 
 CONFIG: dict[str, Any] = {
     "input_size": (3, 32, 32),
@@ -249,6 +250,8 @@ def test_fingerprint_tells_data_apart(tmp_path: Path) -> None:
     picture(999).save(file)
     assert create(str(folder), CONFIG).fingerprint != fingerprint
     demo = create("demo", CONFIG)
+    places = {replace(demo, root=tmp_path / place).fingerprint for place in "ab"}
+    assert len(places) == 2, "a named set may be kept in several places"
     assert demo.fingerprint == create("demo", CONFIG).fingerprint
     assert demo.fingerprint != create("demo", CONFIG, split="train").fingerprint
 
@@ -266,5 +269,5 @@ def test_workers_give_the_same_batches(tmp_path: Path) -> None:
 def test_splits_are_those_of_timm() -> None:
     from timm.data import dataset_factory
 
-    assert set(dataset_factory._TRAIN_SYNONYM) <= {*data.SPLITS["train"], None}
-    assert set(dataset_factory._EVAL_SYNONYM) <= {*data.SPLITS["validation"], None}
+    assert set(dataset_factory._TRAIN_SYNONYM) <= {*SPLITS["train"], None}
+    assert set(dataset_factory._EVAL_SYNONYM) <= {*SPLITS["validation"], None}

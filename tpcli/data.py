@@ -19,15 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from tpcli.errors import UserError
+from tpcli.splits import find_split, main_name
 
 UNREADABLE = -100
 """Target of an image that could not be read (cross_entropy's own `ignore_index`)."""
 
-SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "eval", "evaluation"),
-    "test": ("test",),
-}
 TIMM_PREFIXES = ("torch", "hfds", "hfids", "wds", "tfds")
 
 
@@ -72,7 +68,7 @@ class ImageData:
         digest.update(repr((self.spec, place, self.split, self.count, config)).encode())
         digest.update("\n".join(self.names).encode())
         if self.root is not None:
-            files = [self.root] if self.root.is_file() else [self.root / n for n in self.names]
+            files = [self.root] if self.root.is_file() else (self.root / n for n in self.names)
             for file in files:
                 stat = file.stat()
                 digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
@@ -196,7 +192,7 @@ def _transform_arguments(config: dict[str, Any]) -> dict[str, Any]:
 def _demo(split: str, config: dict[str, Any], transform: Any) -> ImageData:
     from tpcli.demo.digits import Digits
 
-    split = next((name for name in SPLITS if name in synonyms(split)), split)
+    split = main_name(split)
     images = Digits(split, transform)
     return ImageData("demo", split, images, (), [str(i) for i in range(10)], config)
 
@@ -251,34 +247,6 @@ def _local(spec: str, split: str, config: dict[str, Any], transform: Any) -> Ima
         raise UserError(f"{root} holds images but no class folders; put each class in its own.")
     readable = ReadableImages(images, config["input_size"])
     return ImageData(spec, split, readable, names, classes, config, root)
-
-
-def synonyms(split: str) -> tuple[str, ...]:
-    """The names a split goes by, the one asked for first."""
-    group = next((names for names in SPLITS.values() if split in names), ())
-    return (split, *(name for name in group if name != split))
-
-
-def find_split(folder: Path, split: str) -> Path:
-    """The folder or .tar of `split` in `folder`; the folder itself where it has no splits.
-
-    Raises:
-        UserError: the folder has other splits, but not this one.
-    """
-    for name in synonyms(split):
-        for candidate in (folder / name, folder / f"{name}.tar"):
-            if candidate.exists():
-                return candidate
-    others = [
-        entry.name
-        for names in SPLITS.values()
-        for name in names
-        for entry in (folder / name, folder / f"{name}.tar")
-        if entry.exists()
-    ]
-    if others:
-        raise UserError(f"{folder} has no {split!r} split; it has {', '.join(others)}.")
-    return folder
 
 
 def _limit(data: ImageData, limit: int) -> ImageData:

@@ -153,7 +153,7 @@ def pick_device(device: str | torch.device) -> torch.device:
         if chosen.type == "meta":
             raise RuntimeError("it computes nothing")
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"device {str(device)!r} can't be used ({reason}); try auto or cpu."

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tpcli.pareto.cache import PointCache, point_key
+from tpcli.pareto.cache import PointCache, code_version, point_key
 
 from .points import point
 
@@ -35,6 +35,10 @@ def test_half_written_entry_counts_as_missing(tmp_path: Path) -> None:
 def test_key_depends_on_every_determinant() -> None:
     assert point_key(weights="a", amp=False) == point_key(amp=False, weights="a")
     assert len({point_key(weights=w, amp=a) for w in "ab" for a in (False, True)}) == 4
+
+
+def test_the_code_of_training_counts_where_a_point_is_trained() -> None:
+    assert code_version(is_trained=True) != code_version()
 
 
 HOLD = """

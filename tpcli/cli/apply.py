@@ -14,8 +14,8 @@ from tpcli.cli.options import (
     ModelArgument,
     ModelGroup,
     PoolingGroup,
-    spread,
 )
+from tpcli.cli.spread import spread
 
 
 def register(app: typer.Typer) -> None:

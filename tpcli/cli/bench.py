@@ -15,8 +15,8 @@ from tpcli.cli.options import (
     ModelArgument,
     ModelGroup,
     PoolingGroup,
-    spread,
 )
+from tpcli.cli.spread import spread
 
 if TYPE_CHECKING:
     from tpcli.benchmark import BenchResult

@@ -11,8 +11,8 @@ from tpcli.cli.options import (
     ModelGroup,
     PoolingGroup,
     RunGroup,
-    spread,
 )
+from tpcli.cli.spread import spread
 
 
 def register(app: typer.Typer) -> None:

@@ -14,8 +14,8 @@ from tpcli.cli.options import (
     ModelArgument,
     ModelGroup,
     PoolingGroup,
-    spread,
 )
+from tpcli.cli.spread import spread
 
 
 class Format(str, Enum):

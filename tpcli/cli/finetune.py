@@ -16,9 +16,9 @@ from tpcli.cli.options import (
     ModelArgument,
     ModelGroup,
     PoolingGroup,
-    spread,
 )
 from tpcli.cli.recipe_options import RecipeGroup, open_training, read_config
+from tpcli.cli.spread import spread
 
 DEFAULT_SCHEDULE = "flops:0.6"
 DEMO_SCHEDULE = "keep:0.12@0"

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tpcli.cli.options import JsonOption, ModelArgument, ModelGroup, PoolingGroup, spread
+from tpcli.cli.options import JsonOption, ModelArgument, ModelGroup, PoolingGroup
+from tpcli.cli.spread import spread
 
 
 class By(str, Enum):

@@ -1,13 +1,10 @@
-"""Option groups shared by commands, and the decorator that spreads them over a signature."""
+"""Option groups shared by commands."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +12,6 @@ if TYPE_CHECKING:
     from tpcli.data import ImageData
     from tpcli.models import LoadedModel
     from tpcli.options import PoolingOptions
-
-Result = TypeVar("Result")
 
 ModelArgument = Annotated[
     str,
@@ -245,44 +240,6 @@ class RunGroup:
         bool,
         typer.Option("--strict", help="Stop at an unreadable image.", rich_help_panel=RUN_PANEL),
     ] = False
-
-
-def spread(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Let typer see the fields of dataclass parameters as options of their own.
-
-    `def command(model: ModelGroup)` becomes a command with one option per field of `ModelGroup`;
-    the function itself is called with the groups put together again.
-    """
-    hints = get_type_hints(function, include_extras=True)
-    parameters: list[inspect.Parameter] = []
-    groups: dict[str, type[Any]] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        hint = hints[name]
-        if not is_dataclass(hint):
-            parameters.append(parameter.replace(annotation=hint))
-            continue
-        groups[name] = hint  # type: ignore[assignment]
-        field_hints = get_type_hints(hint, include_extras=True)
-        for field in fields(hint):
-            parameters.append(
-                inspect.Parameter(
-                    field.name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=field.default,
-                    annotation=field_hints[field.name],
-                )
-            )
-
-    @functools.wraps(function)
-    def command(**values: Any) -> Result:
-        for name, group in groups.items():
-            values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})
-        return function(**values)
-
-    parameters.sort(key=lambda p: p.kind)
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    return command
 
 
 def method_names(items: list[str] | None) -> list[str]:

@@ -16,8 +16,8 @@ from tpcli.cli.options import (
     MethodGroup,
     ModelGroup,
     RunGroup,
-    spread,
 )
+from tpcli.cli.spread import spread
 
 if TYPE_CHECKING:
     from tpcli.data import ImageData

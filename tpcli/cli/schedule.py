@@ -17,8 +17,8 @@ from tpcli.cli.options import (
     MethodGroup,
     ModelArgument,
     ModelGroup,
-    spread,
 )
+from tpcli.cli.spread import spread
 
 if TYPE_CHECKING:
     from tpcli.data import ImageData

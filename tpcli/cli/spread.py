@@ -1,0 +1,49 @@
+"""Groups of options in a command's signature."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+Result = TypeVar("Result")
+
+
+def spread(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Let typer see the fields of dataclass parameters as options of their own.
+
+    `def command(model: ModelGroup)` becomes a command with one option per field of `ModelGroup`;
+    the function itself is called with the groups put together again.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, type[Any]] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        hint = hints[name]
+        if not is_dataclass(hint):
+            parameters.append(parameter.replace(annotation=hint))
+            continue
+        groups[name] = hint  # type: ignore[assignment]
+        field_hints = get_type_hints(hint, include_extras=True)
+        for field in fields(hint):
+            parameters.append(
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=field.default,
+                    annotation=field_hints[field.name],
+                )
+            )
+
+    @functools.wraps(function)
+    def command(**values: Any) -> Result:
+        for name, group in groups.items():
+            values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})
+        return function(**values)
+
+    parameters.sort(key=lambda p: p.kind)
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
