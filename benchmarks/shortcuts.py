@@ -1,0 +1,56 @@
+"""What the shortcuts of Ward's clustering cost in accuracy; prints Markdown.
+
+    python benchmarks/shortcuts.py --model MODEL --data DATA --schedule r:4 tokens:53,44,...
+
+The operator as it is against the one without its sketch (all distances, two rounds at least), under
+the same tokens per block and on the same images. Differences are paired, with their 95% intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+from unittest import mock
+
+from schedules import Comparison, interval
+
+from tpcli import data
+from tpcli.models import load
+from tpcli.options import pooling_options
+from tpcli.pooling import ward
+from tpcli.schedule import parse
+from tpcli.surgery.insert import patch_tokens
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--data", default="demo")
+    parser.add_argument("--schedule", nargs="+", default=["r:4"], help="specs without a budget")
+    parser.add_argument("--limit", type=int)
+    arguments = parser.parse_args()
+    loaded = load(arguments.model)
+    images = data.create(arguments.data, loaded.data_config, limit=arguments.limit)
+    comparison = Comparison(loaded.model, images, pooling_options("ward"))
+    patches, blocks = patch_tokens(loaded.model), len(loaded.model.blocks)  # type: ignore[arg-type]
+    print(f"{len(comparison.right)} images, unpooled top-1 {100 * comparison.right.mean():.2f}%\n")
+    print("| schedule | top-1 | without shortcuts | theirs is higher by | KL is higher by |")
+    print("| --- | ---: | ---: | ---: | ---: |", flush=True)
+    for spec in arguments.schedule:
+        tokens = list(parse(spec, patches, blocks).tokens)
+        quick = comparison.of(tokens)
+        with (
+            mock.patch.object(ward, "sketch_saves", return_value=False),
+            mock.patch.object(ward, "SMALL_CUT", 0.0),
+        ):
+            whole = comparison.of(tokens)
+        print(
+            f"| `{spec}` | {100 * quick.right.mean():.2f} | {100 * whole.right.mean():.2f} | "
+            f"{interval(whole.right - quick.right, 100)} | "
+            f"{interval(whole.divergence - quick.divergence)} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
