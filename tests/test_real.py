@@ -113,6 +113,21 @@ def medoid_ratio(z: Tensor, k: int, start: str) -> float:
 
 
 @pytest.mark.parametrize(
+    ("k", "bound"),
+    [
+        # as measured (behind it) + 0.02
+        (56, 1.154),  # 1.134
+        (32, 1.323),  # 1.303
+        (12, 1.162),  # 1.142
+    ],
+)
+def test_k_medoids_from_matching_relative_to_fasterpam(
+    real: LoadedModel, k: int, bound: float
+) -> None:
+    assert medoid_ratio(real_tokens(real, 8), k, "matching") <= bound
+
+
+@pytest.mark.parametrize(
     ("k", "iterations", "bound"),
     [
         # as measured (behind it) + 0.02; 0 is the default, one round where few tokens go

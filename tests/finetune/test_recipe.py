@@ -10,8 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tpcli.cli.options import spread
 from tpcli.cli.recipe_options import RecipeGroup, read_config
+from tpcli.cli.spread import spread
 from tpcli.errors import UserError
 from tpcli.finetune.record import to_toml
 from tpcli.recipe import BASE_LR, IMAGES_OF_LR, SHORT, STRONG, Recipe, option_name, recipe
