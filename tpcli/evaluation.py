@@ -113,7 +113,7 @@ def evaluate(
         timed_images, measured = first
     correct = torch.cat(right1).cpu().numpy()
     count = len(correct)
-    loss = float(torch.cat(losses).double().mean())
+    loss = float(torch.cat(losses).cpu().numpy().mean(dtype=np.float64))
     if not math.isfinite(loss):
         raise TpcliError(
             "the model's output is not finite; try without --amp, or check its weights."
@@ -122,7 +122,7 @@ def evaluate(
     return EvalResult(
         count=count,
         top1=100 * float(correct.mean()),
-        top5=100 * float(torch.cat(right5).double().mean()),
+        top5=100 * float(torch.cat(right5).cpu().numpy().mean()),
         loss=loss,
         top1_ci95=(100 * low, 100 * high),
         images_per_second=timed_images / measured,

@@ -60,11 +60,12 @@ def lowest_member(labels: Tensor, candidates: Tensor | None = None) -> Tensor:
     Returns (B, N) positions.
     """
     n = labels.shape[1]
-    position = torch.arange(n, device=labels.device).expand_as(labels)
+    # float32 holds positions exactly, and MPS has no minimum of int64
+    position = torch.arange(n, dtype=torch.float32, device=labels.device).expand_as(labels)
     if candidates is not None:
         position = position.masked_fill(~candidates, n)
-    first = torch.full_like(labels, n).scatter_reduce(1, labels, position, "amin")
-    return first.gather(1, labels)
+    first = torch.full_like(position, n).scatter_reduce(1, labels, position, "amin")
+    return first.gather(1, labels).to(torch.int64)
 
 
 def mask_at(index: Tensor, n: int) -> Tensor:
