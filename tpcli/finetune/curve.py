@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tpcli.files import replacing
 
@@ -22,6 +23,7 @@ def draw_curve(rows: Sequence[Mapping[str, float]], base_top1: float, path: Path
         points = [(row["epoch"], row[column]) for row in rows if column in row]
         if points:
             accuracy.plot(*zip(*points, strict=True), color=color, marker="o", ms=3, label=label)
+    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
     accuracy.set_xlabel("epoch (0: before training)")
     accuracy.set_ylabel("top-1 (%)")
     accuracy.grid(alpha=0.3)
@@ -37,6 +39,7 @@ def draw_curve(rows: Sequence[Mapping[str, float]], base_top1: float, path: Path
     )
     loss.set_ylabel("training loss")
     lines = accuracy.get_lines() + loss.get_lines()
-    accuracy.legend(lines, [str(line.get_label()) for line in lines], loc="lower right", fontsize=8)
+    labels = [str(line.get_label()) for line in lines]
+    figure.legend(lines, labels, loc="outside upper center", ncols=4, fontsize=8)
     with replacing(path) as fresh:
         figure.savefig(fresh, dpi=150)
