@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 
-from schedules import Comparison, interval
+from schedules import Comparison, cells
 
 from tpcli import data
-from tpcli.budget import solve_budget
+from tpcli.budget import BudgetSolver
 from tpcli.models import load
 from tpcli.options import pooling_options
 
@@ -30,27 +30,19 @@ def main() -> None:
     arguments = parser.parse_args()
     loaded = load(arguments.model)
     images = data.create(arguments.data, loaded.data_config, limit=arguments.limit)
-    comparison = Comparison(loaded.model, images, pooling_options(arguments.methods[0]))
+    comparison = Comparison(loaded.model, images, pooling_options())
     print(f"{len(comparison.right)} images, unpooled top-1 {100 * comparison.right.mean():.2f}%\n")
     print("| budget | method | share of FLOPs | top-1 | KL | KL higher by | top-1 higher by |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    options = {method: pooling_options(method) for method in arguments.methods}
+    solvers = {method: BudgetSolver(loaded.model, options[method]) for method in options}
     for budget in arguments.budgets:
         first = None
         for method in arguments.methods:
-            comparison.options = pooling_options(method)
-            found = comparison.of(list(solve_budget(loaded.model, comparison.options, budget)))
-            against = "| |"
-            if first is not None:
-                against = (
-                    f"{interval(found.divergence - first.divergence)} "
-                    f"| {interval(found.right - first.right, 100)} |"
-                )
+            comparison.options = options[method]
+            found = comparison.of(list(solvers[method].solve(budget)))
+            print(f"| {budget:g} | `{method}` | {cells(found, first)}", flush=True)
             first = first or found
-            print(
-                f"| {budget:g} | `{method}` | {found.ratio:.4f} | {100 * found.right.mean():.2f} "
-                f"| {found.divergence.mean():.4f} | {against}",
-                flush=True,
-            )
 
 
 if __name__ == "__main__":

@@ -104,6 +104,20 @@ def interval(values: Tensor, scale: float = 1.0) -> str:
     return f"{scale * values.mean():+.4g} ± {scale * 1.96 * values.std() / len(values) ** 0.5:.2g}"
 
 
+def cells(found: Measured, first: Measured | None) -> str:
+    """The cells of a row: what was measured, and its differences to the first of its group."""
+    against = "| |"
+    if first is not None:
+        against = (
+            f"{interval(found.divergence - first.divergence)} "
+            f"| {interval(found.right - first.right, 100)} |"
+        )
+    return (
+        f"{found.ratio:.4f} | {100 * found.right.mean():.2f} "
+        f"| {found.divergence.mean():.4f} | {against}"
+    )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -134,18 +148,8 @@ def main() -> None:
             ("constant r", constant(solver, ratio)),
         ):
             found = comparison.of(rival)
+            print(f"| {name} | {cells(found, first)}", flush=True)
             first = first or found
-            against = "| |"
-            if found is not first:
-                against = (
-                    f"{interval(found.divergence - first.divergence)} "
-                    f"| {interval(found.right - first.right, 100)} |"
-                )
-            print(
-                f"| {name} | {found.ratio:.4f} | {100 * found.right.mean():.2f} "
-                f"| {found.divergence.mean():.4f} | {against}",
-                flush=True,
-            )
 
 
 if __name__ == "__main__":
