@@ -16,6 +16,7 @@ from tpcli.pooling import Clusters, Method, get_method, reduce_tokens, register
 from tpcli.pooling.registry import Assignment
 from tpcli.pooling.starts import STARTS, start_medoids
 
+pytestmark = pytest.mark.usefixtures("either_form")
 METHODS = ["k-medoids", "wk-medoids", "k-means", "ward"]  # rivals have tests of their own
 every_method = pytest.mark.parametrize("method", METHODS)
 every_start = pytest.mark.parametrize("start", STARTS)

@@ -17,6 +17,8 @@ from tpcli.pooling.distance import pairwise_squared_distances
 from tpcli.pooling.starts import cheapest_merge, ward_cost
 from tpcli.pooling.ward import LARGEST_CUT, merges_per_round, sketch_saves, ward_by_distances
 
+pytestmark = pytest.mark.usefixtures("either_form")
+
 
 def run(z: Tensor, k: int, iterations: int, weights: Tensor | None = None) -> Tensor:
     weights = torch.ones(z.shape[:2]) if weights is None else weights

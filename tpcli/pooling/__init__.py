@@ -7,7 +7,7 @@ that registers itself on import.
 
 from . import kmedoids, kmeans, ward, bipartite  # noqa: F401  # isort: skip  (the order in which
 from . import agglomerative, density, selection, grid  # noqa: F401  # isort: skip  they are listed)
-from .clusters import Clusters, reconstruction_loss, reduce_tokens
+from .clusters import Clusters, merge_tokens, reconstruction_loss, reduce_tokens
 from .registry import Assignment, Method, get_method, methods, register
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Clusters",
     "Method",
     "get_method",
+    "merge_tokens",
     "methods",
     "reconstruction_loss",
     "reduce_tokens",

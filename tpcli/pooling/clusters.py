@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import native
+
 LARGEST_STRETCH = 100.0
 """No mean is stretched by more, where tokens cancel each other."""
 
@@ -88,6 +90,43 @@ def flat(index: Tensor, n: int) -> Tensor:
     """Positions in each sample (B, M) as positions in all samples of `n` tokens: (B * M,)."""
     offset = torch.arange(0, index.shape[0] * n, n, device=index.device)
     return (index + offset.unsqueeze(1)).flatten()
+
+
+class Merged(NamedTuple):
+    """What merging leaves: tokens (B, P + K, C), how many each stands for (B, K), and who."""
+
+    tokens: Tensor
+    sizes: Tensor
+    clusters: Clusters
+
+
+def merge_tokens(
+    x: Tensor,
+    labels: Tensor,
+    k: int,
+    counted: Tensor,
+    shares: Tensor,
+    *,
+    prefix: int = 0,
+    leads: Tensor | None = None,
+    keep_norms: bool = False,
+) -> Merged:
+    """Number the clusters, sum what is `counted`, and take the means: one token per cluster.
+
+    x: (B, P + N, C). labels: (B, N), K distinct integers in [0, N). counted, shares: (B, N), what a
+    token adds to its cluster's size, and its weight in the mean. leads, keep_norms: see
+    `Clusters.from_labels` and `reduce_tokens`.
+    """
+    if leads is None:
+        merged = native.merge_tokens(x, labels, k, counted, shares, prefix, keep_norms)
+        if merged is not None:
+            tokens, sizes, parts = merged
+            return Merged(tokens, sizes, Clusters(*parts))
+    clusters = Clusters.from_labels(labels, k, leads)
+    sizes = clusters.sums(counted)
+    totals = sizes if shares is counted else None
+    tokens = reduce_tokens(x, clusters, shares, prefix, totals=totals, keep_norms=keep_norms)
+    return Merged(tokens, sizes, clusters)
 
 
 def reduce_tokens(

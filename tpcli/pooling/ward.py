@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import native
 from .clusters import Clusters, best_members, lowest_member, reduce_tokens, take
 from .distance import pairwise_squared_distances
 from .kmedoids import within_cluster_cost
@@ -50,9 +51,13 @@ def ward(
     """
     n = z.shape[1]
     plan = merges_per_round(n, k, iterations)
+    count = candidate_count(n, k) if sketch_saves(n, k, z.shape[2]) else n
+    found = native.ward_labels(z, weights, count, plan, normalized)
+    if found is not None:
+        return Assignment(found)
     candidates = None
-    if sketch_saves(n, k, z.shape[2]):
-        candidates = near_a_partner(z, weights, candidate_count(n, k), normalized)  # (B, M)
+    if count < n:
+        candidates = near_a_partner(z, weights, count, normalized)  # (B, M)
         z, weights = take(z, candidates), weights.gather(1, candidates)
     if normalized:
         z = F.layer_norm(z, z.shape[-1:])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tpcli.options import PoolingOptions
-from tpcli.pooling import Assignment, Clusters, get_method, reduce_tokens
+from tpcli.pooling import Assignment, Clusters, get_method, merge_tokens
 from tpcli.pooling.clusters import medoids_near_mean
 
 from .attention import AttentionInputs, patch_scores
@@ -135,7 +135,8 @@ class TokenPooling(nn.Module):
         """
         if sizes is None or not self.options.proportional_attention:
             return None
-        return F.pad(sizes.log(), (self.prefix_tokens, 0))[:, None, None, :].to(x.dtype)
+        ones = sizes.new_ones(sizes.shape[0], self.prefix_tokens)
+        return torch.cat([ones, sizes], dim=1).log()[:, None, None].to(x.dtype)
 
     def forward(
         self, x: Tensor, sizes: Tensor | None, source: Tensor | None, inputs: AttentionInputs
@@ -147,7 +148,8 @@ class TokenPooling(nn.Module):
         pooled.
         """
         queries, keys = self._queries, self._keys
-        self._queries = self._keys = None
+        if queries is not None:
+            self._queries = self._keys = None
         prefix = self.prefix_tokens
         n = x.shape[1] - prefix
         k = self.tokens_to_keep(n)
@@ -189,23 +191,22 @@ class TokenPooling(nn.Module):
         weights = scores[options.weights]
         metric = self._metric(patches.detach(), keys)
         labels, medoids, share = self._assign(metric, k, weights, sizes)
-        clusters = Clusters.from_labels(labels, k, medoids)
         kept = None if share is None else share > 0
         counted = sizes if kept is None else sizes * kept
         if share is None and options.reduce == "medoid":
             if medoids is None:
-                medoids = medoids_near_mean(metric, clusters, weights)
-                clusters = Clusters.from_labels(labels, k, medoids)
+                medoids = medoids_near_mean(metric, Clusters.from_labels(labels, k), weights)
             share = medoids.to(weights.dtype)
         elif share is None:
             share = scores["significance"] if options.reduce == "significance" else sizes
-        new_sizes = clusters.sums(counted)
-        pooled = reduce_tokens(
+        pooled, new_sizes, clusters = merge_tokens(
             x,
-            clusters,
+            labels,
+            k,
+            counted,
             share,
-            prefix,
-            totals=new_sizes if share is counted else None,
+            prefix=prefix,
+            leads=medoids,
             keep_norms=options.reduce == "norm",
         )
         if self.assignments is not None:
