@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -112,7 +112,7 @@ class Method:
         taken = tuple(name for name in OPTIONS if name in self.takes)
         return (*taken, "position", "proportional_attention")
 
-    @property
+    @cached_property
     def keywords(self) -> tuple[str, ...]:
         """What `assign` is called with, beside z and k."""
         return tuple(name for name in KEYWORDS if name in self.takes)

@@ -135,8 +135,7 @@ class TokenPooling(nn.Module):
         """
         if sizes is None or not self.options.proportional_attention:
             return None
-        ones = sizes.new_ones(sizes.shape[0], self.prefix_tokens)
-        return torch.cat([ones, sizes], dim=1).log()[:, None, None].to(x.dtype)
+        return F.pad(sizes.log(), (self.prefix_tokens, 0))[:, None, None, :].to(x.dtype)
 
     def forward(
         self, x: Tensor, sizes: Tensor | None, source: Tensor | None, inputs: AttentionInputs
