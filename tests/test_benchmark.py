@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.program import Run
 from tests.tiny import tiny_vit
 from tpcli.benchmark import BenchOptions, bench, cut, peak_memory
 from tpcli.cli.main import app
 from tpcli.errors import UserError
 from tpcli.options import pooling_options
+from tpcli.pooling import native
 from tpcli.surgery import TokenPooling, pool, pooling_spec
 
 
@@ -68,3 +71,13 @@ def test_the_command_writes_a_chart_and_a_table(tmp_path: Path) -> None:
     assert out.read_bytes().startswith(b"\x89PNG")
     refused = CliRunner().invoke(app, ["bench", "--out", str(tmp_path / "bench.xls")])
     assert isinstance(refused.exception, UserError)
+
+
+def test_the_table_says_where_the_compiled_loops_are_missing(
+    run: Run, pooled_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = ("bench", pooled_folder, "--batch-size", 1, "--seconds", 0, "--device", "cpu")
+    monkeypatch.setattr(native, "kernels", None)
+    assert "C compiler" in run(*quick).out
+    monkeypatch.undo()
+    assert ("C compiler" in run(*quick).out) == (native.kernels is None)

@@ -148,7 +148,7 @@ def test_tokens_that_are_not_finite_still_make_k_clusters(bad: float) -> None:
 @pytest.mark.parametrize("labels", [[0, 0, 0, 3], [0, 1, 2, 3], [0, 1, -1, 0], [0, 1, 9, 1]])
 def test_labels_that_are_no_k_clusters_are_refused(labels: list[int]) -> None:
     x, ones = torch.randn(1, 4, 2), torch.ones(1, 4)
-    assert native.merge_tokens(x, torch.tensor([labels]), 3, ones, ones, 0, False) is None
+    assert native.merge_tokens(x, torch.tensor([labels]), 3, ones, ones, 0, False, True) is None
 
 
 @pytest.mark.usefixtures("forbidden")

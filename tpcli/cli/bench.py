@@ -169,6 +169,7 @@ def _document(model: str, r: BenchResult) -> dict[str, Any]:
 
 def _print(model: str, results: list[BenchResult]) -> None:
     from tpcli.cli import render
+    from tpcli.pooling import native
 
     columns = "method,batch,images/s,base,speed-up,ideal,kept,pooling,p95 ms,MiB".split(",")
     several = len({r.dtype for r in results}) > 1
@@ -195,4 +196,9 @@ def _print(model: str, results: list[BenchResult]) -> None:
         f"{', before compiling' if first.compiled else ''}; MiB: the most that a forward allocates"
         + ("." if memory is None else f" (base: {memory / 2**20:.0f} at batch {first.batch_size}).")
     )
+    if first.device == "cpu" and native.kernels is None:
+        caption += (
+            " Pooling ran in torch's operators, for want of a C compiler when tpcli was installed; "
+            "install it again with one for faster pooling."
+        )
     render.print_table(f"{model}, schedule {first.schedule}", columns, rows, caption)

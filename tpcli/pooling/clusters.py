@@ -93,11 +93,14 @@ def flat(index: Tensor, n: int) -> Tensor:
 
 
 class Merged(NamedTuple):
-    """What merging leaves: tokens (B, P + K, C), how many each stands for (B, K), and who."""
+    """What merging leaves.
+
+    tokens: (B, P + K, C). sizes: (B, K). clusters: None unless they were asked for.
+    """
 
     tokens: Tensor
     sizes: Tensor
-    clusters: Clusters
+    clusters: Clusters | None
 
 
 def merge_tokens(
@@ -110,18 +113,19 @@ def merge_tokens(
     prefix: int = 0,
     leads: Tensor | None = None,
     keep_norms: bool = False,
+    numbered: bool = True,
 ) -> Merged:
     """Number the clusters, sum what is `counted`, and take the means: one token per cluster.
 
     x: (B, P + N, C). labels: (B, N), K distinct integers in [0, N). counted, shares: (B, N), what a
     token adds to its cluster's size, and its weight in the mean. leads, keep_norms: see
-    `Clusters.from_labels` and `reduce_tokens`.
+    `Clusters.from_labels` and `reduce_tokens`. numbered: whether the clusters are wanted too.
     """
     if leads is None:
-        merged = native.merge_tokens(x, labels, k, counted, shares, prefix, keep_norms)
+        merged = native.merge_tokens(x, labels, k, counted, shares, prefix, keep_norms, numbered)
         if merged is not None:
             tokens, sizes, parts = merged
-            return Merged(tokens, sizes, Clusters(*parts))
+            return Merged(tokens, sizes, Clusters(*parts) if numbered else None)
     clusters = Clusters.from_labels(labels, k, leads)
     sizes = clusters.sums(counted)
     totals = sizes if shares is counted else None

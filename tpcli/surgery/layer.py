@@ -207,10 +207,11 @@ class TokenPooling(nn.Module):
             prefix=prefix,
             leads=medoids,
             keep_norms=options.reduce == "norm",
+            numbered=self.assignments is not None or self.follows_positions,
         )
-        if self.assignments is not None:
+        if clusters is not None and self.assignments is not None:
             self.assignments.append(clusters.labels())
-        if self.follows_positions:
+        if clusters is not None and self.follows_positions:
             source = follow(source, clusters, kept)
         return PooledTokens(pooled, new_sizes, source)
 

@@ -69,8 +69,9 @@ def merge_tokens(
     shares: Tensor,
     prefix: int,
     keep_norms: bool,
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]] | None:
-    """Means, sizes and the parts of `Clusters`, as `merge_tokens` of clusters.py has them.
+    numbered: bool,
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]] | None:
+    """Means, sizes and, if `numbered`, the parts of `Clusters`: `merge_tokens` of clusters.py.
 
     None where the kernels can't be used, or there are not K clusters.
     """
@@ -79,8 +80,8 @@ def merge_tokens(
     b, n = labels.shape
     x, labels = _dense_rows(x), labels.contiguous()
     counted, shares = counted.float().contiguous(), shares.float().contiguous()
-    lead = labels.new_empty(b, k)
-    followers, into = labels.new_empty(2, b, n - k)
+    lengths = (k, n - k, n - k) if numbered else ()
+    parts = tuple(labels.new_empty(b, length) for length in lengths)
     sizes = counted.new_empty(b, k)
     means = x.new_empty(b, prefix + k, x.shape[2])
     done = kernels.merge_tokens(
@@ -91,11 +92,11 @@ def merge_tokens(
         counted.data_ptr(),
         shares.data_ptr(),
         keep_norms,
-        (k, lead.data_ptr(), followers.data_ptr(), into.data_ptr()),
+        (k, *(part.data_ptr() for part in parts)) if numbered else (k, 0, 0, 0),
         sizes.data_ptr(),
         means.data_ptr(),
     )
-    return (means, sizes, (lead, followers, into)) if done else None
+    return (means, sizes, parts) if done else None
 
 
 def _dense_rows(x: Tensor) -> Tensor:

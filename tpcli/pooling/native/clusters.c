@@ -152,7 +152,7 @@ int merge_tokens(Shape shape, Tokens x, int64_t prefix, const int64_t *labels,
 {
     int64_t n = shape.tokens, k = clusters.k, channels = shape.channels, failed = 0;
     int64_t parts = shape.batch < shape.threads ? shape.batch : shape.threads;
-    size_t positions = 3 * n * sizeof(int64_t);
+    size_t positions = 5 * n * sizeof(int64_t);
     size_t room = (positions + (k + 3 * channels) * sizeof(float) + 63) / 64 * 64;
     char *rooms = malloc(parts * room);
     if (!rooms)
@@ -160,11 +160,16 @@ int merge_tokens(Shape shape, Tokens x, int64_t prefix, const int64_t *labels,
 #pragma omp parallel for num_threads(parts) if (parts > 1) reduction(| : failed)
     for (int64_t part = 0; part < parts; part++) {
         int64_t *number = (int64_t *)(rooms + part * room);
-        float *total = (float *)(number + 3 * n);
+        int64_t *lead = number + 3 * n, *followers = lead + k, *into = followers + (n - k);
+        float *total = (float *)(number + 5 * n);
         int64_t end = shape.batch * (part + 1) / parts;
         for (int64_t b = shape.batch * part / parts; b < end; b++) {
-            int64_t *lead = clusters.lead + b * k, *followers = clusters.followers + b * (n - k);
-            int64_t *into = clusters.into + b * (n - k), size = x.half ? 2 : 4;
+            int64_t size = x.half ? 2 : 4;
+            if (clusters.lead) {
+                lead = clusters.lead + b * k;
+                followers = clusters.followers + b * (n - k);
+                into = clusters.into + b * (n - k);
+            }
             Sample s = {.x = (const char *)x.values + b * x.sample_stride * size,
                         .prefix = prefix, .channels = channels, .stride = x.token_stride,
                         .size = size, .lead = lead, .followers = followers, .into = into,

@@ -26,7 +26,7 @@ typedef struct {
     int normalized;
 } Ward;
 
-/* clusters.Clusters: lead (B, K), followers and into (B, N - K). */
+/* clusters.Clusters: lead (B, K), followers and into (B, N - K); NULL where nobody wants them. */
 typedef struct {
     int64_t k, *lead, *followers, *into;
 } Clusters;

@@ -150,20 +150,20 @@ static void sketch_of(const float *token, int64_t channels, int unit, float *out
         out[c] = sums[c] / length;
 }
 
-/* What one sample needs; `sketch` and `near` where not all tokens take part. */
+/* What one sample needs; `sketch` where not all tokens take part. */
 typedef struct {
     Points sketch, points;
     float *mean, *cheapest, *mass, *inverse, *total, *matrix, *rows;
     int64_t *chosen, *partner, *root, *cluster, *first;
     Offer *offers;
-    char *end;
+    uintptr_t end;
 } Room;
 
 static void *room_for(Room *room, int64_t count, size_t size)
 {
-    void *start = room->end;
+    uintptr_t start = room->end;
     room->end += (count * size + 63) / 64 * 64;
-    return start;
+    return (void *)start;
 }
 
 static Points points_in(Room *room, int64_t count, int64_t channels)
@@ -175,8 +175,8 @@ static Points points_in(Room *room, int64_t count, int64_t channels)
     return points;
 }
 
-/* Lay a room out from `start`; its size is `end` less `start`. */
-static Room lay_out(char *start, int64_t n, int64_t candidates, int64_t channels)
+/* Lay a room out from the address `start`; its size is `end` less `start`. */
+static Room lay_out(uintptr_t start, int64_t n, int64_t candidates, int64_t channels)
 {
     Room room = {.end = start};
     int64_t padded = n + TILE, m = candidates;
@@ -271,13 +271,13 @@ WIDE static void cluster_sample(Room *room, Shape shape, const float *z, int64_t
 int ward_labels(Shape shape, Tokens z, const float *weights, Ward ward, int64_t *labels)
 {
     int64_t n = shape.tokens, parts = shape.batch < shape.threads ? shape.batch : shape.threads;
-    size_t size = lay_out(NULL, n, ward.candidates, shape.channels).end - (char *)NULL;
+    size_t size = lay_out(0, n, ward.candidates, shape.channels).end;
     char *rooms = malloc(parts * size);
     if (!rooms)
         return -1;
 #pragma omp parallel for num_threads(parts) if (parts > 1)
     for (int64_t part = 0; part < parts; part++) {
-        Room room = lay_out(rooms + part * size, n, ward.candidates, shape.channels);
+        Room room = lay_out((uintptr_t)rooms + part * size, n, ward.candidates, shape.channels);
         int64_t end = shape.batch * (part + 1) / parts;
         for (int64_t b = shape.batch * part / parts; b < end; b++)
             cluster_sample(&room, shape, (const float *)z.values + b * z.sample_stride,
