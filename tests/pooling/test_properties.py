@@ -12,21 +12,30 @@ from torch import Tensor
 from tests.pooling import reference
 from tests.tiny import tokens
 from tpcli.errors import UserError
-from tpcli.pooling import Clusters, Method, get_method, reduce_tokens, register
+from tpcli.pooling import Clusters, Method, get_method, native, reduce_tokens, register
 from tpcli.pooling.registry import Assignment
 from tpcli.pooling.starts import STARTS, start_medoids
 
-pytestmark = pytest.mark.usefixtures("either_form")
-METHODS = ["k-medoids", "wk-medoids", "k-means", "ward"]  # rivals have tests of their own
+OPERATORS = "ward of operators"  # what ward is without the compiled loops
+METHODS = [
+    "k-medoids",
+    "wk-medoids",
+    "k-means",
+    "ward",
+    OPERATORS,
+]  # rivals have tests of their own
 every_method = pytest.mark.parametrize("method", METHODS)
 every_start = pytest.mark.parametrize("start", STARTS)
 
 
 def assign(method: str, start: str, z: Tensor, k: int, weights: Tensor | None = None) -> Assignment:
     weights = torch.ones(z.shape[:2]) if weights is None else weights
-    return get_method(method)(
-        z, k, weights=weights, sizes=torch.ones(z.shape[:2]), start=start, iterations=3
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        if method == OPERATORS:
+            patch.setattr(native, "kernels", None)
+        return get_method(method.split()[0])(
+            z, k, weights=weights, sizes=torch.ones(z.shape[:2]), start=start, iterations=3
+        )
 
 
 def test_the_methods_of_the_paper_are_there() -> None:
@@ -87,7 +96,7 @@ def test_inputs_stay_as_they_were(method: str) -> None:
     assert torch.equal(weights, weights_before)
 
 
-@pytest.mark.parametrize("method", ["k-medoids", "k-means", "ward"])
+@pytest.mark.parametrize("method", ["k-medoids", "k-means", "ward", OPERATORS])
 @given(seed=st.integers(0, 10_000), n=st.integers(3, 24), data=st.data())
 def test_permuted_tokens_give_the_same_clusters(
     method: str, seed: int, n: int, data: st.DataObject
