@@ -119,6 +119,21 @@ def test_tokens_may_lie_anywhere_in_memory() -> None:
 
 
 @needs_kernels
+def test_labels_may_be_of_any_integer_type() -> None:
+    x, ones = torch.randn(2, 4, 3), torch.ones(2, 4)
+    labels = torch.tensor([[0, 0, 2, 3], [1, 2, 1, 0]])
+    expected = merge_tokens(x, labels, 3, ones, ones).tokens
+    assert torch.equal(merge_tokens(x, labels.to(torch.int32), 3, ones, ones).tokens, expected)
+
+
+@needs_kernels
+def test_a_batch_may_be_empty() -> None:
+    x, ones = torch.randn(0, 8, 3), torch.ones(0, 8)
+    labels = get_method("ward")(x, 5, weights=ones, iterations=0).labels
+    assert merge_tokens(x, labels, 5, ones, ones).tokens.shape == (0, 5, 3)
+
+
+@needs_kernels
 def test_threads_change_nothing() -> None:
     x, weights = tokens(7, 64, 24), torch.ones(7, 64)
     results = []

@@ -78,7 +78,7 @@ def merge_tokens(
     if x.dtype not in (torch.float32, torch.bfloat16) or not can_run(x, shares):
         return None
     b, n = labels.shape
-    x, labels = _dense_rows(x), labels.contiguous()
+    x, labels = _dense_rows(x), labels.to(torch.int64).contiguous()
     counted, shares = counted.float().contiguous(), shares.float().contiguous()
     lengths = (k, n - k, n - k) if numbered else ()
     parts = tuple(labels.new_empty(b, length) for length in lengths)
