@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +13,7 @@ import torch
 from torch import nn
 
 import tpcli
+from tests.program import Run
 from tests.tiny import tiny_vit
 from tpcli import data, pool
 from tpcli.budget import solve_budget
@@ -138,31 +136,10 @@ def test_the_asked_budget_takes_the_place_of_its_neighbour() -> None:
     assert budgets_with(0.65) == (0.75, 0.65, 0.55, 0.4, 0.28)
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tpcli", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(Path(tpcli.__file__).parents[1])},
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_command(tmp_path: Path) -> None:
-    arguments = (
-        "schedule",
-        "--method",
-        "tome",
-        "--images",
-        "8",
-        "--trials",
-        "1",
-        "--budget",
-        "0.58",
-    )
-    done = run(*arguments, "--out", "s.json", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    printed, written = json.loads(done.stdout), json.loads((tmp_path / "s.json").read_text())
+def test_command(run: Run, tmp_path: Path) -> None:
+    search = ("schedule", "--method", "tome", "--images", 8, "--trials", 1, "--budget", 0.58)
+    printed = run(*search, "--out", "s.json", "--json").document
+    written = json.loads((tmp_path / "s.json").read_text())
     assert {key: printed[key] for key in written} == written
     assert written["format"] == "tpcli-schedule/1"
     assert written["made_by"]["split"] == "train"
@@ -170,24 +147,24 @@ def test_command(tmp_path: Path) -> None:
     assert parse(str(tmp_path / "s.json"), 64, len(written["tokens"])).pools
     assert [path.name for path in tmp_path.iterdir()] == ["s.json"]
 
-    flops = run("flops", "--schedule", "s.json", "--json", cwd=tmp_path)
-    assert json.loads(flops.stdout)["ratio"] == written["made_by"]["ratio"]
-    assert json.loads(flops.stdout)["method"]["method"] == "tome"
+    flops = run("flops", "--schedule", "s.json", "--json").document
+    assert flops["ratio"] == written["made_by"]["ratio"]
+    assert flops["method"]["method"] == "tome"
 
-    again = run(*arguments, "--out", "s.json", cwd=tmp_path)
-    assert again.returncode == 2
-    assert "exists already" in again.stderr
-    wrong = run("schedule", "--method", "top-k", "--weights", "size", cwd=tmp_path)
-    assert wrong.returncode == 2
-    assert "can't take --weights size" in wrong.stderr
+    again = run(*search, "--out", "s.json")
+    assert again.code == 2
+    assert "exists already" in again.err
+    wrong = run("schedule", "--method", "top-k", "--weights", "size")
+    assert wrong.code == 2
+    assert "can't take --weights size" in wrong.err
 
 
-def test_methods_command(tmp_path: Path) -> None:
-    entries = json.loads(run("methods", "--json", cwd=tmp_path).stdout)
+def test_methods_command(run: Run) -> None:
+    entries = run("methods", "--json").document
     by_name = {entry["name"]: entry for entry in entries}
     assert sum(entry["is_default"] for entry in entries) == 1
     assert by_name["atc"]["parameters"][0]["choices"] == ["average", "complete", "single"]
     assert by_name["tome"]["options"]["metric"] == "keys"
     assert by_name["evit"]["class_token"] == "used if there"
-    text = run("methods", cwd=tmp_path).stdout
+    text = run("methods").out
     assert all(name in text for name in by_name)
