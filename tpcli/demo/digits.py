@@ -1,17 +1,18 @@
-"""Handwritten digits from scikit-learn, enlarged to 32 x 32, with a fixed split."""
+"""Handwritten digits, enlarged to 32 x 32, with a fixed split (README.md: whose they are)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch.utils.data import Dataset
 
 from tpcli.errors import UserError
 
+FILE = Path(__file__).with_name("digits.npz")
 TRAIN_SHARE = 1000
 IMAGE_SIZE = 32
 
@@ -22,11 +23,12 @@ class Digits(Dataset[Any]):
     def __init__(self, split: str, transform: Callable[[Image.Image], Any] | None = None) -> None:
         if split not in ("train", "validation"):
             raise UserError(f"the demo data has no {split!r} split; it has train, validation.")
-        digits = load_digits()
-        order = np.random.default_rng(0).permutation(len(digits.target))
+        with np.load(FILE) as digits:
+            strokes, targets = digits["images"], digits["targets"]  # (N, 8, 8) of 0 to 16; (N,)
+        order = np.random.default_rng(0).permutation(len(targets))
         chosen = order[:TRAIN_SHARE] if split == "train" else order[TRAIN_SHARE:]
-        self.images = (digits.images[chosen] * (255 / 16)).astype(np.uint8)  # (N, 8, 8)
-        self.targets = digits.target[chosen].astype(int)
+        self.images = (strokes[chosen] * (255 / 16)).astype(np.uint8)
+        self.targets = targets[chosen].astype(int)
         self.transform = transform
 
     def __len__(self) -> int:
