@@ -1,0 +1,59 @@
+"""The documents: links that lead somewhere, commands and names as they are."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+import tpcli
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "tpcli/demo/README.md"])
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub and MkDocs make of the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(page.read_text()):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name} links to {link}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    names = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text())
+    assert sorted(names) == sorted(
+        str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")
+    )
+
+
+def test_the_command_reference_is_that_of_the_commands() -> None:
+    module = runpy.run_path(str(ROOT / "docs" / "commands.py"))
+    message = "run `python docs/commands.py` and commit what it writes"
+    assert module["PAGE"].read_text() == module["page"](), message
+
+
+def test_the_python_reference_has_every_public_name() -> None:
+    listed = re.findall(r"^::: (\S+)", (ROOT / "docs/reference/api.md").read_text(), re.MULTILINE)
+    names = {name.rsplit(".", 1)[1] for name in listed}
+    assert set(tpcli.__all__) - {"__version__"} <= names
+
+
+def test_the_tutorial_in_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs/tutorials/library.md").read_text()
+    program = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    exec(compile(program, "library.md", "exec"), {})
+    assert "tensor" in capsys.readouterr().out
