@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 KERNELS = $(wildcard tpcli/pooling/native/*.[ch])
 
-.PHONY: demo test lint clean
+.PHONY: demo test walk lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/tpcli pareto --out pareto.png
@@ -13,20 +13,26 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto
 
+walk: $(VENV)/installed-dev # every architecture of timm that can be pooled
+	$(BIN)/python -m pytest -n auto --dist load -m walk tests/coverage/test_architectures.py
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/installed: pyproject.toml $(KERNELS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/installed-dev: pyproject.toml $(KERNELS)
+$(VENV)/installed-%: pyproject.toml $(KERNELS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) build

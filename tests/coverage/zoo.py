@@ -54,29 +54,27 @@ def schedule(model: nn.Module) -> list[int]:
     return [max(1, int(patch_tokens(model) * keep)) for keep in KEEP]
 
 
-def signature(model: nn.Module) -> tuple[object, ...]:
-    """What tells architectures apart for pooling: classes, prefix tokens, head, positions."""
+def traits(model: nn.Module) -> set[tuple[str, ...]]:
+    """What tells architectures apart for pooling: each is a path through the code of its own."""
     block = model.blocks[0]
     attention = getattr(block, "attn", block)
     rope = getattr(model, "rope", None)
-    return (
-        type(model).__name__,
-        type(block).__name__,
-        type(attention).__name__,
-        type(getattr(block, "mlp", None)).__name__,
-        type(getattr(model, "patch_embed", None)).__name__,
-        "prefix" if model.num_prefix_tokens else "no prefix",
-        "registers" if getattr(model, "reg_token", None) is not None else "no registers",
-        model.global_pool,
-        type(getattr(model, "attn_pool", None)).__name__,
-        getattr(rope, "mode", type(rope).__name__),
-        getattr(attention, "gate", None) is not None,
-        getattr(model, "dynamic_img_size", False),
-    )
+    prefix = "prefix" if model.num_prefix_tokens else "no prefix"
+    registers = "registers" if getattr(model, "reg_token", None) is not None else "no registers"
+    return {
+        ("model", type(model).__name__),
+        ("block", type(block).__name__, type(attention).__name__),
+        ("mlp", type(getattr(block, "mlp", None)).__name__),
+        ("stem", type(getattr(model, "patch_embed", None)).__name__),
+        ("tokens", prefix, registers),
+        ("head", prefix, model.global_pool, type(getattr(model, "attn_pool", None)).__name__),
+        ("positions", getattr(rope, "mode", type(rope).__name__)),
+        ("image size", "dynamic" if getattr(model, "dynamic_img_size", False) else "fixed"),
+    }
 
 
-def check(name: str) -> tuple[object, ...]:
-    """Assert all that pooling promises for `name`; its signature."""
+def check(name: str) -> None:
+    """Assert all that pooling promises for `name`."""
     model = small(name)
     x = images(model)
     with torch.no_grad():
@@ -101,7 +99,6 @@ def check(name: str) -> tuple[object, ...]:
     assert all(g.isfinite().all() for g in gradients)
     with torch.no_grad():
         assert torch.equal(tpcli.unpool(model.eval())(x), plain), "unpool leaves something behind"
-    return signature(model)
 
 
 def has_scores(model: nn.Module) -> bool:
