@@ -1,4 +1,4 @@
-"""Random crops of calibration images: what a model was trained on, as it has not seen it."""
+"""Random crops, so that no schedule is judged on the very images that a model was trained on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 VIEWS = 2
-"""Crops of each image. A model is surer of the very images that it was trained on than of others,
-and stands more pooling on them; and more of them tell shapes of schedules apart better."""
+"""Crops of each image. A model is surer of its training images than of others and tolerates more
+pooling on them; besides, more images tell shapes of schedules apart better."""
 
 SMALLEST_CROP = 0.4
 """Share of the image's area."""
