@@ -181,9 +181,15 @@ def explain_out_of_memory(batch_size: int) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not is_memory and "allocate memory" not in text and "out of memory" not in text:
+        if not is_out_of_memory(error):
             raise
         advice = f"try --batch-size {batch_size // 2}" if batch_size > 1 else "use a smaller model"
         raise UserError(f"out of memory at batch size {batch_size}; {advice}.") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator failed, on any device."""
+    signs = ("allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        sign in str(error) for sign in signs
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, get_args, get_type_hints
@@ -213,6 +214,8 @@ def _check(item: Field[Any], value: object) -> None:
             f"{did_you_mean(str(value), about['choices'])}"
         )
     low, high = about["low"], about["high"]
+    if is_number and not math.isfinite(value):  # type: ignore[arg-type]
+        raise UserError(f"{option_name(item.name)} {value!r} is not finite; give a number.")
     if is_number and not ((low is None or value >= low) and (high is None or value <= high)):
         span = f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
         raise UserError(f"{option_name(item.name)} {value!r} is out of range; use {span}.")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tpcli.errors import TpcliError
-from tpcli.files import read_json, write_json
+from tpcli.errors import TpcliError, UserError
+from tpcli.files import flush, read_json, settle, why_not_written, write_json
 
 MODEL, AVERAGE, PROGRESS, BEST = (
     "model.safetensors",
@@ -23,7 +24,8 @@ MODEL, AVERAGE, PROGRESS, BEST = (
     "progress.json",
     "best.safetensors",
 )
-PARTIAL = ".partial"
+PARTIAL, REPLACED = ".partial", ".replaced"
+STEPS = "step-*"
 
 
 @dataclass
@@ -31,7 +33,8 @@ class Progress:
     """Where a run is.
 
     step: optimizer steps done. rows: the lines of metrics.csv. loss_sum, images, seconds: of the
-    epoch that is under way. best: epoch, weights ("model" or "average"), top1 of the best so far.
+    epoch that is under way. best: epoch, weights ("model" or "average"), top1 of the best so far,
+    and checksum of its file.
     """
 
     step: int = 0
@@ -47,7 +50,8 @@ class Checkpoints:
 
     accelerate writes the optimizer, the scaler and the random state of every process; model and
     average are written here, without DDP's prefix, so that a run can go on with another number
-    of processes. Learning rates and sampler positions are functions of the step.
+    of processes. Learning rates and sampler positions are functions of the step. progress.json has
+    the size and the checksum of every other file: that is what complete means.
     """
 
     def __init__(
@@ -60,10 +64,20 @@ class Checkpoints:
         accelerator.register_save_state_pre_hook(self._save_weights)
         accelerator.register_load_state_pre_hook(self._load_weights)
 
+    def all(self) -> list[Path]:
+        """Every checkpoint, complete or not, the best first: of the last step, and not replaced."""
+        places = (self.folder, self.folder / REPLACED)
+        found = [path for place in places for path in place.glob(STEPS)]
+        return sorted(found, key=lambda path: path.name, reverse=True)
+
     def latest(self) -> Path | None:
         """The newest complete checkpoint."""
-        complete = sorted(self.folder.glob("step-*"))
-        return complete[-1] if complete else None
+        return next((path for path in self.all() if what_is_wrong(path) is None), None)
+
+    def passed_over(self) -> list[tuple[Path, str]]:
+        """Newer checkpoints than the latest complete one, and what is wrong with them."""
+        newer = takewhile(lambda path: path != self.latest(), self.all())
+        return [(path, what_is_wrong(path) or "is gone") for path in newer]
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint; every process calls this.
@@ -71,7 +85,6 @@ class Checkpoints:
         Raises:
             TpcliError: it could not be written (disk full, ...); the previous one is intact.
         """
-        target = self.folder / f"step-{progress.step:09d}"
         partial = self.folder / PARTIAL
         is_main = self.accelerator.is_main_process
         try:
@@ -80,49 +93,108 @@ class Checkpoints:
                 partial.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
             self.accelerator.save_state(str(partial))
-            if is_main:
-                write_json(partial / PROGRESS, asdict(progress))
             self.accelerator.wait_for_everyone()
             if is_main:
-                for file in partial.iterdir():
-                    flush(file)
-                if target.exists():
-                    shutil.rmtree(target)
-                partial.rename(target)
-                for old in self.folder.glob("step-*"):
-                    if old != target:
-                        shutil.rmtree(old)
+                files = {path.name: _sum(path) for path in partial.iterdir()}
+                write_json(partial / PROGRESS, {**asdict(progress), "files": files})
+                settle(partial)
+                self._put_in_place(partial, f"step-{progress.step:09d}")
+                self._keep_best(progress)
         except (OSError, RuntimeError, SafetensorError, TpcliError) as error:
+            told = self._why_not_saved(error)  # while the disk is still full
             shutil.rmtree(partial, ignore_errors=True)
-            raise TpcliError(self._why_not_saved(error)) from error
+            raise TpcliError(told) from error
         self.accelerator.wait_for_everyone()
 
-    def load(self) -> Progress:
-        """Go back to the newest checkpoint; every process calls this."""
+    def _put_in_place(self, partial: Path, name: str) -> None:
+        """Make `partial` the checkpoint `name`, then remove all others.
+
+        One of the same step is moved aside first, to where it is still found.
+        """
+        target, aside = self.folder / name, self.folder / REPLACED
+        if what_is_wrong(target) is None:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            target.rename(aside / name)
+        elif target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+        flush(self.folder)
+        for old in self.all():
+            if old != target:
+                shutil.rmtree(old)
+        if aside.exists():
+            aside.rmdir()
+
+    def load(self) -> Progress | None:
+        """Go back to the newest complete checkpoint, if any; every process calls this.
+
+        Raises:
+            TpcliError: there are checkpoints and none is complete, or it is damaged.
+        """
         source = self.latest()
-        assert source is not None
+        if source is None:
+            for path in self.all():
+                raise TpcliError(
+                    f"checkpoint {path} {what_is_wrong(path)}; start over with --force."
+                )
+            return None
+        wrong = what_is_wrong(source, thoroughly=True)
+        if wrong is not None:
+            raise TpcliError(f"checkpoint {source} {wrong}; start over with --force.")
         try:
             self.accelerator.load_state(str(source))
-            return Progress(**read_json(source / PROGRESS))
+            document = read_json(source / PROGRESS)
+            document.pop("files", None)
+            progress = Progress(**document)
         except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise TpcliError(
                 f"checkpoint {source} can't be read ({error}); start over with --force."
             ) from error
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self._keep_best(progress)
+        self.accelerator.wait_for_everyone()
+        self._check_best(progress)
+        return progress
 
-    def save_best(self, weights: Mapping[str, Tensor]) -> None:
-        """Keep the best weights so far, atomically; the main process calls this."""
-        partial = self.folder / f"{PARTIAL}-{BEST}"
+    def save_best(self, weights: Mapping[str, Tensor]) -> list[int]:
+        """Write the best weights so far; the main process calls this.
+
+        They take the place of those before with the next `save` of progress that knows them.
+        Returns size and checksum, for `Progress.best`.
+        """
+        fresh = self.folder / f"{PARTIAL}-{BEST}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_weights(weights, partial)
-            flush(partial)
-            partial.replace(self.folder / BEST)
+            write_weights(weights, fresh)
+            settle(fresh)
+            return _sum(fresh)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
-            raise TpcliError(self._why_not_saved(error)) from error
+            told = self._why_not_saved(error)
+            fresh.unlink(missing_ok=True)
+            raise TpcliError(told) from error
 
-    def load_best(self) -> dict[str, Tensor]:
-        """What `save_best` wrote."""
+    def _keep_best(self, progress: Progress) -> None:
+        """Have in place the best weights that `progress` speaks of."""
+        fresh = self.folder / f"{PARTIAL}-{BEST}"
+        if fresh.exists() and _sum(fresh) == progress.best.get("file"):
+            fresh.replace(self.folder / BEST)
+            flush(self.folder)
+        fresh.unlink(missing_ok=True)
+
+    def _check_best(self, progress: Progress) -> None:
+        path, written = self.folder / BEST, progress.best.get("file")  # older versions wrote none
+        if not path.is_file() or (written is not None and _sum(path) != written):
+            raise TpcliError(f"{path} is not what was written; start over with --force.")
+
+    def load_best(self, progress: Progress) -> dict[str, Tensor]:
+        """The best weights of `progress`.
+
+        Raises:
+            TpcliError: they are damaged or gone.
+        """
+        self._check_best(progress)
         return load_file(self.folder / BEST)
 
     def _save_weights(
@@ -143,7 +215,10 @@ class Checkpoints:
     def _why_not_saved(self, error: Exception) -> str:
         kept = self.latest()
         rest = f"the previous one, {kept.name}, is intact" if kept else "there is no previous one"
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rstrip(".")
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        reason = why_not_written(cause, self.folder.parent) or str(error).splitlines()[0].rstrip(
+            "."
+        )
         free = shutil.disk_usage(self.folder.parent).free / 1e9
         return (
             f"the checkpoint in {self.folder} could not be written ({reason}; {free:.1f} GB free); "
@@ -151,12 +226,30 @@ class Checkpoints:
         )
 
 
+def what_is_wrong(checkpoint: Path, thoroughly: bool = False) -> str | None:
+    """Why a checkpoint is not complete, or None; `thoroughly` reads all that is in it."""
+    try:
+        files = read_json(checkpoint / PROGRESS).get("files", {})  # older versions wrote none
+        for name, (size, checksum) in files.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"is incomplete: it has no {name}"
+            if path.stat().st_size != size or (thoroughly and _sum(path) != [size, checksum]):
+                return f"is damaged: {name} is not what was written"
+    except (UserError, OSError, AttributeError, TypeError, ValueError):
+        return f"is incomplete: its {PROGRESS} can't be read"
+    return None
+
+
+def _sum(path: Path) -> list[int]:
+    """Size and CRC-32 of a file."""
+    size, checksum = 0, 0
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            size, checksum = size + len(part), zlib.crc32(part, checksum)
+    return [size, checksum]
+
+
 def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write a state_dict as safetensors."""
     save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, path)
-
-
-def flush(path: Path) -> None:
-    """Have the file on the disk, not only in the system's memory, before it is relied on."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -60,10 +60,14 @@ def make_accelerator(recipe: Recipe, device: str, out: Path) -> Accelerator:
     )
     if accelerator.device.type != chosen.type:
         raise UserError(f"--device {device} is not where this process was started; use auto.")
+    return accelerator
+
+
+def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Begin to log where the recipe says so; this may write into the run's folder."""
     if recipe.tracker is not None:
         config = {key: value for key, value in recipe.to_dict().items() if value is not None}
         accelerator.init_trackers("tpcli", config=config)
-    return accelerator
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

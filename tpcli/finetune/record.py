@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tpcli.errors import UserError
-from tpcli.files import check_output, read_json, write_json, write_text
+import pandas as pd
+
+from tpcli.errors import TpcliError, UserError
+from tpcli.files import (
+    PARTIAL,
+    REPLACED,
+    check_output,
+    check_replaceable,
+    clear_litter,
+    put_back,
+    read_json,
+    swap,
+    write_json,
+    write_text,
+)
+from tpcli.locks import locked
 from tpcli.recipe import option_name
 
 RUN, RESULT, CONFIG, METRICS, CURVE, CHECKPOINTS = (
@@ -21,6 +34,10 @@ RUN, RESULT, CONFIG, METRICS, CURVE, CHECKPOINTS = (
     "metrics.csv",
     "curve.png",
     "checkpoints",
+)
+PARTS = (
+    *(RUN, RESULT, CONFIG, METRICS, CURVE, CHECKPOINTS),
+    *("config.json", "model.safetensors", ".model", "tpcli"),  # the model; tensorboard's folder
 )
 FORMAT = "tpcli-finetune/1"
 COLUMNS = (
@@ -38,58 +55,132 @@ COLUMNS = (
 class RunFolder:
     """`--out` of a run.
 
+    A run that replaces another one grows in a hidden folder beside it, which takes its place when
+    the run is complete.
+
     identity: what determines the result, by the name that the user knows it by.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
-        self.path = path
+    def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
+        self.out = out
+        self.path = out
+        """Where the run is written."""
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out; the main process calls this before `check`.
+
+        Raises:
+            UserError: another process is at it.
+        """
+        check_output(self.out, is_folder=True)
+        out = self.out.resolve()
+        with ExitStack() as stack:
+            try:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                holder = stack.enter_context(locked(out.with_name(f".{out.name}.lock")))
+                if holder is None:
+                    put_back(self._beside / REPLACED, out.parent)
+            except OSError as error:
+                raise UserError(
+                    f"{error.filename or self.out} can't be written ({error.strerror}); choose "
+                    "another folder."
+                ) from error
+            if holder is not None:
+                raise UserError(
+                    f"{self.out} is being written by {holder}; wait for it, or choose another "
+                    "folder."
+                )
+            yield
+
+    @property
+    def _beside(self) -> Path:
+        out = self.out.resolve()
+        return out.with_name(f".{out.name}.next")
+
     def check(self, resume: bool = False, force: bool = False) -> None:
-        """Raise unless the folder is free, or holds this very run.
+        """Raise unless the folder is free, or holds this very run, or one that `force` replaces.
 
         Raises:
             UserError: it can't be written, is not a run of ours, or one that differs; says in what.
         """
-        check_output(self.path, is_folder=True)
-        check_output(self.path / RUN)
-        if force:
-            return
-        occupied = self.path.exists() and any(self.path.iterdir())
-        if not occupied:
+        check_output(self.out, is_folder=True)
+        check_output(self.out / RUN)
+        entries = list(self.out.iterdir()) if self.out.exists() else []
+        if all(entry.match(f".*{PARTIAL}") for entry in entries):
             if resume:
-                raise UserError(f"{self.path} holds no run to resume; leave out --resume.")
-            return
-        if not (self.path / RUN).is_file():
+                raise UserError(f"{self.out} holds no run to resume; leave out --resume.")
+        elif force:
+            check_replaceable(self.out, "a fine-tuning run", PARTS, RUN)
+            self.path = self._beside / self.out.resolve().name
+        elif not (self.out / RUN).is_file():
             raise UserError(
-                f"{self.path} exists and is no fine-tuning run; choose another --out, or replace "
-                "it with --force."
+                f"{self.out} exists and is no fine-tuning run; choose another --out, or move away "
+                "what it holds."
             )
-        difference = first_difference(read_json(self.path / RUN).get("identity", {}), self.identity)
-        if difference:
-            raise UserError(
-                f"{self.path} holds a run with {difference}; repeat the options of that run "
-                f"(--config {self.path / CONFIG}), choose another --out, or start over by --force."
-            )
+        else:
+            difference = first_difference(self._stored("identity"), self.identity)
+            if difference:
+                raise UserError(
+                    f"{self.out} holds a run with {difference}; repeat the options of that run "
+                    f"(--config {self.out / CONFIG}), choose another --out, or start over by "
+                    "--force."
+                )
 
-    def begin(self, config: Mapping[str, Any], force: bool = False) -> None:
+    def begin(self, config: Mapping[str, Any]) -> None:
         """Make the folder and write whose it is; the main process calls this, after `check`."""
+        is_beside = self.path != self.out
+        if is_beside and first_difference(self._stored("identity"), self.identity):
+            shutil.rmtree(self._beside, ignore_errors=True)  # of a run that replaced no other
         try:
-            if force and self.path.is_dir():
-                shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"{self.path} can't be written ({error.strerror}); choose another --out."
             ) from error
+        clear_litter(self.path)
         if not (self.path / RUN).is_file():
+            self.write_scores({})
+        if not (self.path / CONFIG).is_file():
             write_text(self.path / CONFIG, to_toml(config))
-            write_json(self.path / RUN, {"format": FORMAT, "identity": self.identity, "scores": {}})
+
+    def finish(self) -> None:
+        """Put a run that grew beside another one in its place; the main process calls this.
+
+        Raises:
+            UserError: there is now something else too in the folder that is to be replaced.
+        """
+        if self.path == self.out:
+            return
+        check_replaceable(self.out, "a fine-tuning run", PARTS, RUN)
+        try:
+            swap(self.path, self.out.resolve(), self._beside / REPLACED)
+        except OSError as error:
+            raise TpcliError(
+                f"{self.out} could not be replaced ({error.strerror}); the new run is in "
+                f"{self.path}."
+            ) from error
+        shutil.rmtree(self._beside, ignore_errors=True)
+
+    def _stored(self, name: str) -> dict[str, Any]:
+        """A part of run.json; empty where there is none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.path / RUN
+        if not path.is_file():
+            return {}
+        document = read_json(path)
+        part = document.get(name, {}) if isinstance(document, dict) else None
+        if not isinstance(part, dict):
+            raise UserError(f"{path} is no file of a fine-tuning run; choose another folder.")
+        return part
 
     def scores(self) -> dict[str, Any]:
         """What was measured before training, or nothing yet."""
-        stored: dict[str, Any] = read_json(self.path / RUN)["scores"]
-        return stored
+        return self._stored("scores")
 
     def write_scores(self, scores: Mapping[str, Any]) -> None:
         """Remember what was measured before training."""
@@ -98,11 +189,8 @@ class RunFolder:
 
     def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Write metrics.csv anew, one line per epoch; line 0 is the model before training."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: _short(v) for k, v in row.items()} for row in rows)
-        write_text(self.path / METRICS, text.getvalue())
+        table = pd.DataFrame(rows, columns=list(COLUMNS))
+        write_text(self.path / METRICS, table.to_csv(index=False, float_format="%.6g"))
 
     def result(self) -> dict[str, Any] | None:
         """The result, where the run is complete."""
@@ -150,7 +238,3 @@ def _toml_value(value: Any) -> str:
 def _told(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _short(value: float) -> float | str:
-    return f"{value:.6g}" if isinstance(value, float) else value

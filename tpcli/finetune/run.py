@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from .parts import (
     make_scheduler,
     set_drop_path,
     settle_precision,
+    start_trackers,
 )
 from .record import CHECKPOINTS, CURVE, RESULT, RunFolder
 from .result import FinetuneResult, identity, summarise
@@ -72,38 +75,62 @@ def finetune(
         TpcliError: the loss is not finite, or something can't be written.
     """
     recipe = settle_precision(recipe or Recipe(), device)
-    watcher, model = watcher or Watcher(), loaded.model
-    check_classes(source.train, int(model.num_classes), loaded.name)  # type: ignore[arg-type]
-    spec = pooling_spec(model)
-    pools = spec is not None and spec.schedule.pools
-    if recipe.distill and not pools:
+    spec = pooling_spec(loaded.model)
+    check_classes(source.train, int(loaded.model.num_classes), loaded.name)  # type: ignore[arg-type]
+    if recipe.distill and not (spec is not None and spec.schedule.pools):
         raise UserError(
             "--distill learns from the model before pooling, and nothing is pooled here; leave it "
             "out, or give a --schedule."
         )
+    join(device)
+    state = PartialState()
     folder = RunFolder(out, identity(loaded, source, recipe))
-    folder.check(resume=resume, force=force)
+    with folder.held() if state.is_main_process else nullcontext():
+        state.wait_for_everyone()
+        folder.check(resume=resume, force=force)
+        settings = {**(origin or {}), **recipe.to_dict()}
+        return _run(loaded, source, recipe, folder, device, settings, watcher or Watcher())
+
+
+def _run(
+    loaded: LoadedModel,
+    source: TrainingData,
+    recipe: Recipe,
+    folder: RunFolder,
+    device: str,
+    settings: Mapping[str, Any],
+    watcher: Watcher,
+) -> FinetuneResult:
+    """The run in a folder that has been looked at and is held."""
+    out, model = folder.path, loaded.model
+    spec = pooling_spec(model)
+    pools = spec is not None and spec.schedule.pools
     accelerator = make_accelerator(recipe, device, out)
+    is_main = accelerator.is_main_process
     check_data(source, recipe, accelerator.num_processes)
     optimizer = make_optimizer(model, recipe)
     scheduler = make_scheduler(optimizer, recipe, (source.train.count or 0) // recipe.batch_size)
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
-    if accelerator.is_main_process:
-        settings = {**(origin or {}), **recipe.to_dict()}
-        folder.begin(settings, force=force)
+    if is_main:
+        folder.begin(settings)
     accelerator.wait_for_everyone()
+    start_trackers(accelerator, recipe)
     finished = folder.result()
     if finished is not None:
         watcher.note(f"{out} is complete already")
+        if is_main:
+            folder.finish()
         return FinetuneResult(**finished)
+    if out != folder.out:
+        watcher.note(f"{folder.out} keeps its run until the new one, in {out}, is complete")
 
     set_seed(recipe.seed, device_specific=True)
     teacher = unpool(copy.deepcopy(model)).eval().requires_grad_(False).to(accelerator.device)
     judge = Judge(accelerator, source.validation, recipe.eval_batch_size, recipe.workers)
     scores = folder.scores()
-    if scores is None or "start_top1_ci95" not in scores:  # none, or of an older version
+    if "start_top1_ci95" not in scores:  # none, or of an older version
         scores = _scores_before(judge, model, teacher, pools)
-    if accelerator.is_main_process:
+    if is_main:
         folder.write_scores(scores)
     distills = pools if recipe.distill is None else recipe.distill
     chance = 100 / int(model.num_classes)  # type: ignore[arg-type]
@@ -127,17 +154,20 @@ def finetune(
     checkpoints = Checkpoints(
         out / CHECKPOINTS, accelerator, model, average.module if average else None
     )
-    first_row = {"epoch": 0, "step": 0, "top1": scores["start_top1"]}
-    if checkpoints.latest():
-        progress = checkpoints.load()
-    else:  # training that only does harm leaves the model as it was
+    for path, wrong in checkpoints.passed_over():
+        watcher.note(f"checkpoint {path} {wrong}; it is passed over")
+    progress = checkpoints.load()
+    if progress is None:  # training that only does harm leaves the model as it was
         top1, interval = scores["start_top1"], scores["start_top1_ci95"]
         best = {"epoch": 0, "weights": "model", "top1": top1, "top1_ci95": interval}
+        if is_main:
+            best["file"] = checkpoints.save_best(model.state_dict())
+        first_row = {"epoch": 0, "step": 0, "top1": scores["start_top1"]}
         progress = Progress(rows=[first_row], best=best)
-        if accelerator.is_main_process:
-            checkpoints.save_best(model.state_dict())
-    if progress.step:
+    else:
         watcher.note(f"going on with {out} after step {progress.step}")
+    if is_main:
+        folder.write_metrics(progress.rows)
     watcher.begin(
         steps=recipe.epochs * batches.steps,
         done=progress.step,
@@ -169,13 +199,14 @@ def finetune(
 
     for tracker in accelerator.trackers:
         tracker.finish()
-    spare.load_state_dict(checkpoints.load_best())
-    result = summarise(loaded, spare, recipe, scores, progress, distills, accelerator, out)
-    if accelerator.is_main_process:
+    spare.load_state_dict(checkpoints.load_best(progress))
+    result = summarise(loaded, spare, recipe, scores, progress, distills, accelerator, folder.out)
+    if is_main:
         set_drop_path(spare, 0.0)
         _write_model(spare, out, source.train.classes)
         draw_curve(progress.rows, scores["base_top1"], out / CURVE)
         write_json(out / RESULT, asdict(result))
+        folder.finish()
     accelerator.wait_for_everyone()
     return result
 
@@ -209,8 +240,9 @@ def _scores_before(
 def _write_model(model: nn.Module, out: Path, classes: Any) -> None:
     """Add the model's files to `out`; config.json last, so that the folder is a model or is not."""
     fresh = out / ".model"
-    names = {"label_names": list(classes)} if classes else {}
-    save(model.cpu(), fresh, force=True, **names)
+    shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed right here
+    names: dict[str, Any] = {"label_names": list(classes)} if classes else {}
+    save(model.cpu(), fresh, **names)
     for file in sorted(fresh.iterdir(), key=lambda f: f.name == "config.json"):
         file.replace(out / file.name)
     fresh.rmdir()

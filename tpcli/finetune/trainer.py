@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from tpcli.errors import TpcliError
-from tpcli.evaluation import explain_out_of_memory
+from tpcli.evaluation import explain_out_of_memory, is_out_of_memory
 from tpcli.recipe import Recipe
 from tpcli.surgery import unpooled
 
@@ -27,6 +28,7 @@ from .stop import Interrupted, StopRequest
 from .watch import Watcher
 
 
+@dataclass
 class Trainer:
     """Trains `model` from wherever `progress` is to the last epoch.
 
@@ -34,42 +36,23 @@ class Trainer:
     weights, or None. copy: a spare of the model, for measuring in float32 what is trained in less.
     """
 
-    def __init__(
-        self,
-        *,
-        recipe: Recipe,
-        accelerator: Accelerator,
-        model: nn.Module,
-        prepared: nn.Module,
-        copy: nn.Module,
-        average: ModelEmaV3 | None,
-        optimizer: torch.optim.Optimizer,
-        scheduler: Scheduler,
-        objective: Objective,
-        batches: Batches,
-        judge: Judge,
-        folder: RunFolder,
-        checkpoints: Checkpoints,
-        progress: Progress,
-        watcher: Watcher,
-    ) -> None:
-        self.recipe = recipe
-        self.accelerator = accelerator
-        self.model = model
-        self.prepared = prepared
-        self.copy = copy
-        self.average = average
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.objective = objective
-        self.batches = batches
-        self.judge = judge
-        self.folder = folder
-        self.checkpoints = checkpoints
-        self.progress = progress
-        self.watcher = watcher
-        self.stop = StopRequest()
-        self.saved_at = time.monotonic()
+    recipe: Recipe
+    accelerator: Accelerator
+    model: nn.Module
+    prepared: nn.Module
+    copy: nn.Module
+    average: ModelEmaV3 | None
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
+    objective: Objective
+    batches: Batches
+    judge: Judge
+    folder: RunFolder
+    checkpoints: Checkpoints
+    progress: Progress
+    watcher: Watcher
+    stop: StopRequest = field(default_factory=StopRequest)
+    saved_at: float = field(default_factory=time.monotonic)
 
     def train(self) -> None:
         """Train to the end.
@@ -135,7 +118,9 @@ class Trainer:
         """Logits (B, classes); says so where tokens are not finite and so can't be clustered."""
         try:
             logits: Tensor = self.prepared(images)
-        except (RuntimeError, IndexError):
+        except (RuntimeError, IndexError) as error:
+            if is_out_of_memory(error):  # the look at it below takes more
+                raise
             with torch.no_grad(), unpooled(self.model):
                 if not self.model(images).isfinite().all():
                     self.check_finite(math.nan, None)
@@ -162,24 +147,29 @@ class Trainer:
     def save_if_due(self) -> None:
         """A checkpoint where time is up or someone asked to stop; all processes agree on it."""
         minutes = (time.monotonic() - self.saved_at) / 60
-        wanted = torch.tensor(
-            [
-                float(self.stop.signal is not None),
-                float(minutes >= self.recipe.save_minutes and self.accelerator.is_main_process),
-            ],
-            device=self.accelerator.device,
+        is_main = self.accelerator.is_main_process
+        stop, due = self.agreed(
+            self.stop.signal is not None, is_main and minutes >= self.recipe.save_minutes
         )
-        if self.accelerator.num_processes > 1:
-            wanted = self.accelerator.reduce(wanted, "sum")
-        stop, due = wanted.tolist()
         if stop or due:
             self.save()
         if stop:
-            name = self.stop.signal.name if self.stop.signal else "a signal to another process"
-            raise Interrupted(
-                f"stopped by {name} after step {self.progress.step}, with a checkpoint; "
-                "run the same command again to go on."
-            )
+            self.interrupt(f"step {self.progress.step}")
+
+    def agreed(self, *flags: bool) -> list[bool]:
+        """Which flags are set in any process; every process calls this at the same place."""
+        wanted = torch.tensor(flags, dtype=torch.float32, device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            wanted = self.accelerator.reduce(wanted, "sum")
+        return [bool(flag) for flag in wanted.tolist()]
+
+    def interrupt(self, place: str) -> None:
+        """End the run as it was told to."""
+        name = self.stop.signal.name if self.stop.signal else "a signal to another process"
+        raise Interrupted(
+            f"stopped by {name} after {place}, with a checkpoint; "
+            "run the same command again to go on."
+        )
 
     def save(self) -> None:
         """Write a checkpoint now."""
@@ -212,7 +202,7 @@ class Trainer:
                     "top1_ci95": list(score.top1_ci95),
                 }
                 if self.accelerator.is_main_process:
-                    self.checkpoints.save_best(model.state_dict())
+                    progress.best["file"] = self.checkpoints.save_best(model.state_dict())
         progress.rows.append(row)
         progress.loss_sum, progress.images, progress.seconds = 0.0, 0, 0.0
         self.save()
@@ -221,11 +211,9 @@ class Trainer:
         self.watcher.epoch(row)
         scores = {key: row[key] for key in ("top1", "average_top1") if key in row}
         self.accelerator.log(scores, step=progress.step)
-        if self.stop.signal is not None and epoch + 1 < recipe.epochs:
-            raise Interrupted(
-                f"stopped by {self.stop.signal.name} after epoch {epoch + 1}, with a checkpoint; "
-                "run the same command again to go on."
-            )
+        (stop,) = self.agreed(self.stop.signal is not None)
+        if stop and epoch + 1 < recipe.epochs:
+            self.interrupt(f"epoch {epoch + 1}")
 
 
 def beats(top1: float, best: Mapping[str, Any]) -> bool:
