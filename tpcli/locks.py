@@ -14,17 +14,20 @@ from filelock import FileLock, Timeout
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[str | None]:
+def locked(path: Path, timeout: float = 0) -> Iterator[str | None]:
     """Hold the lock file `path` in the body, and remove it afterwards.
 
-    Yields None, or who holds it where that is someone else; it does not wait.
+    Yields None, or who holds it where that is someone else.
+
+    Args:
+        timeout: seconds to wait for it; -1 to wait as long as it takes.
 
     Raises:
         OSError: the lock file can't be made or opened.
     """
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=timeout)
     except Timeout:
         yield _holder(path)
         return

@@ -21,6 +21,8 @@ from tpcli.files import check_output, read_json, replacing
 from tpcli.surgery import PoolingSpec, check_supported, pool, pooling_spec
 
 DEMO = Path(__file__).parent / "demo" / "model"
+MODEL_FILES = ("config.json", "model.safetensors")
+"""What `save` writes."""
 
 
 @dataclass(frozen=True)

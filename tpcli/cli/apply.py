@@ -39,14 +39,16 @@ def apply(
     Example: tpcli apply deit_small_patch16_224 --schedule flops:0.6 --out pooled/
     """
     from tpcli.cli import render
-    from tpcli.files import check_output
+    from tpcli.files import check_output, check_replaceable
     from tpcli.flops import count_flops
-    from tpcli.models import base_name, save
+    from tpcli.models import MODEL_FILES, base_name, save
     from tpcli.surgery import pooling_spec, unpooled
 
     render.quiet()
     out = out or Path(f"{base_name(model)}-pooled")
     check_output(out, force, is_folder=True)
+    if out.exists():
+        check_replaceable(out, "a model", MODEL_FILES, mark="config.json")
     loaded = loading.load(model)
     pooling.apply_to(loaded, default_schedule=DEFAULT_SCHEDULE)
     count = count_flops(loaded.model)

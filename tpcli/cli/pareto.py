@@ -153,7 +153,8 @@ def pareto(
     check_figure(out)
     check_report(out)
     cache = cache or default_folder()
-    check_output(cache / "points", is_folder=True)
+    if not (cache / "points").is_dir():  # one that can't be written may have all points
+        check_output(cache / "points", is_folder=True)
     device = str(pick_device(run.device))
     names = method_names(method) or DEFAULT_METHODS
     searched = SEARCHED in (schedule or [])

@@ -6,16 +6,18 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from tpcli.files import write_json
+from tpcli.errors import UserError
+from tpcli.files import check_output, clear_litter, write_json
+from tpcli.locks import locked
 
 from .points import Point
+
+SOURCES = (".py", ".c", ".h")
 
 
 def default_folder() -> Path:
@@ -25,11 +27,16 @@ def default_folder() -> Path:
 
 @cache
 def code_version(is_trained: bool = False) -> str:
-    """A hash of the sources that decide what a point measures, those of training where it is."""
+    """A hash of the sources that decide what a point measures, those of training where it is.
+
+    The loops in C count with whether they run here.
+    """
+    from tpcli.pooling import native
+
     package = Path(__file__).parents[1]
     aside = {"cli", "report"} | (set() if is_trained else {"finetune"})
-    digest = hashlib.sha256()
-    for source in sorted(package.rglob("*.py")):
+    digest = hashlib.sha256(b"" if native.kernels is None else b"loops")
+    for source in sorted(p for p in package.rglob("*") if p.suffix in SOURCES):
         if source.relative_to(package).parts[0] not in aside:
             digest.update(source.read_bytes())
     return digest.hexdigest()
@@ -44,34 +51,56 @@ def point_key(**determinants: Any) -> str:
 class PointCache:
     """One JSON file per point; a lock beside it while the point is being measured.
 
-    The lock is the operating system's, so a process that dies gives it up.
+    The lock is the operating system's, so a process that dies gives it up. A cache that can't be
+    written serves the points that it has.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "points"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            clear_litter(self.folder)
+            for lock in self.folder.glob("*.lock"):  # of processes that died after writing
+                if lock.with_suffix(".json").exists():
+                    with locked(lock):
+                        pass
 
     def get(self, key: str) -> Point | None:
-        """The point, if it has been measured."""
+        """The point, if it has been measured and what is there is whole."""
         try:
             return Point.from_dict(json.loads((self.folder / f"{key}.json").read_text()))
-        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def put(self, key: str, point: Point) -> None:
         """Remember a point, atomically."""
         write_json(self.folder / f"{key}.json", point.to_dict(with_correct=True))
 
-    @contextmanager
-    def claim(self, key: str) -> Iterator[bool]:
-        """Whether this process may measure the point; False while another one does."""
-        lock = FileLock(self.folder / f"{key}.lock")
+    def claim(self, key: str) -> AbstractContextManager[bool]:
+        """Whether this process may measure the point; False while another one does.
+
+        Raises:
+            UserError: the cache can't be written.
+        """
+        return claimed(self.folder / f"{key}.json")
+
+
+@contextmanager
+def claimed(path: Path, timeout: float = 0) -> Iterator[bool]:
+    """Whether this process may write a file of the cache; False while another one does.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    try:
+        check_output(path)
+    except UserError as error:
+        reason = str(error).partition(";")[0]
+        raise UserError(f"{reason}; choose another folder for the cache.") from None
+    with ExitStack() as stack:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            holder = stack.enter_context(locked(path.with_suffix(".lock"), timeout))
+        except OSError:  # a lock that another user left; at worst both measure
+            holder = None
+        yield holder is None

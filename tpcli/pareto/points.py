@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import math
+import operator
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -15,6 +17,12 @@ BASE = "none"
 
 FINETUNED = "+finetuned"
 """What is added to the method of a point that was measured after fine-tuning."""
+
+NUMBERS = [
+    *("gflops", "gflops_ratio", "pooling_gflops", "top1", "top1_lo", "top1_hi", "top5", "loss"),
+    *("images_per_second", "params", "count", "epochs"),
+]
+"""Fields of a point that are finite numbers."""
 
 CSV_COLUMNS = [
     "model",
@@ -92,12 +100,27 @@ class Point:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Point:
-        """What `to_dict(with_correct=True)` wrote."""
+        """What `to_dict(with_correct=True)` wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not whole, or does not agree with itself.
+        """
         values = {f.name: values[f.name] for f in fields(cls)}
+        for name in NUMBERS if values["budget"] is None else [*NUMBERS, "budget"]:
+            if isinstance(values[name], bool) or not math.isfinite(values[name]):
+                raise ValueError(f"{name} is {values[name]!r}")
+        for name in ("model", "method", "schedule"):
+            if not isinstance(values[name], str):
+                raise ValueError(f"{name} is {values[name]!r}")
+        count = values["count"]
         bits = np.frombuffer(base64.b64decode(values["correct"]), dtype=np.uint8)
-        values["correct"] = np.unpackbits(bits, count=values["count"]).astype(bool)
-        values["tokens"] = tuple(values["tokens"])
-        values["unreadable"] = tuple(values["unreadable"])
+        if len(bits) != math.ceil(count / 8):
+            raise ValueError(f"{8 * len(bits)} answers for {count} images")
+        values["correct"] = np.unpackbits(bits, count=count).astype(bool)
+        if not math.isclose(100 * float(values["correct"].mean()), values["top1"]):
+            raise ValueError(f"answers do not make a top-1 of {values['top1']}")
+        values["tokens"] = tuple(map(operator.index, values["tokens"]))
+        values["unreadable"] = tuple(map(str, values["unreadable"]))
         return cls(**values)
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+import torch
 from torch import Tensor
 
 from tpcli.budget import BudgetSolver
 from tpcli.data import ImageData, batches
+from tpcli.errors import UserError
 from tpcli.evaluation import pick_device
 from tpcli.files import read_json, write_json
 from tpcli.flops import count_flops
@@ -24,7 +28,7 @@ from tpcli.schedule import Schedule
 from tpcli.surgery import unpool
 from tpcli.surgery.insert import patch_tokens, resolve
 
-from .cache import point_key
+from .cache import claimed, point_key
 from .points import BASE, FINETUNED
 
 if TYPE_CHECKING:
@@ -95,7 +99,6 @@ class Job:
     def key(self) -> str:
         """A hash of everything that determines the point."""
         import timm
-        import torch
 
         subject, training = self.subject, self.subject.source.training
         is_file = self.schedule.endswith(".json")
@@ -106,7 +109,12 @@ class Job:
             "schedule": [self.schedule, read_json(Path(self.schedule)) if is_file else None],
             "data": subject.source.data.fingerprint,
             "amp": subject.options.amp,
-            "speed": [pick_device(subject.options.device).type, subject.options.batch_size],
+            "strict": subject.options.strict,
+            "speed": [
+                device_name(pick_device(subject.options.device)),
+                torch.get_num_threads(),
+                subject.options.batch_size,
+            ],
             "versions": [torch.__version__, timm.__version__],
         }
         if self.searched:
@@ -188,14 +196,26 @@ class Subject:
         assert job.options is not None
         everything = replace(job, schedule=f"{SEARCHED} {self.options.budgets}", recipe=None)
         path = self.cache / "searches" / f"{everything.key}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # processes that share the cache wait for one
-            if path.is_file():
-                stored: dict[str, list[int]] = read_json(path)["tokens"]
-                return stored
-            tokens, made_by = self._search(job.options, path.with_suffix(".part"), on_trial)
-            write_json(path, {"made_by": made_by, "tokens": tokens})
-            return tokens
+        stored = self._stored(path)
+        if stored is None:
+            with claimed(path, timeout=-1):  # processes that share the cache wait for one
+                stored = self._stored(path)
+                if stored is None:
+                    memory = path.with_suffix(".part")
+                    stored, made_by = self._search(job.options, memory, on_trial)
+                    write_json(path, {"made_by": made_by, "tokens": stored})
+                    memory.unlink(missing_ok=True)
+        return stored
+
+    def _stored(self, path: Path) -> dict[str, list[int]] | None:
+        """Tokens of a search that was made before, where they are whole."""
+        try:
+            tokens = read_json(path)["tokens"]
+            depth = len(self.model.blocks)  # type: ignore[arg-type]
+            found = {f"{b:g}": [index(t) for t in tokens[f"{b:g}"]] for b in self.options.budgets}
+        except (UserError, KeyError, TypeError):
+            return None
+        return found if all(len(each) == depth for each in found.values()) else None
 
     def _search(
         self,
@@ -243,3 +263,14 @@ def free_memory() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return 4 * 2**30
+
+
+def device_name(device: torch.device) -> str:
+    """What does the computing, by the name of its maker."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{device.type} {line.partition(':')[2].strip()}"
+    return f"{device.type} {platform.processor() or platform.machine()}"
