@@ -146,11 +146,22 @@ def _accuracy_gain(
 
 
 def _resampled_top1(points: Sequence[Point]) -> Floats:
-    """Top-1 of each point on resampled images, the same images for all: (RESAMPLES, P)."""
-    count = points[0].count
-    counts = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-    correct = np.stack([p.correct for p in points], axis=1).astype(np.float64)
-    top1: Floats = 100 * (counts @ correct) / count
+    """Top-1 of each point on resampled images, the same images for all: (RESAMPLES, P).
+
+    Images on which the same points are right are of one kind; a resample is how many of each kind
+    were drawn, which takes little memory.
+    """
+    correct = np.stack([p.correct for p in points], axis=1)
+    kinds, kind_of = np.unique(correct, axis=0, return_inverse=True)  # (U, P), (N,)
+    right, kind_of = kinds.astype(np.float32), kind_of.reshape(-1)
+    count = len(correct)
+    random = np.random.default_rng(0)
+    sums = np.empty((RESAMPLES, len(points)))
+    for i in range(RESAMPLES):
+        images = random.integers(count, size=count, dtype=np.uint32)
+        drawn = np.bincount(kind_of[images], minlength=len(kinds))  # (U,)
+        sums[i] = drawn.astype(np.float32) @ right  # whole numbers, so exact
+    top1: Floats = 100 * sums / count
     return top1
 
 
