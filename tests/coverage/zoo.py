@@ -117,7 +117,6 @@ def check_all_kept(model: nn.Module, x: Tensor, plain: Tensor) -> None:
         n = tokens.shape[1] - self.prefix_tokens
         each = torch.arange(n).expand(tokens.shape[0], n)
         ones = torch.ones(tokens.shape[0], n)
-        self._queries = self._keys = None
         return PooledTokens(tokens, ones, each)
 
     tpcli.pool(model, schedule(model))

@@ -143,13 +143,3 @@ def test_medoid_reduce_hands_on_tokens_as_they_are() -> None:
     assert len(pooled) == 9
     for token in pooled:
         assert (whole == token).all(1).sum() == 1
-
-
-def test_no_sizes_are_left_on_the_model() -> None:
-    model = pool(tiny_vit(**VARIANTS["average"]), SCHEDULE)
-    with torch.no_grad():
-        model(images())
-    assert model.pool.args[1].sizes is None
-    for module in model.modules():
-        held = [v for v in vars(module).values() if isinstance(v, Tensor)]
-        assert not held

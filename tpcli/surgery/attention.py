@@ -15,18 +15,19 @@ class AttentionInputs(NamedTuple):
     """What a block's attention works with beside its tokens, to compute its scores again.
 
     scale: factor of the logits. mask: added to them, or None. rope: rotations of its patch tokens,
-    or None. rotate_half: their layout.
+    or None. rotate_half: their layout. queries, keys: (B, H, P + N, D), before their rotation;
+    None where nobody asked for them.
     """
 
     scale: float
     mask: Tensor | None
     rope: Tensor | None = None
     rotate_half: bool = False
+    queries: Tensor | None = None
+    keys: Tensor | None = None
 
 
 def patch_scores(
-    queries: Tensor,
-    keys: Tensor,
     inputs: AttentionInputs,
     options: PoolingOptions,
     *,
@@ -36,11 +37,12 @@ def patch_scores(
     """What attention says of each patch token, by the name of the option's value: (B, N) each.
 
     Only the rows of the attention matrix that the options ask for are computed.
-
-    queries, keys: (B, H, P + N, D), before their rotation.
     """
-    scale, mask, rope, half = inputs
-    queries, keys = rotate(queries, rope, prefix, half), rotate(keys, rope, prefix, half)
+    scale, mask, rope, half, queries, keys = inputs
+    assert queries is not None
+    assert keys is not None
+    queries = rotate(queries.detach(), rope, prefix, half)
+    keys = rotate(keys.detach(), rope, prefix, half)
     kind = options.weights
     if kind == "attention":
         kind = "class" if class_token else "significance"

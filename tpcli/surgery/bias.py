@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .overrides import override, restore
 from .positions import mean_rows
+from .running import THREAD, Attending
 
 
 @dataclass(frozen=True)
@@ -24,56 +25,42 @@ class PositionBias:
     shared: str
     own: Callable[[Any], tuple[nn.Module, str] | None]
 
+    def attach(self, attention: nn.Module) -> None:
+        """Stand between the attention and its own bias while its block is pooled."""
+        own = self.own(attention)
+        if own is not None:
+            owner, name = own
+            override(owner, name, own_bias, name)
 
-class Attending(NamedTuple):
-    """The tokens that a block is running on: as in PooledTokens, and their additive mask."""
-
-    source: Tensor | None
-    sizes: Tensor | None
-    mask: Tensor | None
-    prefix_tokens: int
-
-
-class BiasPooler:
-    """Stands between one attention and its biases while its block is pooled."""
-
-    def __init__(self, where: PositionBias, attention: nn.Module) -> None:
-        self.where = where
-        self.own = where.own(attention)
-        self.attending: Attending | None = None
-        if self.own is not None:
-            owner, name = self.own
-            vars(owner)[name] = partial(BiasPooler.own_bias, self)
-
-    def detach(self) -> None:
+    def detach(self, attention: nn.Module) -> None:
         """Give the attention its own method back."""
-        if self.own is not None:
-            owner, name = self.own
-            vars(owner).pop(name, None)
+        own = self.own(attention)
+        if own is not None:
+            restore(*own)
 
-    def own_bias(self) -> Tensor:
-        """The attention's own bias, pooled, with the mask added."""
-        assert self.own is not None
-        owner, name = self.own
-        bias: Tensor = getattr(type(owner), name)(owner)
-        return bias if self.attending is None else pooled_bias(bias, self.attending)
-
-    def prepare(self, kwargs: dict[str, Any], attending: Attending) -> None:
+    def prepare(self, attention: nn.Module, kwargs: dict[str, Any], attending: Attending) -> None:
         """Pool the shared bias in a block's `kwargs`; the mask goes where there is a bias."""
-        self.attending = attending
-        shared = kwargs.get(self.where.shared)
-        if self.own is not None:
+        shared = kwargs.get(self.shared)
+        if self.own(attention) is not None:
             attending = attending._replace(mask=None)  # added once, to the attention's own
         if shared is not None:
             shared = pooled_bias(shared, attending)
-        kwargs[self.where.shared] = attending.mask if shared is None else shared
+        kwargs[self.shared] = attending.mask if shared is None else shared
 
-    def total(self, kwargs: Mapping[str, Any]) -> Tensor | None:
+    def total(self, attention: nn.Module, kwargs: Mapping[str, Any]) -> Tensor | None:
         """All that is added to the attention's logits."""
-        shared: Tensor | None = kwargs.get(self.where.shared)
-        if self.own is None:
+        shared: Tensor | None = kwargs.get(self.shared)
+        own = self.own(attention)
+        if own is None:
             return shared
-        return self.own_bias() if shared is None else self.own_bias() + shared
+        bias = own_bias(*own)
+        return bias if shared is None else bias + shared
+
+
+def own_bias(owner: nn.Module, name: str) -> Tensor:
+    """The bias that `owner` makes itself, pooled for the block that runs, with the mask added."""
+    bias: Tensor = getattr(type(owner), name)(owner)
+    return bias if THREAD.block is None else pooled_bias(bias, THREAD.block.attending)
 
 
 def pooled_bias(bias: Tensor, attending: Attending) -> Tensor:

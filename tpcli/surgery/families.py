@@ -25,7 +25,7 @@ Half = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of block.
+    """A kind of block; its functions have names, since pooled models are pickled.
 
     attention: the module that holds `q_norm`, `k_norm` and `scale`.
     heads_first: whether queries and keys leave those norms as (B, H, N, D), else (B, N, H, D).
@@ -37,6 +37,12 @@ class Family:
     heads_first: bool = True
     halves: tuple[Half, Half] | None = None
     bias: PositionBias | None = None
+
+    def laid_out(self, captured: Tensor | None) -> Tensor | None:
+        """Queries or keys, as those norms leave them, as (B, H, N, D)."""
+        if captured is None or self.heads_first:
+            return captured
+        return captured.transpose(1, 2)
 
 
 def _pre_norm_attention(block: Any, x: Tensor, **kwargs: Any) -> Any:
@@ -74,6 +80,18 @@ def _eva_mlp(block: eva.EvaBlock, x: Tensor) -> Any:
     return x + block.drop_path2(y if block.gamma_2 is None else block.gamma_2 * y)
 
 
+def _attention(block: Any) -> Any:
+    return block.attn
+
+
+def _last_of_things(block: Any) -> Any:
+    return block.attns[-1].attn
+
+
+def _block_itself(block: Any) -> Any:
+    return block
+
+
 def _beit_bias(attention: beit.Attention) -> tuple[nn.Module, str] | None:
     has_own = attention.relative_position_bias_table is not None
     return (attention, "_get_rel_pos_bias") if has_own else None
@@ -84,27 +102,25 @@ def _relpos_bias(attention: relpos.RelPosAttention) -> tuple[nn.Module, str] | N
 
 
 FAMILIES: dict[type[nn.Module], Family] = {
-    vit.Block: Family(lambda b: b.attn, halves=(_pre_norm_attention, _pre_norm_mlp)),
-    vit.ResPostBlock: Family(lambda b: b.attn, halves=(_post_norm_attention, _post_norm_mlp)),
-    vit.ParallelThingsBlock: Family(
-        lambda b: b.attns[-1].attn, halves=(_things_attention, _things_mlp)
-    ),
-    vit.ParallelScalingBlock: Family(lambda b: b, heads_first=False),
-    vit.DiffParallelScalingBlock: Family(lambda b: b),
-    eva.EvaBlock: Family(lambda b: b.attn, halves=(_eva_attention, _eva_mlp)),
-    eva.EvaBlockPostNorm: Family(lambda b: b.attn, halves=(_post_norm_attention, _post_norm_mlp)),
+    vit.Block: Family(_attention, halves=(_pre_norm_attention, _pre_norm_mlp)),
+    vit.ResPostBlock: Family(_attention, halves=(_post_norm_attention, _post_norm_mlp)),
+    vit.ParallelThingsBlock: Family(_last_of_things, halves=(_things_attention, _things_mlp)),
+    vit.ParallelScalingBlock: Family(_block_itself, heads_first=False),
+    vit.DiffParallelScalingBlock: Family(_block_itself),
+    eva.EvaBlock: Family(_attention, halves=(_eva_attention, _eva_mlp)),
+    eva.EvaBlockPostNorm: Family(_attention, halves=(_post_norm_attention, _post_norm_mlp)),
     beit.Block: Family(
-        lambda b: b.attn,
+        _attention,
         halves=(_eva_attention, _eva_mlp),
         bias=PositionBias("shared_rel_pos_bias", _beit_bias),
     ),
     relpos.RelPosBlock: Family(
-        lambda b: b.attn,
+        _attention,
         halves=(_pre_norm_attention, _pre_norm_mlp),
         bias=PositionBias("shared_rel_pos", _relpos_bias),
     ),
     relpos.ResPostRelPosBlock: Family(
-        lambda b: b.attn,
+        _attention,
         halves=(_post_norm_attention, _post_norm_mlp),
         bias=PositionBias("shared_rel_pos", _relpos_bias),
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -12,48 +11,50 @@ from torch import Tensor, nn
 from tpcli.errors import TpcliError, UserError
 
 from .layer import PooledTokens
+from .overrides import override, restore
+
+MEANS = ("avg", "avgmax")
+"""Kinds of `global_pool` in which tokens count by their sizes."""
 
 
-class Exit:
-    """Hands token sizes from the final norm to the head, which takes them off again.
+def exit_forward(norm: nn.Module, x: Tensor | PooledTokens) -> Tensor:
+    """Forward of the final norm: takes the tokens out of their tuple; what leaves knows its sizes.
 
-    Only heads that read all tokens need them; for others `needed` is off and nothing is kept.
+    The sizes are an attribute of the tensor, for whoever calls `forward_head` with it, now or
+    later, in this thread or another.
     """
-
-    def __init__(self, needed: bool) -> None:
-        self.needed = needed
-        self.sizes: Tensor | None = None
-
-    def take(self) -> Tensor | None:
-        """The sizes of the last forward, once."""
-        sizes, self.sizes = self.sizes, None
-        return sizes
-
-
-def exit_forward(norm: nn.Module, exit_: Exit, x: Tensor | PooledTokens) -> Tensor:
-    """Forward of the final norm: takes the tokens out of their tuple."""
-    if isinstance(x, tuple):
-        tokens = x.x
-        if exit_.needed:
-            exit_.sizes = x.sizes
-    else:
-        tokens = x
+    tokens, sizes = (x.x, x.sizes) if isinstance(x, tuple) else (x, None)
     normalized: Tensor = type(norm).forward(norm, tokens)
+    normalized.token_sizes = sizes  # type: ignore[attr-defined]
     return normalized
 
 
-def pooled_head(
-    model: nn.Module, exit_: Exit, x: Tensor, pool_type: str | None = None, **kwargs: Any
-) -> Tensor:
+def pooled_forward_features(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The model's own `forward_features`, through the norm that it has by now."""
+    _take_over_norm(model)
+    return type(model).forward_features(model, *args, **kwargs)  # type: ignore[attr-defined]
+
+
+def _take_over_norm(model: nn.Module) -> None:
+    norm: nn.Module = model.norm  # type: ignore[assignment]
+    if "forward" not in vars(norm):
+        override(norm, "forward", exit_forward)
+
+
+def pooled_head(model: nn.Module, x: Tensor, pool_type: str | None = None, **kwargs: Any) -> Tensor:
     """The model's own `pool`, with every token counted as many times as its size.
 
-    x: (B, P + N, C). Returns (B, C).
+    What it is, is decided by the head that the model has by now (`reset_classifier`).
+
+    x: (B, P + N, C). Returns (B, C), or x where the model has no pooling.
     """
-    sizes = exit_.take()
+    kind = model.global_pool if pool_type is None else pool_type
+    sizes = _sizes(x) if model.attn_pool is not None or kind in MEANS else None
     if sizes is None:
         plain: Tensor = getattr(type(model), _own_pool(model))(model, x, pool_type, **kwargs)
         return plain
-    prefix = _check_sizes(model, x, sizes)
+    check_head(model)
+    prefix = int(model.num_prefix_tokens)  # type: ignore[arg-type]
     include_prefix = bool(getattr(model, "pool_include_prefix", _reads_prefix(model)))
     weights = F.pad(sizes, (prefix, 0), value=1.0) if include_prefix else sizes
     tokens = x if include_prefix else x[:, prefix:]
@@ -64,20 +65,17 @@ def pooled_head(
         attended: Tensor = model.attn_pool(tokens, attn_mask=mask)  # type: ignore[operator]
         return attended
     mean = _mean(tokens, weights)
-    kind = pool_type or model.global_pool
     return 0.5 * (tokens.amax(1) + mean) if kind == "avgmax" else mean
 
 
-def pooled_forward_head(
-    model: nn.Module, exit_: Exit, x: Tensor, *args: Any, **kwargs: Any
-) -> Tensor:
+def pooled_forward_head(model: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The own `forward_head` of a model that takes the mean there, of tokens scaled by size.
 
     The plain mean of s_k x_k K / sum(s) is the mean of x weighted by s. x: (B, P + K, C).
     """
-    sizes = exit_.take()
+    sizes = _sizes(x) if model.global_pool in MEANS else None
     if sizes is not None:
-        prefix = _check_sizes(model, x, sizes)
+        prefix = int(model.num_prefix_tokens)  # type: ignore[arg-type]
         share = sizes * (sizes.shape[1] / sizes.sum(1, keepdim=True))
         scale = F.pad(share, (prefix, 0), value=1.0).unsqueeze(-1)
         x = x * scale.to(x.dtype)
@@ -85,12 +83,15 @@ def pooled_forward_head(
     return out
 
 
-def _check_sizes(model: nn.Module, x: Tensor, sizes: Tensor) -> int:
-    """The number of prefix tokens; raises where `sizes` are not those of x."""
-    prefix = int(model.num_prefix_tokens)  # type: ignore[arg-type]
-    if sizes.shape != (x.shape[0], x.shape[1] - prefix):
-        raise TpcliError("forward_head got tokens that are not those of the last forward_features.")
-    return prefix
+def _sizes(x: Tensor) -> Tensor | None:
+    """How many patches each token of `x` stands for: (B, N), or None for one each."""
+    if not hasattr(x, "token_sizes"):
+        raise TpcliError(
+            "forward_head of a pooled model needs the very tensor that its forward_features "
+            "returned, which knows the sizes of its tokens; this one is another."
+        )
+    sizes: Tensor | None = x.token_sizes
+    return sizes
 
 
 def _own_pool(model: nn.Module) -> str:
@@ -148,18 +149,13 @@ def last_pooling_is_free(model: nn.Module, position: str | None) -> bool:
 
 def install(model: nn.Module) -> None:
     """Make the model's norm and head take pooled tokens."""
-    reads_all = getattr(model, "attn_pool", None) is not None
-    reads_all = reads_all or getattr(model, "global_pool", "") in ("avg", "avgmax")
-    exit_ = Exit(needed=reads_all)
-    norm: nn.Module = model.norm  # type: ignore[assignment]
-    norm.forward = partial(exit_forward, norm, exit_)
-    if exit_.needed:
-        own = _own_pool(model)
-        ours = pooled_forward_head if own == "forward_head" else pooled_head
-        setattr(model, own, partial(ours, model, exit_))
+    _take_over_norm(model)
+    own = _own_pool(model)
+    override(model, own, pooled_forward_head if own == "forward_head" else pooled_head)
+    override(model, "forward_features", pooled_forward_features)
 
 
 def uninstall(model: nn.Module) -> None:
     """Give norm and head their own ways back."""
-    vars(model.norm).pop("forward", None)
-    vars(model).pop(_own_pool(model), None)
+    restore(model.norm, "forward")  # type: ignore[arg-type]
+    restore(model, "forward_features", _own_pool(model))

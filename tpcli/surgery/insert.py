@@ -25,6 +25,7 @@ from . import head
 from .families import FAMILIES
 from .forward import pooled_forward
 from .layer import TokenPooling
+from .overrides import override, restore
 from .scores import check_shows_attention
 
 CLASSES = (VisionTransformer, Eva, Beit, VisionTransformerRelPos, NaFlexVit)
@@ -194,12 +195,9 @@ def resolve(
 def unpool(model: ModelT) -> ModelT:
     """Take all pooling layers out again; the model behaves exactly as before `pool`."""
     for block in getattr(model, "blocks", ()):
-        layer = getattr(block, "token_pooling", None)
-        if layer is None:
+        if getattr(block, "token_pooling", None) is None:
             continue
-        layer.detach_hooks()
-        del block.token_pooling
-        vars(block).pop("forward", None)
+        _uninstall(block)
     if pooling_spec(model) is not None:
         head.uninstall(model)
         vars(model).pop("forward_intermediates", None)
@@ -245,8 +243,19 @@ def _install(
     device = next(block.parameters()).device
     layer.to(device).train(block.training)
     layer.attach_hooks(attention)
+    if family.bias is not None:
+        family.bias.attach(attention)
     block.token_pooling = layer
-    block.forward = partial(pooled_forward, block)
+    override(block, "forward", pooled_forward)
+
+
+def _uninstall(block: nn.Module) -> None:
+    layer: TokenPooling = block.token_pooling  # type: ignore[assignment]
+    layer.detach_hooks()
+    if layer.family.bias is not None:
+        layer.family.bias.detach(layer.family.attention(block))
+    del block.token_pooling
+    restore(block, "forward")
 
 
 def _check_counts(model: nn.Module, plan: Schedule, options: PoolingOptions) -> None:

@@ -14,9 +14,9 @@ from tpcli.pooling import Assignment, Clusters, get_method, merge_tokens
 from tpcli.pooling.clusters import medoids_near_mean
 
 from .attention import AttentionInputs, patch_scores
-from .bias import BiasPooler
 from .families import Family
 from .positions import follow
+from .running import THREAD
 
 
 class PooledTokens(NamedTuple):
@@ -70,16 +70,15 @@ class TokenPooling(nn.Module):
         self.tokens_out = tokens_out
         self.prefix_tokens = prefix_tokens
         self.follows_positions = follows_positions
-        self.assignments: list[Tensor] | None = None  # collects (B, N) indices while traced
-        self.bias: BiasPooler | None = None
         self._hooks: list[RemovableHandle] = []
-        self._queries: Tensor | None = None
-        self._keys: Tensor | None = None
         projection = None
         if options.metric_dim is not None:
-            generator = torch.Generator().manual_seed(0)
-            projection = torch.randn(channels, options.metric_dim, generator=generator)
+            generator = torch.Generator("cpu").manual_seed(0)
+            projection = torch.randn(
+                channels, options.metric_dim, generator=generator, device="cpu"
+            )
             projection /= options.metric_dim**0.5
+            projection = projection.view(torch.int32)  # whose bits model.half() leaves alone
         self.register_buffer("projection", projection, persistent=False)
 
     def extra_repr(self) -> str:
@@ -92,18 +91,16 @@ class TokenPooling(nn.Module):
         return pools and (self.options.needs_scores or self.options.metric == "keys")
 
     def attach_hooks(self, attention: nn.Module) -> None:
-        """Capture queries and keys of the block's attention, only where needed; pool its biases.
+        """Capture queries and keys of the block's attention, only where needed.
 
         `q_norm` and `k_norm` are modules in every attention of timm (identities where a model has
         no such norm), so timm's fused attention stays as it is.
         """
-        if self.family.bias is not None:
-            self.bias = BiasPooler(self.family.bias, attention)
         if self.reads_attention:
             q_norm, k_norm = attention.q_norm, attention.k_norm
             self._hooks = [
-                q_norm.register_forward_hook(self.capture_queries),  # type: ignore[union-attr]
-                k_norm.register_forward_hook(self.capture_keys),  # type: ignore[union-attr]
+                q_norm.register_forward_hook(capture_queries),  # type: ignore[union-attr]
+                k_norm.register_forward_hook(capture_keys),  # type: ignore[union-attr]
             ]
 
     def detach_hooks(self) -> None:
@@ -111,16 +108,6 @@ class TokenPooling(nn.Module):
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        if self.bias is not None:
-            self.bias.detach()
-
-    def capture_queries(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        """Forward hook of the attention's `q_norm`."""
-        self._queries = output if self.family.heads_first else output.transpose(1, 2)
-
-    def capture_keys(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        """Forward hook of the attention's `k_norm`."""
-        self._keys = output if self.family.heads_first else output.transpose(1, 2)
 
     def tokens_to_keep(self, tokens: int) -> int:
         """K for `tokens` patch tokens: the schedule's, or its share for another image size."""
@@ -146,9 +133,6 @@ class TokenPooling(nn.Module):
         inputs: of the block's attention. Returns PooledTokens, or x itself as long as nothing is
         pooled.
         """
-        queries, keys = self._queries, self._keys
-        if queries is not None:
-            self._queries = self._keys = None
         prefix = self.prefix_tokens
         n = x.shape[1] - prefix
         k = self.tokens_to_keep(n)
@@ -156,8 +140,8 @@ class TokenPooling(nn.Module):
             return x if sizes is None else PooledTokens(x, sizes, source)
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                return self._pool(x, sizes, source, k, queries, keys, inputs)
-        return self._pool(x, sizes, source, k, queries, keys, inputs)
+                return self._pool(x, sizes, source, k, inputs)
+        return self._pool(x, sizes, source, k, inputs)
 
     def _pool(
         self,
@@ -165,30 +149,20 @@ class TokenPooling(nn.Module):
         sizes: Tensor | None,
         source: Tensor | None,
         k: int,
-        queries: Tensor | None,
-        keys: Tensor | None,
         inputs: AttentionInputs,
     ) -> PooledTokens:
         options, prefix = self.options, self.prefix_tokens
+        recorded = THREAD.recorded.get(id(self))
         patches = x[:, prefix:]
         if sizes is None:
-            sizes = torch.ones(patches.shape[:2], device=x.device)
+            sizes = torch.ones(patches.shape[:2], device=x.device, dtype=torch.float32)
         scores = {"size": sizes}
         if options.weights == "uniform":
             scores["uniform"] = torch.ones_like(sizes)
         if options.needs_scores:
-            assert queries is not None
-            assert keys is not None
-            scores |= patch_scores(
-                queries.detach(),
-                keys.detach(),
-                inputs,
-                options,
-                prefix=prefix,
-                class_token=self.class_token,
-            )
+            scores |= patch_scores(inputs, options, prefix=prefix, class_token=self.class_token)
         weights = scores[options.weights]
-        metric = self._metric(patches.detach(), keys)
+        metric = self._metric(patches.detach(), inputs.keys)
         labels, medoids, share = self._assign(metric, k, weights, sizes)
         kept = None if share is None else share > 0
         counted = sizes if kept is None else sizes * kept
@@ -207,10 +181,10 @@ class TokenPooling(nn.Module):
             prefix=prefix,
             leads=medoids,
             keep_norms=options.reduce == "norm",
-            numbered=self.assignments is not None or self.follows_positions,
+            numbered=recorded is not None or self.follows_positions,
         )
-        if clusters is not None and self.assignments is not None:
-            self.assignments.append(clusters.labels())
+        if clusters is not None and recorded is not None:
+            recorded.append(clusters.labels())
         if clusters is not None and self.follows_positions:
             source = follow(source, clusters, kept)
         return PooledTokens(pooled, new_sizes, source)
@@ -242,5 +216,17 @@ class TokenPooling(nn.Module):
             if self.normalizes:
                 metric = F.layer_norm(metric, metric.shape[-1:])
         if self.projection is not None:
-            metric = metric @ self.projection.float()
+            metric = metric @ self.projection.view(torch.float32)
         return metric
+
+
+def capture_queries(norm: nn.Module, args: Any, output: Tensor) -> None:
+    """Forward hook of an attention's `q_norm`."""
+    if THREAD.block is not None:
+        THREAD.block.queries = output
+
+
+def capture_keys(norm: nn.Module, args: Any, output: Tensor) -> None:
+    """Forward hook of an attention's `k_norm`."""
+    if THREAD.block is not None:
+        THREAD.block.keys = output

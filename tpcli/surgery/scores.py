@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,6 @@ from torch.utils.hooks import RemovableHandle
 from tpcli.errors import UserError
 
 from .attention import attention_probabilities
-from .bias import BiasPooler
 from .families import FAMILIES
 from .positions import rotate
 
@@ -61,15 +61,17 @@ def _watched(model: nn.Module, scores: list[Tensor]) -> Iterator[None]:
 
 
 class _Watcher:
-    """Hooks on one block: what it is called with, then its queries, then its keys."""
+    """Hooks on one block: what it is called with, then its queries, then its keys.
+
+    They look away where another thread runs the block.
+    """
 
     def __init__(self, block: nn.Module, scores: list[Tensor]) -> None:
-        family = FAMILIES[type(block)]
+        self.thread = threading.get_ident()
+        self.family = FAMILIES[type(block)]
         self.scores = scores
-        self.heads_first = family.heads_first
-        attention: Any = family.attention(block)
+        attention: Any = self.family.attention(block)
         self.attention = attention
-        self.bias = None if family.bias is None else BiasPooler(family.bias, attention)
         self.given: Mapping[str, Any] = {}
         self.queries: Tensor | None = None
         self.hooks: list[RemovableHandle] = [
@@ -79,14 +81,19 @@ class _Watcher:
         ]
 
     def take_given(self, block: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self.given = kwargs
+        if threading.get_ident() == self.thread:
+            self.given = kwargs
 
     def take_queries(self, norm: nn.Module, args: Any, output: Tensor) -> None:
-        self.queries = self.prepared(output)
+        if threading.get_ident() == self.thread:
+            self.queries = self.prepared(output)
 
     def take_keys(self, norm: nn.Module, args: Any, output: Tensor) -> None:
+        if threading.get_ident() != self.thread:
+            return
         assert self.queries is not None
-        bias = None if self.bias is None else self.bias.total(self.given)
+        where = self.family.bias
+        bias = None if where is None else where.total(self.attention, self.given)
         probabilities = attention_probabilities(
             self.queries, self.prepared(output), float(self.attention.scale), bias
         )
@@ -96,7 +103,8 @@ class _Watcher:
     def prepared(self, output: Tensor) -> Tensor:
         """Queries or keys as the attention takes them: (B, H, P + N, D), rotated."""
         rope = self.given.get("rope")
-        x = output if self.heads_first else output.transpose(1, 2)
+        x = self.family.laid_out(output)
+        assert x is not None
         if rope is None:
             return x
         return rotate(x, rope, self.attention.num_prefix_tokens, self.attention.rotate_half)
@@ -105,5 +113,3 @@ class _Watcher:
         """Leave the block as it was."""
         for hook in self.hooks:
             hook.remove()
-        if self.bias is not None:
-            self.bias.detach()

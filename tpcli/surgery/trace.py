@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from .layer import TokenPooling
+from .running import THREAD
 
 
 @dataclass
@@ -34,16 +35,17 @@ class Trace:
 def trace(model: nn.Module) -> Iterator[Trace]:
     """Record the assignments of the forward passes in the body (one pass, to be of use).
 
+    Passes of other threads are not recorded.
+
     with tpcli.trace(model) as t:
         model(images)
     t.sources[8]  # (B, N_0), after the ninth block that pools
     """
     record = Trace()
-    layers = [module for module in model.modules() if isinstance(module, TokenPooling)]
-    for layer in layers:
-        layer.assignments = record.assignments
+    layers = {id(module) for module in model.modules() if isinstance(module, TokenPooling)}
+    outer = THREAD.recorded
+    THREAD.recorded = {**outer, **dict.fromkeys(layers, record.assignments)}
     try:
         yield record
     finally:
-        for layer in layers:
-            layer.assignments = None
+        THREAD.recorded = outer
