@@ -151,7 +151,7 @@ def test_an_attention_pool_that_takes_no_sizes_is_refused_when_it_runs() -> None
 
     model = pool(tiny_vit(), SCHEDULE)
     model.attn_pool = Odd()
-    with pytest.raises(UserError, match="the Odd head .* takes no sizes"):
+    with pytest.raises(UserError, match=r"the Odd head .* takes no sizes"):
         output(model)
 
 
