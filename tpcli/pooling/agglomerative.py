@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .registry import Assignment, Method, Parameter, register
-
-LINKAGES = ("average", "complete", "single")
+from .registry import Assignment, implement
 
 
 def atc(z: Tensor, k: int, *, linkage: str = "average") -> Assignment:
@@ -64,14 +62,4 @@ def _joined(a: Tensor, b: Tensor, linkage: str) -> Tensor:
     return a + b
 
 
-register(
-    Method(
-        name="atc",
-        summary="Agglomerative clustering by average, complete or single linkage, exact.",
-        paper="Haurum et al., Agglomerative Token Clustering, ECCV 2024",
-        assign=atc,
-        defaults={"metric": "keys", "position": "attention"},
-        takes=("metric", "metric_dim", "reduce"),
-        parameters=(Parameter("linkage", "average", "distance of two clusters", choices=LINKAGES),),
-    )
-)
+implement("atc", atc)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .clusters import Clusters, reduce_tokens
-from .registry import Assignment, Method, Parameter, register
+from .registry import Assignment, implement
 
 Match = Callable[[Tensor, int], Tensor]
 """(directions (B, N, D) of length 1, number to remove, at most N // 2) -> parents (B, N): a token's
@@ -102,30 +102,5 @@ def match_redundant(similarity: Tensor, energy: Tensor, remove: int) -> Tensor:
     return position.scatter(1, go, stay.gather(1, between.argmax(-1)))
 
 
-_MATCHING: dict[str, object] = {"metric": "keys", "position": "attention"}
-
-register(
-    Method(
-        name="tome",
-        summary="Bipartite soft matching: merge the most similar pairs of two alternating sets.",
-        paper="Bolya et al., Token Merging: Your ViT But Faster (ToMe), ICLR 2023",
-        assign=tome,
-        defaults=_MATCHING,
-        takes=("metric", "metric_dim", "reduce", "sizes"),
-    )
-)
-register(
-    Method(
-        name="pitome",
-        summary="Bipartite matching among tokens of high energy; isolated ones are protected.",
-        paper="Tran et al., Accelerating Transformers with Spectrum-Preserving Token Merging "
-        "(PiToMe), NeurIPS 2024",
-        assign=pitome,
-        defaults=_MATCHING,
-        takes=("metric", "metric_dim", "reduce", "sizes", "depth"),
-        parameters=(
-            Parameter("margin", 0.9, "similarity from which two tokens are alike, at block 0"),
-            Parameter("alpha", 1.0, "how far below zero the energy of unlike tokens reaches"),
-        ),
-    )
-)
+implement("tome", tome)
+implement("pitome", pitome)

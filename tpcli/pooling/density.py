@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .distance import pairwise_squared_distances
-from .registry import Assignment, Method, Parameter, register
+from .registry import Assignment, implement
 from .selection import highest
 
 
@@ -40,14 +40,4 @@ def dpc_knn(z: Tensor, k: int, *, neighbours: int = 5) -> Assignment:
     return Assignment(torch.where(centres, position, nearest), centres)
 
 
-register(
-    Method(
-        name="dpc-knn",
-        summary="Density peaks over nearest neighbours are centres; the others join the nearest.",
-        paper="Zeng et al., Not All Tokens Are Equal (TCFormer), CVPR 2022",
-        assign=dpc_knn,
-        defaults={"metric": "tokens", "proportional_attention": False},
-        takes=("metric", "metric_dim", "reduce"),
-        parameters=(Parameter("neighbours", 5, "neighbours that density looks at", minimum=1),),
-    )
-)
+implement("dpc-knn", dpc_knn)

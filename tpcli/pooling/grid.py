@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tpcli.errors import UserError
 
-from .registry import Assignment, Method, register
+from .registry import Assignment, implement
 
 
 def grid_pooling(z: Tensor, k: int, *, grid: tuple[int, int]) -> Assignment:
@@ -58,14 +58,4 @@ def grid_counts(tokens: int, grid: tuple[int, int]) -> list[int]:
     return counts
 
 
-register(
-    Method(
-        name="grid",
-        summary="Average pooling of the token grid in even boxes, while it is still a grid.",
-        paper="average pooling as in convolutional networks",
-        assign=grid_pooling,
-        defaults={"metric": "tokens", "proportional_attention": False},
-        takes=("grid",),
-        counts=grid_counts,
-    )
-)
+implement("grid", grid_pooling, grid_counts)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .clusters import lowest_member, mask_at, positions_of
 from .distance import squared_distances
-from .registry import Assignment, Method, register
+from .registry import Assignment, implement
 from .starts import start_medoids
 
 
@@ -56,11 +56,4 @@ def fill_empty_clusters(labels: Tensor, distance: Tensor, k: int) -> Tensor:
     return torch.where(rank < empties, chosen, labels)
 
 
-register(
-    Method(
-        name="k-means",
-        summary="K-Means by Lloyd's algorithm; centres are means.",
-        paper="Marin et al., Token Pooling in Vision Transformers, WACV 2023",
-        assign=k_means,
-    )
-)
+implement("k-means", k_means)

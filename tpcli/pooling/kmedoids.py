@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .clusters import best_members
 from .distance import pairwise_squared_distances
-from .registry import Assignment, Method, register
+from .registry import Assignment, implement
 from .starts import start_medoids
 
 
@@ -51,27 +51,5 @@ def within_cluster_cost(distances: Tensor, labels: Tensor, weights: Tensor) -> T
     return torch.bmm(weights.unsqueeze(1), distances.masked_fill(other, 0.0)).squeeze(1)
 
 
-register(
-    Method(
-        name="k-medoids",
-        summary="K-Medoids by alternation; centres are tokens (the paper's choice).",
-        paper="Marin et al., Token Pooling in Vision Transformers, WACV 2023",
-        assign=k_medoids,
-    )
-)
-
-register(
-    Method(
-        name="wk-medoids",
-        summary="The paper's own variant: K-Medoids weighted by significance, after the block.",
-        paper="Marin et al., Token Pooling in Vision Transformers, WACV 2023",
-        assign=k_medoids,
-        defaults={
-            "metric": "tokens",
-            "weights": "significance",
-            "start": "top-k",
-            "position": "block",
-            "proportional_attention": False,
-        },
-    )
-)
+implement("k-medoids", k_medoids)
+implement("wk-medoids", k_medoids)

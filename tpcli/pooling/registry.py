@@ -1,18 +1,15 @@
-"""Methods by name. A new method is one module that calls `register`; nothing else changes."""
+"""Operators by the name of their method. A new one is a module that calls `implement`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple
 
 from torch import Tensor
 
-from tpcli.errors import UserError, did_you_mean
-
-OPTIONS = ("metric", "metric_dim", "weights", "start", "reduce", "iterations")
-"""Pooling options that a method may take or not; position and proportional attention suit all."""
+from tpcli.methods import METHODS, Description, describe
 
 KEYWORDS = ("weights", "sizes", "start", "iterations", "grid", "depth", "normalized")
 """What an operator may ask to be called with, beside the metric and K."""
@@ -45,72 +42,15 @@ only some tokens.
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A parameter of one method, written behind its name: `atc:linkage=complete`.
+class Method(Description):
+    """A way to turn N tokens into K: what `Description` says of it, and its operator.
 
-    choices: accepted words; None for a number, which is at least `minimum` and of default's type.
-    """
-
-    name: str
-    default: str | int | float
-    summary: str
-    choices: tuple[str, ...] | None = None
-    minimum: float = 0
-
-    def parse(self, text: str, method: str) -> str | int | float:
-        """The value that `text` stands for.
-
-        Raises:
-            UserError: it is not among those accepted.
-        """
-        if self.choices is not None:
-            if text not in self.choices:
-                raise UserError(
-                    f"{self.name} {text!r} of method {method} is unknown; "
-                    f"use one of {', '.join(self.choices)}."
-                )
-            return text
-        try:
-            value = type(self.default)(text)
-            valid = self.minimum <= value < float("inf")  # type: ignore[operator]
-        except ValueError:
-            valid = False
-        if not valid:
-            kind = "whole number" if isinstance(self.default, int) else "number"
-            raise UserError(
-                f"{self.name} {text!r} of method {method} can't be used; "
-                f"give a {kind} of {self.minimum:g} or more."
-            )
-        return value
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to turn N tokens into K.
-
-    name: what the user types. summary: one line. paper: where it is from.
-    assign: the operator. defaults: pooling options that this method prefers over the general ones.
-    takes: names from OPTIONS and KEYWORDS: the options that have an effect on it, and what
-    `assign` is called with. weights: accepted values of the option of that name, None for all.
-    parameters: its own, which no other method has.
+    assign: the operator; called with those of KEYWORDS and of its parameters that it takes.
     counts: (N, grid) -> the K that N tokens can become, where not all can.
     """
 
-    name: str
-    summary: str
-    paper: str
     assign: Assign
-    defaults: Mapping[str, object] = field(default_factory=dict)
-    takes: tuple[str, ...] = (*OPTIONS, "sizes")
-    weights: tuple[str, ...] | None = None
-    parameters: tuple[Parameter, ...] = ()
     counts: Callable[[int, tuple[int, int]], Sequence[int]] | None = None
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """The pooling options that have an effect on this method."""
-        taken = tuple(name for name in OPTIONS if name in self.takes)
-        return (*taken, "position", "proportional_attention")
 
     @cached_property
     def keywords(self) -> tuple[str, ...]:
@@ -141,8 +81,18 @@ def register(method: Method) -> Method:
     """
     if method.name in _METHODS:
         raise ValueError(f"a method named {method.name!r} is registered already")
+    METHODS.setdefault(method.name, method)
     _METHODS[method.name] = method
     return method
+
+
+def implement(
+    name: str,
+    assign: Assign,
+    counts: Callable[[int, tuple[int, int]], Sequence[int]] | None = None,
+) -> Method:
+    """Register the operator of a method that `tpcli.methods` describes."""
+    return register(Method(**vars(METHODS[name]), assign=assign, counts=counts))
 
 
 def get_method(spec: str) -> Method:
@@ -151,26 +101,9 @@ def get_method(spec: str) -> Method:
     Raises:
         UserError: there is none, or it has no such parameter; the message lists those there are.
     """
-    name, *items = spec.split(":")
-    if name not in _METHODS:
-        known = ", ".join(_METHODS)
-        near = did_you_mean(name, _METHODS)
-        raise UserError(f"method {name!r} is unknown; use one of {known}.{near}")
-    method = _METHODS[name]
-    if not items:
-        return method
-    known_parameters = {parameter.name: parameter for parameter in method.parameters}
-    values: dict[str, object] = {}
-    for item in items:
-        key, equals, text = item.partition("=")
-        if not equals or key not in known_parameters:
-            own = ", ".join(f"{name}:{p.name}={p.default}" for p in method.parameters)
-            raise UserError(
-                f"{item!r} is no parameter of method {name}; "
-                + (f"write it like {own}." if own else "it has none, so leave it out.")
-            )
-        values[key] = known_parameters[key].parse(text, name)
-    return replace(method, name=spec, assign=partial(method.assign, **values))
+    described, values = describe(spec)
+    method = _METHODS[described.name]
+    return replace(method, name=spec, assign=partial(method.assign, **values)) if values else method
 
 
 def methods() -> list[Method]:

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from .clusters import mask_at
-from .registry import Assignment, Method, Parameter, register
-
-ATTENTION_WEIGHTS = ("attention", "class", "significance")
+from .registry import Assignment, implement
 
 
 def keep_only(kept: Tensor) -> Assignment:
@@ -72,53 +70,7 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-_PRUNING: dict[str, object] = {
-    "metric": "tokens",
-    "position": "attention",
-    "proportional_attention": False,
-}
-
-register(
-    Method(
-        name="top-k",
-        summary="Keep the tokens that the class token attends to most; drop the others.",
-        paper="Haurum et al., Which Tokens to Use?, ICCV Workshops 2023",
-        assign=top_k,
-        defaults={**_PRUNING, "weights": "attention"},
-        takes=("weights",),
-        weights=ATTENTION_WEIGHTS,
-    )
-)
-register(
-    Method(
-        name="evit",
-        summary="Top-K, and one token fused from the rest, weighted by attention.",
-        paper="Liang et al., Not All Patches are What You Need (EViT), ICLR 2022",
-        assign=evit,
-        defaults={**_PRUNING, "weights": "attention"},
-        takes=("weights",),
-        weights=ATTENTION_WEIGHTS,
-    )
-)
-register(
-    Method(
-        name="power-bert",
-        summary="Keep the tokens that receive most attention from all tokens; drop the others.",
-        paper="Goyal et al., PoWER-BERT, ICML 2020",
-        assign=top_k,
-        defaults={**_PRUNING, "weights": "significance"},
-        takes=("weights",),
-        weights=("significance",),
-    )
-)
-register(
-    Method(
-        name="random",
-        summary="Keep tokens at random, the same for every image; the control.",
-        paper="a control in most papers on token reduction",
-        assign=random_tokens,
-        defaults=_PRUNING,
-        takes=(),
-        parameters=(Parameter("seed", 0, "which random choice"),),
-    )
-)
+implement("top-k", top_k)
+implement("evit", evit)
+implement("power-bert", top_k)
+implement("random", random_tokens)

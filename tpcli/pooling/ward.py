@@ -14,7 +14,7 @@ from . import native
 from .clusters import Clusters, best_members, lowest_member, reduce_tokens, take
 from .distance import pairwise_squared_distances
 from .kmedoids import within_cluster_cost
-from .registry import Assignment, Method, register
+from .registry import Assignment, implement
 from .starts import STARTS, cheapest_merge, ward_cost
 
 LARGEST_CUT = 1 / 5
@@ -159,14 +159,4 @@ def ward_start(z: Tensor, k: int, weights: Tensor, sizes: Tensor) -> Tensor:
 
 
 STARTS["ward"] = ward_start
-
-register(
-    Method(
-        name="ward",
-        summary="Ward's hierarchical clustering in rounds; nearest to the optimum of the loss.",
-        paper="Ward, Hierarchical Grouping to Optimize an Objective Function, JASA 1963",
-        assign=ward,
-        takes=("metric", "metric_dim", "weights", "reduce", "iterations", "normalized"),
-        defaults={"iterations": 0, "reduce": "norm"},
-    )
-)
+implement("ward", ward)

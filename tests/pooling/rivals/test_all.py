@@ -56,7 +56,7 @@ def test_parameters_follow_the_name() -> None:
         "atc:link=single": "is no parameter of method atc; write it like atc:linkage=average",
         "dpc-knn:neighbours=0": "give a whole number of 1 or more",
         "dpc-knn:neighbours=2.5": "give a whole number of 1 or more",
-        "pitome:alpha=nan": "give a number of 0 or more",
+        "pitome:alpha=nan": "give a number of 0 to 1000",
         "tome:r=3": "it has none, so leave it out",
         "tme": "Did you mean tome",
     }.items():

@@ -12,8 +12,9 @@ from tests.pooling.rivals import reference
 from tests.tiny import images, tiny_vit, tokens
 from tpcli import pool
 from tpcli.errors import UserError
+from tpcli.methods import LINKAGES
 from tpcli.pooling import Clusters, get_method, reduce_tokens
-from tpcli.pooling.agglomerative import LINKAGES, merge_nearest
+from tpcli.pooling.agglomerative import merge_nearest
 from tpcli.pooling.grid import grid_counts, grid_shape
 
 Groups = list[list[int]]
