@@ -224,9 +224,11 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: the file is missing or is not JSON.
     """
+    if not path.exists():
+        raise UserError(f"{path} does not exist; check the path.")
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path} is no file; check the path.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check the path.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a readable JSON file: {error}.") from None

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from typing import Any
 
 from tpcli.errors import UserError, did_you_mean
+from tpcli.methods import describe
 
 DEFAULT_METHOD = "ward"
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "metric": ("tokens", "normalized", "keys"),
-    "weights": ("size", "significance", "uniform", "class", "attention"),
-    "start": ("top-k", "matching", "even", "ward"),
-    "reduce": ("mean", "norm", "significance", "medoid"),
-    "position": ("block", "attention"),
-}
+LARGEST_PROJECTION = 4096
+MOST_ITERATIONS = 1000
+
 SCORES = ("significance", "class", "attention")
 """Weights that are read off the block's attention. `attention` is the class token's, or, in a model
 without one, the mean over all tokens, which is `significance` up to a factor."""
+
+
+def _about(
+    default: Any, text: str, choices: tuple[str, ...] = (), low: int = 0, high: int = 0
+) -> Any:
+    """A field: its help, and what it accepts: one of `choices`, or a whole number, or a bool."""
+    return field(
+        default=default, metadata={"help": text, "choices": choices, "low": low, "high": high}
+    )
 
 
 @dataclass(frozen=True)
@@ -37,31 +44,38 @@ class PoolingOptions:
     """
 
     method: str = DEFAULT_METHOD
-    metric: str = "normalized"
-    metric_dim: int | None = None
-    weights: str = "size"
-    start: str = "matching"
-    reduce: str = "mean"
-    iterations: int = 3
-    position: str | None = None
-    proportional_attention: bool = True
+    metric: str = _about(
+        "normalized", "What distances are measured on", ("tokens", "normalized", "keys")
+    )
+    metric_dim: int | None = _about(
+        None, "Channels of a random projection of it.", low=1, high=LARGEST_PROJECTION
+    )
+    weights: str = _about(
+        "size",
+        "Clustering weight of a token",
+        ("size", "significance", "uniform", "class", "attention"),
+    )
+    start: str = _about(
+        "matching", "What clustering starts from", ("top-k", "matching", "even", "ward")
+    )
+    reduce: str = _about(
+        "mean",
+        "What a cluster becomes (norm: a mean as long as its members; significance: a mean)",
+        ("mean", "norm", "significance", "medoid"),
+    )
+    iterations: int = _about(3, "Steps of the method.", low=0, high=MOST_ITERATIONS)
+    position: str | None = _about(
+        None,
+        "Whether tokens are pooled after a block, or inside it after its attention",
+        ("block", "attention"),
+    )
+    proportional_attention: bool = _about(True, "Count a token as often as its size.")
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "metric_dim"):
-            number = getattr(self, name)
-            if not isinstance(number, int | None) or isinstance(number, bool):
-                raise UserError(f"{_flag(name)} {number!r} is no whole number; give one.")
-        for name, accepted in CHOICES.items():
-            value = getattr(self, name)
-            if value not in accepted and not (name == "position" and value is None):
-                raise UserError(
-                    f"--{name} {value!r} is unknown; use one of {', '.join(accepted)}."
-                    f"{did_you_mean(str(value), accepted)}"
-                )
-        if self.iterations < 0:
-            raise UserError(f"--iterations {self.iterations} is negative; use 0 or more.")
-        if self.metric_dim is not None and self.metric_dim < 1:
-            raise UserError(f"--metric-dim {self.metric_dim} is below 1; use 1 or more channels.")
+        for item in fields(self)[1:]:
+            value = getattr(self, item.name)
+            if not (value is None and item.default is None):
+                _check(item, value)
 
     @property
     def needs_scores(self) -> bool:
@@ -73,14 +87,31 @@ class PoolingOptions:
         return asdict(self)
 
 
+def _check(item: Field[Any], value: object) -> None:
+    name, about = item.name, item.metadata
+    if about["choices"]:
+        if value not in about["choices"]:
+            raise UserError(
+                f"{name} {value!r} is unknown; use one of {', '.join(about['choices'])}."
+                f"{did_you_mean(str(value), about['choices'])}"
+            )
+    elif about["high"]:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"{name} {value!r} is no whole number; give one.")
+        if not about["low"] <= value <= about["high"]:
+            raise UserError(
+                f"{name} {value} is out of range; use {about['low']} to {about['high']}."
+            )
+    elif not isinstance(value, bool):
+        raise UserError(f"{name} {value!r} is neither true nor false; give one of them.")
+
+
 def pooling_options(method: str | None = None, **given: object) -> PoolingOptions:
     """Options for `method`: what is given (None means not given), else the method's own defaults.
 
     Raises:
         UserError: the method or one of the values is unknown, or has no effect on this method.
     """
-    from tpcli.pooling import get_method
-
     name = method or DEFAULT_METHOD
     known = {f.name for f in fields(PoolingOptions)} - {"method"}
     for key in given:
@@ -88,25 +119,21 @@ def pooling_options(method: str | None = None, **given: object) -> PoolingOption
             raise UserError(
                 f"pooling option {key!r} is unknown; use one of {', '.join(sorted(known))}."
             )
-    chosen = get_method(name)
+    chosen, _ = describe(name)
     defaults = PoolingOptions(method=name, **chosen.defaults)  # type: ignore[arg-type]
     options = replace(defaults, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
     for key in known - set(chosen.options):
         if getattr(options, key) != getattr(defaults, key):
             raise UserError(
-                f"method {name} takes no {_flag(key)}; leave it out "
-                f"(it takes {', '.join(map(_flag, chosen.options))})."
+                f"method {name} takes no {key}; leave it out "
+                f"(it takes {', '.join(chosen.options)})."
             )
     if chosen.weights is not None and options.weights not in chosen.weights:
         raise UserError(
-            f"method {name} can't take --weights {options.weights}; "
+            f"method {name} can't take weights {options.weights!r}; "
             f"use one of {', '.join(chosen.weights)}."
         )
     return options
-
-
-def _flag(option: str) -> str:
-    return "--" + option.replace("_", "-")
 
 
 def options_from_dict(values: Mapping[str, object], **given: object) -> PoolingOptions:
@@ -118,10 +145,8 @@ def options_from_dict(values: Mapping[str, object], **given: object) -> PoolingO
     Raises:
         UserError: as `pooling_options`.
     """
-    from tpcli.pooling import get_method
-
     method = str(values.get("method") or DEFAULT_METHOD)
-    idle = {f.name for f in fields(PoolingOptions)} - set(get_method(method).options)
+    idle = {f.name for f in fields(PoolingOptions)} - set(describe(method)[0].options)
     written = {k: v for k, v in values.items() if k not in idle | {"method"}}
     replaced = {k: v for k, v in given.items() if v is not None}
     return pooling_options(method, **{**written, **replaced})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, get_args, get_type_hints
@@ -11,6 +11,26 @@ from tpcli.errors import UserError, did_you_mean
 
 PRECISIONS = ("bf16", "fp16", "fp32")
 TRACKERS = ("tensorboard", "wandb")
+OPTIMIZERS = tuple(
+    """
+    adabelief adadelta adafactor adafactorbv adafactorbvc adagrad adam adamax adamc adamp adamuon
+    adamw adamwlegacy adan adanw adopt adoptc adoptw cadafactor cadafactorbv cadafactorbvc cadamc
+    cadamp cadamw cadan cadanw cadopt cadoptc cadoptw clamb clambw claprop clion clionc cmars
+    cnadamc cnadamw crmsproptf csgdc csgdp csgdw kron kronc kronw lamb lambc lambcd lambcw lambw
+    laprop lapropc larc lars lion lionc madgrad madgradw mars momentum muon nadam nadamc nadamlegacy
+    nadamuon nadamw nesterov nesterovw nlarc nlars nmuon novograd novogradc novogradw radabelief
+    radam radamlegacy radamw rmsprop rmsproptf rmsproptfc rmsproptfw sgd sgdc sgdp sgdw
+    """.split()
+)
+"""timm's, but for those that need another package (bnb..., fused...) or a second backward pass."""
+SCHEDULERS = ("constant", "cosine", "multistep", "poly", "rsqrt", "step", "tanh", "wsd")
+AUGMENTATIONS = re.compile(
+    r"none|rand(-(m|n|mmax)\d{1,3}|-(p|mstd)\d{1,3}(\.\d+)?|-inc[01]|-t(weights|3a))*"
+    r"|augmix(-(m|w|d)\d{1,3}|-(a|mstd)\d{1,3}(\.\d+)?|-b[01])*"
+    r"|(v0r?|originalr?|3a)(-mstd\d{1,3}(\.\d+)?)?"
+)
+"""The forms of timm's RandAugment, AugMix and AutoAugment."""
+LARGE = 10**6
 IMAGES_OF_LR = 512
 """The batch that `BASE_LR` is meant for; other batches scale it linearly, as DeiT does."""
 BASE_LR = 4e-4
@@ -29,6 +49,7 @@ def knob(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
+    form: re.Pattern[str] | None = None,
     free: bool = False,
 ) -> Any:
     """A field: its help, its panel, what it accepts, whether a resumed run may change it."""
@@ -38,6 +59,7 @@ def knob(
         "low": low,
         "high": high,
         "choices": choices,
+        "form": form,
         "free": free,
     }
     return field(default=default, metadata=about)
@@ -53,35 +75,51 @@ class Recipe:
         UserError: a value is out of range or unknown; names the option.
     """
 
-    epochs: int = knob(10, "Passes over the training images.", "Training", low=1)
+    epochs: int = knob(10, "Passes over the training images.", "Training", low=1, high=100_000)
     batch_size: int = knob(
-        128, "Images in an optimizer step, over all processes.", "Training", low=1
+        128,
+        "Images in an optimizer step, over all processes.",
+        "Training",
+        low=1,
+        high=2**20,
     )
     lr: float | None = knob(
         None,
         f"Peak learning rate (default {BASE_LR:g} x batch / {IMAGES_OF_LR}).",
         "Training",
         low=0,
+        high=1000,
     )
-    min_lr: float = knob(1e-6, "Learning rate at the end.", "Training", low=0)
-    warmup_epochs: float = knob(0.5, "Epochs of linear warm-up.", "Training", low=0)
-    weight_decay: float = knob(0.05, "Weight decay.", "Training", low=0)
+    min_lr: float = knob(1e-6, "Learning rate at the end.", "Training", low=0, high=1000)
+    warmup_epochs: float = knob(
+        0.5, "Epochs of linear warm-up; not more than there are.", "Training", low=0, high=100_000
+    )
+    weight_decay: float = knob(0.05, "Weight decay.", "Training", low=0, high=1000)
     layer_decay: float | None = knob(
         None,
         "Factor on the learning rate per block, from the head down.",
         "Training",
-        low=0,
+        low=0.01,
         high=1,
     )
-    opt: str = knob("adamw", "Optimizer, by timm's name.", "Training")
-    sched: str = knob("cosine", "Learning rate schedule, by timm's name.", "Training")
-    clip_grad: float | None = knob(1.0, "Largest gradient norm; 0 for no limit.", "Training", low=0)
+    opt: str = knob("adamw", "Optimizer, by timm's name", "Training", choices=OPTIMIZERS)
+    sched: str = knob(
+        "cosine", "Learning rate schedule, by timm's name", "Training", choices=SCHEDULERS
+    )
+    clip_grad: float | None = knob(
+        1.0, "Largest gradient norm; 0 for no limit.", "Training", low=0, high=LARGE
+    )
     grad_accumulation: int = knob(
-        1, "Parts that a process cuts its batch into, to save memory.", "Training", low=1, free=True
+        1,
+        "Parts that a process cuts its batch into, to save memory.",
+        "Training",
+        low=1,
+        high=2**16,
+        free=True,
     )
     precision: str | None = knob(
         None,
-        "bf16, fp16 or fp32 (default bf16, fp32 where the processor has no fast bf16).",
+        "Arithmetic (default bf16, fp32 where the processor has no fast bf16)",
         "Training",
         choices=PRECISIONS,
     )
@@ -90,10 +128,12 @@ class Recipe:
         "Decay of the weights' moving average, after a warm-up; 0 for none.",
         "Training",
         low=0,
-        high=1,
+        high=0.999999,
     )
-    drop_path: float = knob(0.0, "Stochastic depth of the last block.", "Training", low=0, high=1)
-    seed: int = knob(0, "Seed of everything random.", "Training", low=0)
+    drop_path: float = knob(
+        0.0, "Stochastic depth of the last block.", "Training", low=0, high=0.99
+    )
+    seed: int = knob(0, "Seed of everything random.", "Training", low=0, high=2**31 - 1)
 
     distill: bool | None = knob(
         None,
@@ -103,11 +143,13 @@ class Recipe:
     distill_alpha: float = knob(
         0.9, "Share of the teacher in the loss.", "Distillation", low=0, high=1
     )
-    distill_temperature: float = knob(1.0, "Softness of both outputs.", "Distillation", low=1e-3)
+    distill_temperature: float = knob(
+        1.0, "Softness of both outputs.", "Distillation", low=1e-3, high=1000
+    )
 
-    smoothing: float = knob(0.1, "Label smoothing.", "Augmentation", low=0, high=1)
-    mixup: float = knob(0.8, "Mixup alpha; 0 for none.", "Augmentation", low=0)
-    cutmix: float = knob(1.0, "CutMix alpha; 0 for none.", "Augmentation", low=0)
+    smoothing: float = knob(0.1, "Label smoothing.", "Augmentation", low=0, high=0.99)
+    mixup: float = knob(0.8, "Mixup alpha; 0 for none.", "Augmentation", low=0, high=1000)
+    cutmix: float = knob(1.0, "CutMix alpha; 0 for none.", "Augmentation", low=0, high=1000)
     mix_prob: float | None = knob(
         None,
         f"Share of batches that are mixed (default {STRONG['mix_prob']}, "
@@ -121,6 +163,7 @@ class Recipe:
         f"RandAugment or AutoAugment, by timm's name; none (default {STRONG['aa']}, "
         f"none in runs of fewer than {SHORT} epochs).",
         "Augmentation",
+        form=AUGMENTATIONS,
     )
     erasing: float | None = knob(
         None,
@@ -145,16 +188,25 @@ class Recipe:
         high=1,
     )
 
-    workers: int = knob(2, "Processes that decode images, per process.", "Run", low=0, free=True)
-    save_minutes: float = knob(10.0, "Longest time between checkpoints.", "Run", low=0, free=True)
-    eval_batch_size: int = knob(256, "Images in a batch when measuring.", "Run", low=1, free=True)
-    tracker: str | None = knob(
-        None, "Also log to: tensorboard, wandb.", "Run", choices=TRACKERS, free=True
+    workers: int = knob(
+        2, "Processes that decode images, per process.", "Run", low=0, high=256, free=True
     )
+    save_minutes: float = knob(
+        10.0, "Longest time between checkpoints.", "Run", low=0, high=LARGE, free=True
+    )
+    eval_batch_size: int = knob(
+        256, "Images in a batch when measuring.", "Run", low=1, high=2**16, free=True
+    )
+    tracker: str | None = knob(None, "Also log to", "Run", choices=TRACKERS, free=True)
 
     def __post_init__(self) -> None:
         for item in fields(self):
             _check(item, getattr(self, item.name))
+        if self.warmup_epochs > self.epochs:
+            raise UserError(
+                f"warmup_epochs {self.warmup_epochs:g} is more than the {self.epochs} epochs there "
+                "are; use fewer."
+            )
         for name, value in (MILD if self.epochs < SHORT else STRONG).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -197,25 +249,30 @@ def option_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def types_of(name: str) -> tuple[Any, ...]:
+    """The types of a field, but for None."""
+    kind = get_type_hints(Recipe)[name]
+    return tuple(t for t in get_args(kind) or (kind,) if t is not type(None))
+
+
 def _check(item: Field[Any], value: object) -> None:
-    about = item.metadata
-    types = get_args(get_type_hints(Recipe)[item.name]) or (get_type_hints(Recipe)[item.name],)
-    if value is None and type(None) in types:
+    about, types = item.metadata, types_of(item.name)
+    if value is None and type(None) in get_args(get_type_hints(Recipe)[item.name]):
         return
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = type(value) in types or (is_number and isinstance(value, int) and float in types)
-    wanted = " or ".join(t.__name__ for t in types if t is not type(None))
-    if not fits:
-        raise UserError(f"{option_name(item.name)} {value!r} is no {wanted}; give one.")
+    if not (type(value) in types or (is_number and isinstance(value, int) and float in types)):
+        wanted = " or ".join(t.__name__ for t in types)
+        raise UserError(f"{item.name} {value!r} is no {wanted}; give one.")
     if about["choices"] and value not in about["choices"]:
         raise UserError(
-            f"{option_name(item.name)} {value!r} is unknown; "
-            f"use one of {', '.join(about['choices'])}."
+            f"{item.name} {value!r} is unknown; use one of {', '.join(about['choices'])}."
             f"{did_you_mean(str(value), about['choices'])}"
         )
+    if about["form"] and not about["form"].fullmatch(str(value)):
+        raise UserError(
+            f"{item.name} {value!r} is of no form that timm has; use one like "
+            f"{STRONG['aa']}, augmix-m3, v0 or original, or none."
+        )
     low, high = about["low"], about["high"]
-    if is_number and not math.isfinite(value):  # type: ignore[arg-type]
-        raise UserError(f"{option_name(item.name)} {value!r} is not finite; give a number.")
-    if is_number and not ((low is None or value >= low) and (high is None or value <= high)):
-        span = f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
-        raise UserError(f"{option_name(item.name)} {value!r} is out of range; use {span}.")
+    if is_number and low is not None and not (low <= value <= high):
+        raise UserError(f"{item.name} {value!r} is out of range; use {low:g} to {high:g}.")

@@ -13,6 +13,8 @@ from tpcli.errors import UserError
 from tpcli.files import read_json, write_json
 
 FORMAT = "tpcli-schedule/1"
+MOST_TOKENS, MOST_BLOCKS = 10**6, 1000
+"""Above what any model has."""
 FORMS = "flops:0.58, r:13, r:13-0, keep:0.7@3,6,9, tokens:183,170,..., a .json file, or none"
 
 
@@ -124,6 +126,21 @@ def parse(
     else:
         raise UserError(f"schedule {spec!r} is unknown; use {FORMS}.")
     return Schedule(tokens, patch_tokens, spec)
+
+
+def check_form(spec: str) -> None:
+    """Fail where `spec` is wrong whatever the model; a file is read.
+
+    Raises:
+        UserError: as `parse`, but for numbers that are right for some model.
+    """
+    depth = MOST_BLOCKS
+    if spec.endswith(".json"):
+        entries = _document(Path(spec)).get("tokens")
+        depth = len(entries) if isinstance(entries, list) else 0
+    elif spec.startswith("tokens:"):
+        depth = spec.count(",") + 1
+    parse(spec, MOST_TOKENS, depth, lambda share: (1,) * depth)
 
 
 def parse_budget(text: str, where: str = "") -> float:

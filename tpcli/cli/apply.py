@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tpcli.cli.options import (
+from tpcli.cli.groups import (
     DEFAULT_SCHEDULE,
     ForceOption,
     JsonOption,
@@ -15,12 +15,15 @@ from tpcli.cli.options import (
     ModelGroup,
     PoolingGroup,
 )
-from tpcli.cli.spread import spread
+from tpcli.cli.spread import add
+from tpcli.cli.values import FOLDER, option
+from tpcli.files import check_output, check_replaceable
+from tpcli.specs import base_name
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("apply")(spread(apply))
+    add(app, "apply", apply)
 
 
 def apply(
@@ -28,9 +31,7 @@ def apply(
     *,
     loading: ModelGroup,
     pooling: PoolingGroup,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write.", show_default="MODEL-pooled")
-    ] = None,
+    out: Annotated[Path | None, option(FOLDER, "Folder to write.", shown="MODEL-pooled")] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -38,15 +39,16 @@ def apply(
 
     Example: tpcli apply deit_small_patch16_224 --schedule flops:0.6 --out pooled/
     """
+    out = out or Path(f"{base_name(model)}-pooled")
+    check_output(out, force, is_folder=True)
+    pooling.check(model)
+
     from tpcli.cli import render
-    from tpcli.files import check_output, check_replaceable
     from tpcli.flops import count_flops
-    from tpcli.models import MODEL_FILES, base_name, save
+    from tpcli.models import MODEL_FILES, save
     from tpcli.surgery import pooling_spec, unpooled
 
     render.quiet()
-    out = out or Path(f"{base_name(model)}-pooled")
-    check_output(out, force, is_folder=True)
     if out.exists():
         check_replaceable(out, "a model", MODEL_FILES, mark="config.json")
     loaded = loading.load(model)

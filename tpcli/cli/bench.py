@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpcli.cli.options import (
+from tpcli.cli.groups import (
     DEFAULT_SCHEDULE,
+    METHODS_HELP,
+    POOLING_PANEL,
+    SCHEDULE_HELP,
+    DeviceOption,
     JsonOption,
     MethodGroup,
     ModelArgument,
     ModelGroup,
     PoolingGroup,
+    method_names,
 )
-from tpcli.cli.spread import spread
+from tpcli.cli.kinds import SCHEDULE, SIZE, SOME_METHODS
+from tpcli.cli.spread import add
+from tpcli.cli.values import FIGURE, flag, number, one_of, option, whole
+from tpcli.files import check_output
 
 if TYPE_CHECKING:
     from tpcli.benchmark import BenchResult
     from tpcli.schedule import Schedule
 
 
-class Dtype(str, Enum):
-    """Precision of the forward pass."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("bench")(spread(bench))
+    add(app, "bench", bench)
 
 
 def bench(
@@ -42,37 +44,37 @@ def bench(
     loading: ModelGroup,
     schedule: Annotated[
         str | None,
-        typer.Option(
-            help="As in the other commands.",
-            rich_help_panel="Pooling",
-            show_default=f"the model's own, else {DEFAULT_SCHEDULE}",
+        option(
+            SCHEDULE,
+            SCHEDULE_HELP,
+            panel=POOLING_PANEL,
+            shown=f"the model's own, else {DEFAULT_SCHEDULE}",
         ),
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="Methods: repeat, or separate by commas.", rich_help_panel="Pooling"),
+        option(SOME_METHODS, METHODS_HELP, panel=POOLING_PANEL),
     ] = None,
     pooling: MethodGroup,
     batch_size: Annotated[
         list[int] | None,
-        typer.Option(help="Images in a batch: repeat for several.", min=1, show_default="16"),
+        option(SIZE, "Images in a batch: repeat for several.", shown="16"),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    device: DeviceOption = "auto",
     dtype: Annotated[
-        list[Dtype] | None,
-        typer.Option(
-            help="Precision: repeat for several; 16-bit types run in autocast.",
-            show_default="float32",
+        list[str] | None,
+        option(
+            one_of(DTYPES),
+            f"Precision: {', '.join(DTYPES)}; repeat for several; 16-bit types run in autocast.",
+            shown="float32",
         ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="torch.compile all versions.")
-    ] = False,
-    seconds: Annotated[float, typer.Option(help="Time for each row.", min=0.0)] = 10.0,
+    threads: Annotated[int | None, option(whole(1, 256), "CPU threads.")] = None,
+    compiled: Annotated[bool, flag("torch.compile all versions.", "--compile")] = False,
+    seconds: Annotated[float, option(number(0, 86400), "Time for each row.")] = 10.0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Bar chart to write: .png, .svg or .pdf; a .csv goes beside it."),
+        option(FIGURE, "Bar chart to write: .png, .svg or .pdf; a .csv goes beside it."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -83,24 +85,27 @@ def bench(
 
     Example: tpcli bench deit_small_patch16_224 --no-pretrained --schedule r:13 --batch-size 16
     """
-    from tpcli.benchmark import BenchOptions
-    from tpcli.benchmark import bench as measure
-    from tpcli.cli import render
-    from tpcli.cli.options import check_figure, method_names
-    from tpcli.files import check_output
-    from tpcli.surgery import pooling_spec, unpool
-
-    render.quiet()
     if out is not None:
-        check_figure(out)
         for path in (out, out.with_suffix(".csv")):
             check_output(path)
     methods = [pooling.options(name) for name in method_names(method)]
+    asked = PoolingGroup(schedule=schedule, **pooling.given)
+    if not methods:
+        asked.check(model)
+
+    from tpcli.benchmark import BenchOptions
+    from tpcli.benchmark import bench as measure
+    from tpcli.cli import render
+    from tpcli.evaluation import pick_device
+    from tpcli.surgery import pooling_spec, unpool
+
+    render.quiet()
+    pick_device(device)
     loaded = loading.load(model)
     own = pooling_spec(loaded.model)
     wanted: str | Schedule = schedule or (own.schedule if own else DEFAULT_SCHEDULE)
     if not methods:
-        PoolingGroup(schedule=schedule, **pooling.given).apply_to(loaded, DEFAULT_SCHEDULE)
+        asked.apply_to(loaded, DEFAULT_SCHEDULE)
         spec = pooling_spec(loaded.model)
         assert spec is not None
         wanted, methods = spec.schedule, [spec.options]
@@ -109,12 +114,12 @@ def bench(
     runs = [
         (size, kind, chosen)
         for size in batch_size or [16]
-        for kind in dtype or [Dtype.float32]
+        for kind in dtype or DTYPES[:1]
         for chosen in methods
     ]
     with render.progress_bar(f"bench {loaded.name}", 100 * len(runs)) as advance:
         for size, kind, chosen in runs:
-            options = BenchOptions(size, device, kind.value, threads, compiled, seconds)
+            options = BenchOptions(size, device, kind, threads, compiled, seconds)
             results.append(measure(loaded.model, wanted, chosen, options))
             advance(100)
     documents = [_document(loaded.name, result) for result in results]

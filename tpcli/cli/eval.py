@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from tpcli.cli.options import (
+from tpcli.cli.groups import (
     DataGroup,
     JsonOption,
     ModelArgument,
@@ -12,12 +12,12 @@ from tpcli.cli.options import (
     PoolingGroup,
     RunGroup,
 )
-from tpcli.cli.spread import spread
+from tpcli.cli.spread import add
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("eval")(spread(evaluate))
+    add(app, "eval", evaluate)
 
 
 def evaluate(
@@ -33,12 +33,14 @@ def evaluate(
 
     Example: tpcli eval deit_small_patch16_224 --data imagenet/ --schedule flops:0.6
     """
+    source.require_for(model, source.split)
+    pooling.check(model)
+
     from tpcli import evaluation
     from tpcli.cli import render
     from tpcli.surgery import pooling_spec
 
     render.quiet()
-    source.require_for(model)
     device = evaluation.pick_device(run.device)
     loaded = loading.load(model)
     pooling.apply_to(loaded)

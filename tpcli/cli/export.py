@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tpcli.cli.options import (
+from tpcli.cli.groups import (
     ForceOption,
     JsonOption,
     ModelArgument,
     ModelGroup,
     PoolingGroup,
 )
-from tpcli.cli.spread import spread
+from tpcli.cli.spread import add
+from tpcli.cli.values import PLACE, one_of, option, whole
+from tpcli.errors import UserError
+from tpcli.files import check_output
+from tpcli.specs import base_name
 
-
-class Format(str, Enum):
-    """What is written."""
-
-    onnx = "onnx"
-    torch_export = "torch-export"
+FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
+OPSET = whole(18, 30)
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("export")(spread(export))
+    add(app, "export", export)
 
 
 def export(
@@ -35,12 +34,14 @@ def export(
     *,
     loading: ModelGroup,
     pooling: PoolingGroup,
-    file_format: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.onnx,
+    file_format: Annotated[
+        str, option(one_of(list(FORMATS)), f"What to write: {', '.join(FORMATS)}.", "--format")
+    ] = "onnx",
     out: Annotated[
-        Path | None, typer.Option(help="File to write.", show_default="MODEL.onnx or MODEL.pt2")
+        Path | None, option(PLACE, "File to write.", shown="MODEL.onnx or MODEL.pt2")
     ] = None,
     opset: Annotated[
-        int | None, typer.Option(help="Opset of ONNX, 18 or more.", show_default="torch's own")
+        int | None, option(OPSET, "Opset of ONNX, 18 or more.", shown="torch's own")
     ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -49,19 +50,24 @@ def export(
 
     Example: tpcli export deit_small_patch16_224 --schedule flops:0.6 --out deit.onnx
     """
+    suffix = FORMATS[file_format]
+    out = out or Path(base_name(model) + suffix)
+    if out.suffix != suffix:
+        raise UserError(f"--out {str(out)!r} needs the suffix {suffix} to hold {file_format}.")
+    if opset is not None and file_format != "onnx":
+        raise UserError(f"--opset {opset} is for ONNX alone; leave it out, or use --format onnx.")
+    check_output(out, force)
+    pooling.check(model)
+
     from tpcli.cli import render
-    from tpcli.exporting import FORMATS, check_export, export_model
-    from tpcli.models import base_name
+    from tpcli.exporting import check_export, export_model
     from tpcli.surgery import pooling_spec
 
     render.quiet()
-    out = out or Path(base_name(model) + FORMATS[file_format.value])
-    check_export(out, file_format.value, opset, force)
+    check_export(out, file_format, opset, force)
     loaded = loading.load(model)
     pooling.apply_to(loaded, default_schedule="flops:0.6")
-    result = export_model(
-        loaded.model, out, file_format=file_format.value, opset=opset, force=force
-    )
+    result = export_model(loaded.model, out, file_format=file_format, opset=opset, force=force)
     spec = pooling_spec(loaded.model)
     assert spec is not None
     if as_json:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from tpcli.cli.options import (
+from tpcli.cli.groups import (
     DATA_PANEL,
     DataGroup,
     ForceOption,
@@ -17,8 +18,12 @@ from tpcli.cli.options import (
     ModelGroup,
     PoolingGroup,
 )
+from tpcli.cli.kinds import DEVICES, SPLIT
 from tpcli.cli.recipe_options import RecipeGroup, open_training, read_config
-from tpcli.cli.spread import spread
+from tpcli.cli.spread import add
+from tpcli.cli.values import FILE, FOLDER, flag, one_of, option
+from tpcli.files import check_output
+from tpcli.specs import base_name
 
 DEFAULT_SCHEDULE = "flops:0.6"
 DEMO_SCHEDULE = "keep:0.12@0"
@@ -27,7 +32,7 @@ DEMO_SCHEDULE = "keep:0.12@0"
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("finetune")(spread(finetune))
+    add(app, "finetune", finetune)
 
 
 def finetune(
@@ -36,26 +41,25 @@ def finetune(
     loading: ModelGroup,
     pooling: PoolingGroup,
     source: DataGroup,
-    train_split: Annotated[
-        str, typer.Option(help="Split to train on.", rich_help_panel=DATA_PANEL)
-    ] = "train",
+    train_split: Annotated[str, option(SPLIT, "Split to train on.", panel=DATA_PANEL)] = "train",
     training: RecipeGroup,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder to write; a run that is there goes on.", show_default="MODEL-finetuned"
-        ),
+        option(FOLDER, "Folder to write; a run that is there goes on.", shown="MODEL-finetuned"),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(
-            help="TOML file of options; those typed here win.", callback=read_config, is_eager=True
+        option(
+            FILE,
+            "TOML file of options; those typed here win.",
+            callback=read_config,
+            is_eager=True,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Insist that there is a run to go on with.")
-    ] = False,
+    device: Annotated[
+        str, option(one_of(DEVICES), f"Where it runs: {', '.join(DEVICES)}.")
+    ] = "auto",
+    resume: Annotated[bool, flag("Insist that there is a run to go on with.", "--resume")] = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -66,25 +70,21 @@ def finetune(
 
     Example: tpcli finetune deit_small_patch16_224 --data imagenet/ --schedule flops:0.58
     """
-    from dataclasses import asdict, fields
+    recipe = training.recipe
+    out = out or Path(f"{base_name(model)}-finetuned")
+    check_output(out, is_folder=True)
+    source.require_for(model, train_split, source.split)
+    pooling.check(model)
 
     import torch
 
     from tpcli import finetune as library
     from tpcli.cli import render
     from tpcli.cli.training_progress import TrainingProgress
-    from tpcli.errors import UserError
-    from tpcli.files import check_output
-    from tpcli.models import base_name
     from tpcli.surgery import pooling_spec
 
     render.quiet()
     is_first = os.environ.get("RANK", "0") == "0"
-    recipe = training.recipe
-    out = out or Path(f"{base_name(model)}-finetuned")
-    check_output(out, is_folder=True)
-    if source.data is None and model != "demo":
-        raise UserError(f"model {model} needs data of its own; add --data.")
     library.join(device)
     torch.manual_seed(recipe.seed)  # a new head has the same start weights in every process and run
     loaded = loading.load(model)
@@ -94,10 +94,10 @@ def finetune(
     spec = pooling_spec(loaded.model)
     origin = {
         "model": model,
-        **{f.name: getattr(loading, f.name) for f in fields(loading)},
+        **_plain(loading),
         **(spec.options.to_dict() if spec else {}),
         "schedule": spec.schedule.tokens_spec if spec else "none",
-        **{f.name: getattr(source, f.name) for f in fields(source)},
+        **_plain(source),
         "train_split": train_split,
     }
     with TrainingProgress(f"finetune {loaded.name}", recipe.epochs, not is_first) as watcher:
@@ -146,3 +146,9 @@ def finetune(
             ("saved", f"{out}/  (curve.png, metrics.csv; try: {command})"),
         ]
     )
+
+
+def _plain(group: Any) -> dict[str, object]:
+    """The values of a group as a TOML file can hold them."""
+    values = {item.name: getattr(group, item.name) for item in fields(group)}
+    return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Annotated
 
 import typer
 
-from tpcli.cli.options import JsonOption, ModelArgument, ModelGroup, PoolingGroup
-from tpcli.cli.spread import spread
+from tpcli.cli.groups import JsonOption, ModelArgument, ModelGroup, PoolingGroup
+from tpcli.cli.spread import add
+from tpcli.cli.values import one_of, option
 
-
-class By(str, Enum):
-    """How the table is cut."""
-
-    block = "block"
-    module = "module"
-    op = "op"
+CUTS = ("block", "module", "op")
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("flops")(spread(flops))
+    add(app, "flops", flops)
 
 
 def flops(
@@ -29,13 +23,15 @@ def flops(
     *,
     loading: ModelGroup,
     pooling: PoolingGroup,
-    by: Annotated[By, typer.Option(help="Rows of the table.")] = By.block,
+    by: Annotated[str, option(one_of(CUTS), f"Rows of the table: {', '.join(CUTS)}.")] = "block",
     as_json: JsonOption = False,
 ) -> None:
     """Count FLOPs with fvcore, clustering included and shown apart. Pools only where asked to.
 
     Example: tpcli flops deit_small_patch16_224 --no-pretrained --schedule flops:0.58
     """
+    pooling.check(model)
+
     from tpcli.cli import render
     from tpcli.flops import CONVENTION, count_flops
     from tpcli.surgery import pooling_spec, unpooled
@@ -76,7 +72,7 @@ def flops(
         f"({100 * count.total / base:.1f}%), pooling {100 * count.pooling / count.total:.1f}%, "
         f"{count.params / 1e6:.2f} M parameters. {CONVENTION}."
     )
-    if by is By.block:
+    if by == "block":
         columns = ["block", "tokens in", "tokens out", "GFLOPs", "pooling"]
         rows = [
             [
@@ -91,8 +87,8 @@ def flops(
         rest = count.total - sum(b.flops for b in count.blocks)
         rows.append(["stem and head", "", "", render.gigas(rest), ""])
     else:
-        cut = count.by_module if by is By.module else count.by_op
-        columns = [by.value, "GFLOPs", "share"]
+        cut = count.by_module if by == "module" else count.by_op
+        columns = [by, "GFLOPs", "share"]
         rows = [
             [name or "(model)", render.gigas(f), f"{100 * f / count.total:.1f}%"]
             for name, f in cut.items()

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from tpcli.cli.render import make_bar
+from tpcli.cli.text import visible
 
 if TYPE_CHECKING:
     from tpcli.pareto import Point
@@ -23,10 +26,7 @@ class LiveSweep:
     def __init__(self, total: int) -> None:
         self._console = Console(stderr=True)
         self._points: list[Point] = []
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TimeRemainingColumn(), console=self._console,
-        )  # fmt: skip
+        self._progress = make_bar(self._console)
         self._sweep = self._progress.add_task("points", total=total)
         self._job = self._progress.add_task("", total=None, visible=False)
         self._live = Live(get_renderable=self._render, console=self._console, transient=True)
@@ -47,7 +47,9 @@ class LiveSweep:
 
     def start(self, label: str, images: int | None) -> Callable[[int], None]:
         """A measurement begins; returns what its batches are reported to."""
-        self._progress.update(self._job, description=label, total=images, completed=0, visible=True)
+        self._progress.update(
+            self._job, description=visible(label), total=images, completed=0, visible=True
+        )
         return lambda done: self._progress.advance(self._job, done)
 
     def add(self, point: Point) -> None:
@@ -57,9 +59,11 @@ class LiveSweep:
         self._progress.update(self._job, visible=False)
         if not self._console.is_terminal:
             self._console.print(
-                f"{point.model} {point.method} {point.gflops:.4f} GFLOPs "
+                f"{visible(point.model)} {visible(point.method)} {point.gflops:.4f} GFLOPs "
                 f"({100 * point.gflops_ratio:.1f}%): top-1 {point.top1:.2f}",
                 highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
 
     def _render(self) -> RenderableType:
@@ -68,8 +72,8 @@ class LiveSweep:
             table.add_column(column, justify="left" if column in ("model", "method") else "right")
         for p in self._points[-ROWS:]:
             table.add_row(
-                p.model,
-                p.method,
+                Text(visible(p.model)),
+                Text(visible(p.method)),
                 f"{p.gflops:.4f}",
                 f"{100 * p.gflops_ratio:.1f}%",
                 f"{p.top1:.2f}",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import sys
 from importlib import import_module
 
 import typer
 
+from tpcli.cli.text import visible, with_flags
+from tpcli.cli.usage import usage
 from tpcli.errors import TpcliError, UserError
 from tpcli.version import __version__
 
@@ -55,8 +59,28 @@ def options(
         help="Show the version and stop.",
     ),
     debug: bool = typer.Option(False, DEBUG, help="Show a traceback on errors (any position)."),
+    verbose: bool = typer.Option(
+        False, "--verbose", "-v", help="Say on stderr how things are done, and why."
+    ),
 ) -> None:
     """Options before the command."""
+    _log_to_stderr(logging.DEBUG if verbose else logging.WARNING)
+
+
+def _log_to_stderr(level: int) -> None:
+    """Send what the library logs to stderr, from `level` on."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Visible("%(name)s: %(message)s"))
+    logger = logging.getLogger("tpcli")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+
+
+class Visible(logging.Formatter):
+    """One line per record, without a character that a terminal would act upon."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 for _name in COMMANDS:
@@ -67,6 +91,9 @@ def main() -> None:
     """Run the program and exit: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
     arguments = [a for a in sys.argv[1:] if a != DEBUG]
     debug = len(arguments) < len(sys.argv) - 1
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(args=arguments, standalone_mode=False)
     except KeyboardInterrupt:
@@ -82,14 +109,16 @@ def main() -> None:
 
 def _explain(error: Exception) -> int:
     """Print one sentence on stderr; the exit code."""
-    if isinstance(error, USAGE_ERROR):
-        error.show()  # type: ignore[attr-defined]
-        return UserError.exit_code
+    code = 1
     if isinstance(error, TpcliError):
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(
-        f"error: {type(error).__name__}: {error} (this is a bug; run again with {DEBUG} for where)",
-        file=sys.stderr,
-    )
-    return 1
+        code, words = error.exit_code, with_flags(str(error))
+    elif isinstance(error, USAGE_ERROR):
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            return UserError.exit_code
+        code, words = UserError.exit_code, usage(error)
+    else:
+        kind, first = type(error).__name__, (str(error).splitlines() or [""])[0]
+        words = f"{kind}: {first} (this is a bug; run again with {DEBUG} for where)"
+    print(f"error: {visible(words)}", file=sys.stderr)
+    return code

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tpcli.cli.options import JsonOption
+from tpcli.cli.groups import JsonOption
+from tpcli.cli.spread import add
 
 if TYPE_CHECKING:
     from tpcli.pooling import Method
@@ -16,7 +17,7 @@ CLASS_TOKEN = {"class": "needed", "attention": "used if there"}
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("methods")(methods)
+    add(app, "methods", methods)
 
 
 def methods(as_json: JsonOption = False) -> None:

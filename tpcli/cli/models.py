@@ -7,21 +7,20 @@ from typing import Annotated
 
 import typer
 
-from tpcli.cli.options import JsonOption
+from tpcli.cli.groups import JsonOption
+from tpcli.cli.spread import add
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("models")(models)
+    add(app, "models", models)
 
 
 def models(
     pattern: Annotated[
         str,
         typer.Argument(
-            help="Part of a name, or a pattern with * and ?.",
-            metavar="[FILTER]",
-            show_default=False,
+            help="Part of a name, or a pattern with * and ?.", metavar="FILTER", show_default=False
         ),
     ] = "",
     as_json: JsonOption = False,

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tpcli.cli.options import (
+from tpcli.cli.groups import (
+    METHODS_HELP,
+    POOLING_PANEL,
     DataGroup,
     JsonOption,
     MethodGroup,
     ModelGroup,
     RunGroup,
+    method_names,
 )
-from tpcli.cli.spread import spread
+from tpcli.cli.kinds import MODEL, SCHEDULE, SOME_METHODS, SPLIT
+from tpcli.cli.spread import add
+from tpcli.cli.values import FIGURE, FILE, FOLDER, Value, checked, one_of, option, whole
+from tpcli.errors import UserError
+from tpcli.files import check_output
+from tpcli.schedule import parse_budget
+from tpcli.specs import DEMO
 
 if TYPE_CHECKING:
     from tpcli.data import ImageData
@@ -35,12 +43,19 @@ SEARCHED = "search"
 FINETUNE_PANEL = "Fine-tuning"
 
 
-class XAxis(str, Enum):
-    """What the figure is drawn against."""
+AXES = ("gflops", "throughput", "latency")
 
-    gflops = "gflops"
-    throughput = "throughput"
-    latency = "latency"
+
+def _budgets(text: str) -> list[float]:
+    return list(dict.fromkeys(parse_budget(item) for item in text.split(",")))
+
+
+BUDGETS = checked(_budgets, "SHARES")
+SCHEDULES = Value(
+    lambda text: text if text == SEARCHED else SCHEDULE.read(text),
+    SCHEDULE.metavar,
+    lambda: (*SCHEDULE.names(), SEARCHED),
+)
 
 
 @dataclass(frozen=True)
@@ -49,22 +64,21 @@ class FinetuneGroup:
 
     finetune_epochs: Annotated[
         int,
-        typer.Option(
-            help="Fine-tune every point for so many epochs, and draw both curves.",
-            min=0,
-            rich_help_panel=FINETUNE_PANEL,
+        option(
+            whole(0, 100_000),
+            "Fine-tune every point for so many epochs, and draw both curves.",
+            panel=FINETUNE_PANEL,
         ),
     ] = 0
     finetune_config: Annotated[
         Path | None,
-        typer.Option(
-            help="TOML file of the recipe's options, as of tpcli finetune.",
-            rich_help_panel=FINETUNE_PANEL,
+        option(
+            FILE,
+            "TOML file of the recipe's options, as of tpcli finetune.",
+            panel=FINETUNE_PANEL,
         ),
     ] = None
-    train_split: Annotated[
-        str, typer.Option(help="Split to train on.", rich_help_panel=FINETUNE_PANEL)
-    ] = "train"
+    train_split: Annotated[str, option(SPLIT, "Split to train on.", panel=FINETUNE_PANEL)] = "train"
 
     @property
     def recipe(self) -> Recipe | None:
@@ -74,7 +88,6 @@ class FinetuneGroup:
             UserError: a file without epochs, or a key that is no part of a recipe.
         """
         from tpcli.cli.recipe_options import recipe_of_file
-        from tpcli.errors import UserError
 
         if not self.finetune_epochs:
             if self.finetune_config is not None:
@@ -85,34 +98,41 @@ class FinetuneGroup:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("pareto")(spread(pareto))
+    add(app, "pareto", pareto)
 
 
 def pareto(
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="One or more models, as in the other commands.", metavar="[MODEL]..."),
+        typer.Argument(
+            help="One or more models, as in the other commands.",
+            metavar=MODEL.metavar,
+            parser=MODEL.parse,
+            autocompletion=MODEL.complete,
+        ),
     ] = None,
     *,
     loading: ModelGroup,
     method: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Methods, one curve each: repeat, or separate by commas.",
-            show_default=",".join(DEFAULT_METHODS),
-            rich_help_panel="Pooling",
+        option(
+            SOME_METHODS,
+            f"One curve each. {METHODS_HELP}",
+            panel=POOLING_PANEL,
+            shown=",".join(DEFAULT_METHODS),
         ),
     ] = None,
     budget: Annotated[
         str,
-        typer.Option(help="Shares of the base model's FLOPs.", rich_help_panel="Pooling"),
+        option(BUDGETS, "Shares of the base model's FLOPs.", panel=POOLING_PANEL),
     ] = DEFAULT_BUDGETS,
     schedule: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Schedules to measure instead of the budgets: repeat. search: find those of the "
+        option(
+            SCHEDULES,
+            "Schedules to measure instead of the budgets: repeat. search: find those of the "
             "budgets, as tpcli schedule does.",
-            rich_help_panel="Pooling",
+            panel=POOLING_PANEL,
         ),
     ] = None,
     pooling: MethodGroup,
@@ -120,14 +140,19 @@ def pareto(
     run: RunGroup,
     training: FinetuneGroup,
     x: Annotated[
-        XAxis, typer.Option("--x", help="Horizontal axis; speed is that of the evaluation.")
-    ] = XAxis.gflops,
+        str,
+        option(
+            one_of(AXES),
+            f"Horizontal axis: {', '.join(AXES)}; speed is that of the evaluation.",
+            "--x",
+        ),
+    ] = "gflops",
     out: Annotated[
-        Path, typer.Option(help="Figure: .png, .svg or .pdf; the other files go beside it.")
+        Path, option(FIGURE, "Figure: .png, .svg or .pdf; the other files go beside it.")
     ] = Path("pareto.png"),
     cache: Annotated[
         Path | None,
-        typer.Option(help="Folder of measured points.", show_default="~/.cache/tpcli"),
+        option(FOLDER, "Folder of measured points.", shown="~/.cache/tpcli"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -138,11 +163,19 @@ def pareto(
 
     Example: tpcli pareto deit_small_patch16_224 --data imagenet/ --out plot.png
     """
+    check_output(out)
+    methods = [pooling.options(name) for name in method_names(method) or DEFAULT_METHODS]
+    recipe = training.recipe
+    searched = SEARCHED in (schedule or [])
+    schedules = [spec for spec in schedule or [] if spec != SEARCHED]
+    specs = models or [DEMO]
+    for model in specs:
+        source.require_for(model, source.split, training.train_split if recipe else None)
+        if specs.count(model) > 1:
+            raise UserError(f"model {model!r} is there twice; name each model once.")
+
     from tpcli.cli import render
-    from tpcli.cli.options import check_figure, method_names
-    from tpcli.errors import UserError
     from tpcli.evaluation import pick_device
-    from tpcli.files import check_output
     from tpcli.models import told_apart
     from tpcli.pareto import ModelSource, SweepOptions
     from tpcli.pareto.cache import default_folder
@@ -150,32 +183,23 @@ def pareto(
     from tpcli.report.document import check_report
 
     render.quiet()
-    check_figure(out)
     check_report(out)
     cache = cache or default_folder()
     if not (cache / "points").is_dir():  # one that can't be written may have all points
         check_output(cache / "points", is_folder=True)
     device = str(pick_device(run.device))
-    names = method_names(method) or DEFAULT_METHODS
-    searched = SEARCHED in (schedule or [])
-    schedules = [spec for spec in schedule or [] if spec != SEARCHED]
     options = SweepOptions(
-        methods=[pooling.options(name) for name in names],
+        methods=methods,
         budgets=_budgets(budget) if searched or not schedules else [],
         schedules=schedules,
         searched=searched,
-        recipe=training.recipe,
+        recipe=recipe,
         batch_size=run.batch_size,
         device=device,
         amp=run.amp,
         workers=run.workers,
         strict=run.strict,
     )
-    specs = models or ["demo"]
-    for model in specs:
-        source.require_for(model)
-        if specs.count(model) > 1:
-            raise UserError(f"model {model!r} is there twice; name each model once.")
     sources = []
     for loaded in told_apart({model: loading.load(model) for model in specs}):
         sources.append(
@@ -188,17 +212,11 @@ def pareto(
         )
     result = _run(sources, options, cache)
     context = _context(sources, options, result, device)
-    document = write_report(result, context, out, x.value)
+    document = write_report(result, context, out, x)
     if as_json:
         render.print_json(document)
     else:
         _print(result, context, out)
-
-
-def _budgets(text: str) -> list[float]:
-    from tpcli.schedule import parse_budget
-
-    return list(dict.fromkeys(parse_budget(item) for item in text.split(",")))
 
 
 def _training(
@@ -221,9 +239,9 @@ def _calibration(loaded: LoadedModel, source: DataGroup) -> ImageData:
     from tpcli.search import calibration_data
 
     return calibration_data(
-        source.data or "demo",
+        source.data or DEMO,
         loaded.data_config,
-        data_dir=source.data_dir,
+        data_dir=None if source.data_dir is None else str(source.data_dir),
         download=source.download,
     )
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields, make_dataclass
+from dataclasses import Field, fields, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tpcli.cli.values import Value, checked, flag, number, one_of, option, whole
 from tpcli.errors import UserError, did_you_mean
-from tpcli.recipe import Recipe, recipe
+from tpcli.recipe import Recipe, recipe, types_of
+from tpcli.specs import DEMO
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,23 +29,36 @@ class Given:
         return recipe({item.name: getattr(self, item.name) for item in fields(Recipe)})
 
 
-NOT_IN_FILES = {"config", "as-json", "force", "resume"}
+NOT_IN_FILES = {"config", "as_json", "force", "resume", "help"}
 
 
-def _types(name: str) -> tuple[Any, ...]:
-    kind = get_type_hints(Recipe)[name]
-    return tuple(t for t in get_args(kind) or (kind,) if t is not type(None))
+def _value(item: Field[Any], plain: type) -> Value:
+    """What the field accepts."""
+    about = item.metadata
+    if about["choices"]:
+        return one_of(about["choices"])
+    if about["form"]:
+        return checked(lambda text: recipe({item.name: text}), "FORM")
+    make = whole if plain is int else number
+    return make(about["low"], about["high"])
 
 
-def _option(name: str, about: Any, default: object) -> Any:
-    (plain,) = _types(name)
-    shown = True if default is None else str(default)
-    option = typer.Option(help=about["help"], rich_help_panel=about["panel"], show_default=shown)
-    return Annotated[plain | None, option]
+def _option(item: Field[Any]) -> Any:
+    about = item.metadata
+    (plain,) = types_of(item.name)
+    if plain is bool:
+        return Annotated[bool | None, flag(about["help"], panel=about["panel"])]
+    text = about["help"]
+    if about["choices"]:
+        text += f": {', '.join(about['choices'])}."
+    default = None if item.default is None else str(item.default)
+    return Annotated[
+        plain | None, option(_value(item, plain), text, panel=about["panel"], shown=default)
+    ]
 
 
 if TYPE_CHECKING:
-    from tpcli.cli.options import DataGroup
+    from tpcli.cli.groups import DataGroup
     from tpcli.finetune import TrainingData
     from tpcli.models import LoadedModel
 
@@ -51,7 +66,7 @@ if TYPE_CHECKING:
 else:
     RecipeGroup = make_dataclass(
         "RecipeGroup",
-        [(f.name, _option(f.name, f.metadata, f.default), None) for f in fields(Recipe)],
+        [(item.name, _option(item), None) for item in fields(Recipe)],
         bases=(Given,),
         frozen=True,
     )
@@ -65,9 +80,7 @@ def read_toml(option: str, path: Path) -> dict[str, Any]:
     """
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{option} {path} does not exist; check the path.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{option} {path} is not a readable TOML file: {error}.") from None
     return values
 
@@ -96,12 +109,12 @@ def open_training(
     from tpcli.finetune import open_data
 
     return open_data(
-        source.data or "demo",
+        source.data or DEMO,
         loaded.data_config,
         recipe,
         train_split=train_split,
         split=source.split,
-        data_dir=source.data_dir,
+        data_dir=None if source.data_dir is None else str(source.data_dir),
         download=source.download,
         limit=source.limit,
     )
@@ -115,21 +128,27 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """
     if path is None:
         return None
-    values = read_toml("--config", path)
-    known = {str(p.name).replace("_", "-") for p in context.command.params} - NOT_IN_FILES
-    whole = {f.name for f in fields(Recipe) if int in _types(f.name)}
+    options: dict[str, Any] = {
+        str(p.name): p for p in context.command.params if str(p.name) not in NOT_IN_FILES
+    }
+    names = [name.replace("_", "-") for name in options]
     defaults: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in read_toml("--config", path).items():
         name = key.replace("-", "_")
-        if key.replace("_", "-") not in known:
+        if name not in options:
             raise UserError(
                 f"--config {path} has the key {key!r}, which is no option of this command."
-                f"{did_you_mean(key, known)}"
+                f"{did_you_mean(key, names)}"
             )
-        if isinstance(value, float) and name in whole:
-            raise UserError(f"--config {path}: {key} = {value} is no whole number; give one.")
         if isinstance(value, dict):
             raise UserError(f"--config {path}: {key} is a table; give options as plain keys.")
+        option = options[name]
+        if getattr(option, "is_flag", False) != isinstance(value, bool):
+            wanted = "true or false" if option.is_flag else "a value of its kind"
+            raise UserError(f"--config {path}: {key} = {value!r} can't be used; give {wanted}.")
+        if getattr(option, "multiple", False) != isinstance(value, list):
+            wanted = "a list" if option.multiple else "one value"
+            raise UserError(f"--config {path}: {key} = {value!r} can't be used; give {wanted}.")
         defaults[name] = value
     context.default_map = defaults
     return path

@@ -11,7 +11,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tpcli.cli.text import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
 
 WIDTH = 120
 """Columns of a table that is not printed on a terminal."""
@@ -34,26 +40,54 @@ def print_json(document: Any) -> None:
 
 
 def print_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str = "",
+    spare: Sequence[str] = (),
 ) -> None:
-    """A table on stdout; the first column to the left, numbers to the right."""
+    """A table on stdout; the first column to the left, numbers to the right, no cell folded.
+
+    spare: columns that a terminal too narrow for all goes without, the first first.
+    """
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
+    cells = [[visible(cell) for cell in row] for row in (columns, *rows)]
+    by_column = zip(columns, zip(*cells, strict=True), strict=True)
+    needed = {name: max(map(cell_len, column)) + 3 for name, column in by_column}
     console = Console()
-    console.print(table, width=console.width if console.is_terminal else WIDTH)
+    room = console.width if console.is_terminal else max(WIDTH, 1 + sum(needed.values()))
+    left_out: list[str] = []
+    for column in spare:
+        if 1 + sum(needed.values()) <= room:
+            break
+        left_out.append(column)
+        del needed[column]
+    if left_out:
+        caption += f" No room here for: {', '.join(left_out)} (--json has all)."
+    width = max(room, 1 + sum(needed.values()))
+    table = Table(
+        title=Text(visible(title)),
+        caption=Text(visible(caption)),
+        title_justify="left",
+        caption_justify="left",
+    )
+    for column in needed:
+        table.add_column(column, justify="left" if column == columns[0] else "right", no_wrap=True)
+    for row in cells[1:]:
+        table.add_row(*(Text(cell) for cell, c in zip(row, columns, strict=True) if c in needed))
+    # what a terminal has no room for, it wraps itself; rich would cut it off
+    Console(width=width).print(table, crop=False)
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Pairs of name and value on stdout, aligned."""
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        print(f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {visible(value)}")
 
 
 def eval_command(model: str | Path, data: str, schedule: Path | None = None) -> str:
@@ -67,10 +101,8 @@ def gigas(flops: float) -> str:
     return f"{flops / 1e9:.3f}" if flops >= 1e8 else f"{flops / 1e9:.4f}"
 
 
-@contextmanager
-def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr; yields a function that advances it."""
-    from rich.console import Console
+def make_bar(console: Console, *more: ProgressColumn, bar_width: int | None = 40) -> Progress:
+    """A progress bar: what it does, how far it is, `more`, and the time left."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -79,15 +111,23 @@ def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int]
         TimeRemainingColumn,
     )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=bar_width),
         MofNCompleteColumn(),
+        *more,
         TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=console.quiet or not console.is_terminal,
     )
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(description, total=total)
+
+
+@contextmanager
+def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr; yields a function that advances it."""
+    from rich.console import Console
+
+    with make_bar(Console(stderr=True)) as bar:
+        task = bar.add_task(visible(description), total=total)
         yield lambda amount: bar.advance(task, amount)

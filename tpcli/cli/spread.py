@@ -1,4 +1,4 @@
-"""Groups of options in a command's signature."""
+"""Commands from functions, with groups of options in their signature."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
+import typer
+
 Result = TypeVar("Result")
+
+
+def add(app: typer.Typer, name: str, function: Callable[..., object]) -> None:
+    """Make `function` the command `name`; its docstring, without the wraps, is the help."""
+    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+    text = "\n\n".join(" ".join(lines.split()) for lines in paragraphs)
+    app.command(name, help=text)(spread(function))
 
 
 def spread(function: Callable[..., Result]) -> Callable[..., Result]:

@@ -7,15 +7,10 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TextColumn, TimeElapsedColumn
 
+from tpcli.cli.render import make_bar
+from tpcli.cli.text import visible
 from tpcli.finetune import Watcher
 
 SMOOTHING = 0.9
@@ -29,19 +24,10 @@ class TrainingProgress(Watcher):
 
     def __init__(self, title: str, epochs: int, quiet: bool) -> None:
         self.epochs = epochs
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            disable=quiet or not self.console.is_terminal,
-        )
-        self.task = self.bar.add_task(title, total=None, state="measuring before training")
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
+        state = TextColumn("{task.fields[state]}", markup=False)
+        self.bar = make_bar(self.console, state, TimeElapsedColumn(), bar_width=20)
+        self.task = self.bar.add_task(visible(title), total=None, state="measuring before training")
         self.loss: float | None = None
         self.rate: float | None = None
         self.top1 = 0.0
@@ -88,7 +74,7 @@ class TrainingProgress(Watcher):
         )
 
     def note(self, text: str) -> None:
-        self.console.print(text)
+        self.console.print(visible(text), soft_wrap=True)
 
 
 def _smooth(before: float | None, now: float) -> float:

@@ -1,0 +1,180 @@
+"""What options accept: read from text, refused in one sentence, completed by the shell."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from tpcli.errors import did_you_mean
+
+SHOWN = 100
+"""Characters of a wrong value that a message shows."""
+FIGURES = (".png", ".svg", ".pdf")
+MANY = 10**6
+"""More than anyone means of what is counted in ones; below what overflows or fills a memory."""
+
+
+def shown(value: object) -> str:
+    """A wrong value in quotes, cut where it is very long."""
+    text = value if isinstance(value, str) else str(value)
+    return repr(text) if len(text) <= SHOWN else f"{text[:SHOWN]!r}... ({len(text)} characters)"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A kind of value.
+
+    read: from text to the value; raises ValueError with what is wrong and what to do, or an error
+    that is a sentence by itself. metavar: what stands for it in the help. names: what the shell
+    offers, asked for only then.
+    """
+
+    read: Callable[[str], Any]
+    metavar: str = "TEXT"
+    names: Callable[[], Iterable[str]] = tuple
+
+    def parse(self, given: Any) -> Any:
+        """What `given` (text, or a value of a TOML file) stands for."""
+        text = given if isinstance(given, str) else str(given)
+        try:
+            return self.read(text)
+        except ValueError as wrong:
+            raise typer.BadParameter(f"{shown(text)} {wrong}") from None
+
+    def complete(self, incomplete: str) -> list[str]:
+        """Names that begin with `incomplete`."""
+        return [name for name in self.names() if name.startswith(incomplete)]
+
+
+def option(
+    value: Value,
+    text: str,
+    *flags: str,
+    panel: str | None = None,
+    shown: str | None = None,
+    **more: Any,
+) -> Any:
+    """A typer option of that kind. shown: what the help calls the default, where it is None."""
+    return typer.Option(
+        *flags,
+        help=text,
+        parser=value.parse,
+        metavar=value.metavar,
+        autocompletion=value.complete,
+        rich_help_panel=panel,
+        show_default=True if shown is None else shown,
+        **more,
+    )
+
+
+def flag(text: str, *flags: str, panel: str | None = None) -> Any:
+    """A typer option that is there or not."""
+    return typer.Option(*flags, help=text, rich_help_panel=panel)
+
+
+def one_of(names: Sequence[str], metavar: str = "NAME") -> Value:
+    """One of a few words."""
+
+    def read(text: str) -> str:
+        if text not in names:
+            near = did_you_mean(text, names)
+            raise ValueError(f"is unknown; use one of {', '.join(names)}.{near}")
+        return text
+
+    return Value(read, metavar, lambda: names)
+
+
+def whole(low: int, high: int = MANY) -> Value:
+    """A whole number from `low` to `high`."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d{1,18}", text, re.ASCII):
+            kind = "is too large" if re.fullmatch(r"\+?\d+", text) else "is no whole number"
+            raise ValueError(f"{kind}; give one from {low} to {high}.")
+        if not low <= int(text) <= high:
+            raise ValueError(f"is out of range; give a whole number from {low} to {high}.")
+        return int(text)
+
+    return Value(read, "N")
+
+
+def number(low: float, high: float, metavar: str = "X") -> Value:
+    """A number from `low` to `high`."""
+
+    def read(text: str) -> float:
+        if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII):
+            raise ValueError(f"is no number; give one from {low:g} to {high:g}.")
+        value = float(text)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"is out of range; give a number from {low:g} to {high:g}.")
+        return value
+
+    return Value(read, metavar)
+
+
+def checked(check: Callable[[str], object], metavar: str, names: Any = tuple) -> Value:
+    """Text that `check` has nothing against."""
+
+    def read(text: str) -> str:
+        check(text)
+        return text
+
+    return Value(read, metavar, names)
+
+
+def words(text: str) -> str:
+    """Text that is not empty and has no character that no name has."""
+    if not text.strip():
+        raise ValueError("is empty; give a value, or leave the option out.")
+    if "\0" in text:
+        raise ValueError("holds a zero byte, which no name has; leave it out.")
+    return text
+
+
+def place(text: str) -> Path:
+    """A path that the system takes, whether something is there or not."""
+    try:
+        os.lstat(words(text))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise ValueError(f"can't be a path here ({error.strerror}); choose another.") from None
+    return Path(text)
+
+
+def file(text: str) -> Path:
+    """A regular file that is there and can be read."""
+    path = place(text)
+    if not path.exists():
+        raise ValueError("does not exist; check the path.")
+    if not path.is_file():
+        raise ValueError("is no file; give one.")
+    if not os.access(path, os.R_OK):
+        raise ValueError("can't be read; check its permissions.")
+    return path
+
+
+def named_like(suffixes: Sequence[str]) -> Callable[[str], Path]:
+    """Reads a path that ends in one of `suffixes`."""
+
+    def read(text: str) -> Path:
+        path = place(text)
+        if path.suffix.lower() not in suffixes:
+            raise ValueError(f"has no known suffix; use one of {', '.join(suffixes)}.")
+        return path
+
+    return read
+
+
+TEXT = Value(words)
+PLACE = Value(place, "PATH")
+FOLDER = Value(place, "FOLDER")
+FILE = Value(file, "FILE")
+FIGURE = Value(named_like(FIGURES), "FILE")
