@@ -18,10 +18,10 @@ import time
 import torch
 from torch import nn
 
-from tpcli.evaluation import autocast, pick_device, synchronize
-from tpcli.flops import model_input_size
+from tpcli import pool
+from tpcli.devices import autocast, pick_device, synchronize
 from tpcli.models import load
-from tpcli.surgery import pool
+from tpcli.surgery.geometry import input_size
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ class Step:
             pool(model, arguments.schedule, arguments.method, position=arguments.position)
         self.model = model.to(self.device).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
-        batch, size = arguments.batch_size, model_input_size(model)
+        batch, size = arguments.batch_size, input_size(model)
         self.images = torch.randn(batch, *size, device=self.device)
         self.targets = torch.randint(int(model.num_classes), (batch,), device=self.device)  # type: ignore[arg-type]
 

@@ -22,9 +22,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from tpcli import pool
 from tpcli.benchmark import peak_memory
 from tpcli.options import pooling_options
-from tpcli.surgery import TokenPooling, pool
+from tpcli.surgery import TokenPooling
 
 SIDES = (8, 14, 24, 32)
 METHODS = ("ward", "tome", "k-medoids", "k-means", "pitome", "top-k", "evit", "dpc-knn")

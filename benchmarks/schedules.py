@@ -18,15 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tpcli import data
+from tpcli import data, pool
 from tpcli.budget import BudgetSolver
-from tpcli.evaluation import autocast, pick_device
+from tpcli.devices import autocast, pick_device
 from tpcli.flops import count_flops
 from tpcli.models import load
 from tpcli.options import PoolingOptions, pooling_options
 from tpcli.schedule import parse
-from tpcli.surgery import pool, unpool
-from tpcli.surgery.insert import patch_tokens
+from tpcli.surgery import unpool
+from tpcli.surgery.geometry import patch_tokens
 
 STEPS = 16
 """Halvings of the interval of shares."""

@@ -18,7 +18,7 @@ from tpcli.models import load
 from tpcli.options import pooling_options
 from tpcli.pooling import ward
 from tpcli.schedule import parse
-from tpcli.surgery.insert import patch_tokens
+from tpcli.surgery.geometry import patch_tokens
 
 
 def main() -> None:

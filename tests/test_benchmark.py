@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 
 from tests.program import Run
 from tests.tiny import tiny_vit
+from tpcli import pool
 from tpcli.benchmark import BenchOptions, bench, cut, peak_memory
 from tpcli.cli.main import app
 from tpcli.errors import UserError
 from tpcli.options import pooling_options
 from tpcli.pooling import native
-from tpcli.surgery import TokenPooling, pool, pooling_spec
+from tpcli.surgery import TokenPooling, pooling_spec
 
 
 def test_ideal_keeps_the_first_tokens_and_nothing_else() -> None:

@@ -17,8 +17,9 @@ from tests.pictures import CLASSES, class_folders, truncate
 from tests.tiny import tiny_vit
 from tpcli import evaluate, pool
 from tpcli.data import ImageData, create
+from tpcli.devices import pick_device
 from tpcli.errors import TpcliError, UserError
-from tpcli.evaluation import pick_device, wilson_interval
+from tpcli.evaluation import wilson_interval
 
 
 @pytest.fixture

@@ -14,15 +14,16 @@ if TYPE_CHECKING:
     from tpcli.evaluation import evaluate
     from tpcli.flops import count_flops
     from tpcli.models import load, save
+    from tpcli.planning import pool
     from tpcli.schedule import Schedule
-    from tpcli.surgery import pool, trace, unpool
+    from tpcli.surgery import trace, unpool
 
 _HOME = {
     "Schedule": "tpcli.schedule",
     "count_flops": "tpcli.flops",
     "evaluate": "tpcli.evaluation",
     "load": "tpcli.models",
-    "pool": "tpcli.surgery",
+    "pool": "tpcli.planning",
     "save": "tpcli.models",
     "trace": "tpcli.surgery",
     "unpool": "tpcli.surgery",

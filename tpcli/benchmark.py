@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from tpcli.evaluation import explain_out_of_memory, pick_device, synchronize
-from tpcli.flops import model_input_size
+from tpcli.devices import explain_out_of_memory, pick_device, synchronize
 from tpcli.options import PoolingOptions
+from tpcli.planning import pool
 from tpcli.schedule import Schedule
-from tpcli.surgery import PooledTokens, TokenPooling, pool, pooling_spec, unpool
+from tpcli.surgery import PooledTokens, TokenPooling, pooling_spec, unpool
+from tpcli.surgery.geometry import input_size
 
 POOLING_LABEL = "tpcli::token_pooling"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -106,7 +107,7 @@ def bench(
     assert spec is not None
     ideal = cut(pool(copy.deepcopy(base), spec.schedule, spec.options))
     versions = [base, pooled, ideal]
-    images = torch.randn(options.batch_size, *model_input_size(model), device=device)
+    images = torch.randn(options.batch_size, *input_size(model), device=device)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads or threads)
     try:

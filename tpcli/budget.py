@@ -1,122 +1,101 @@
-"""Solve a FLOPs budget: the constant-r schedule that comes closest without exceeding it."""
+"""Solve a FLOPs budget: the weakest schedule of a family that does not exceed it."""
 
 from __future__ import annotations
 
-import copy
-from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
+from tpcli.cost import CostModel
 from tpcli.errors import UserError
-from tpcli.flops import count_flops
 from tpcli.options import PoolingOptions
-from tpcli.pooling import get_method
-from tpcli.schedule import Schedule, constant_removal
-from tpcli.surgery import pool, unpool
-from tpcli.surgery.insert import patch_grid, patch_tokens
+from tpcli.profile import Profile, default_profile, schedules
+from tpcli.schedule import Budget, Tokens, constant_removal
+from tpcli.surgery import with_place
 
-ATTENTION_OP = "scaled_dot_product_attention"
+SURE = 2e-3
+"""Estimates that are nearer to a budget than this share of the base's FLOPs are counted."""
 
 
 class BudgetSolver:
-    """Finds constant-r schedules for one model and one set of pooling options.
+    """Schedules for FLOPs budgets of one model under one set of pooling options.
 
     FLOPs are counted on the pooled model itself, clustering included, and remembered, so that
     several budgets share their counts.
     """
 
     def __init__(self, model: nn.Module, options: PoolingOptions) -> None:
-        self._model = unpool(copy.deepcopy(model)).eval()
-        self._options = options
-        self._method = get_method(options.method)
-        self._grid = patch_grid(model)
-        self._patch_tokens = patch_tokens(self._model)
-        self._depth = len(self._model.blocks)  # type: ignore[arg-type]
-        base = count_flops(self._model)
-        self.base_flops = base.total
-        self._attention_share = base.by_op.get(ATTENTION_OP, 0) / base.total
-        self._pooling_per_square = 0.0  # learnt from the last count
-        self._counts: dict[int, int] = {0: self.base_flops}
+        self.cost = CostModel(model, with_place(model, options))
 
-    def tokens(self, total: int) -> tuple[int, ...]:
-        """Tokens per block when `total` tokens are removed evenly over the blocks; where the method
-        can't make that many, the next more that it can."""
-        tokens: list[int] = []
-        for wanted in constant_removal(self._patch_tokens, self._depth, total):
-            before = tokens[-1] if tokens else self._patch_tokens
-            tokens.append(self._method.allowed(before, wanted, self._grid))
-        return tuple(tokens)
-
-    def flops(self, total: int) -> int:
-        """FLOPs of that schedule."""
-        if total not in self._counts:
-            schedule = Schedule(self.tokens(total), self._patch_tokens)
-            pool(self._model, schedule, self._options)
-            self._counts[total] = count_flops(self._model).total
-            blocks, squares = self._estimate_parts(total)
-            if squares:
-                self._pooling_per_square = (self._counts[total] - blocks) / squares
-        return self._counts[total]
-
-    def solve(self, budget: float) -> tuple[int, ...]:
-        """Tokens per block whose FLOPs are the largest that do not exceed `budget` of the base's.
+    def solve(self, budget: Budget | float) -> Tokens:
+        """Tokens per block whose FLOPs come closest to the budget without exceeding it.
 
         Raises:
-            UserError: even the strongest cut costs more; says what can be reached.
+            UserError: even the strongest schedule of the family costs more; says what it reaches.
         """
-        target = budget * self.base_flops
-        if target >= self.base_flops:
-            return self.tokens(0)
-        low, high = (
-            0,
-            self._patch_tokens // 2 * self._depth + 1,
-        )  # flops(low) > target, high: unknown
-        guess = self._guess(target, low, high)
-        while True:
-            flops = self.flops(guess)
-            if flops > target:
-                low = guess
-            else:
-                high = guess
-                one_less = flops + self._estimate(guess - 1) - self._estimate(guess)
-                if one_less > target:  # the next weaker cut is too expensive
-                    return self.tokens(guess)
-            if high - low == 1:
-                break
-            guess = self._guess(target, low, high)
-        if high not in self._counts:
-            raise UserError(
-                f"budget {budget:g} can't be reached; the smallest that method "
-                f"{self._options.method} reaches on this model is "
-                f"{self.flops(low) / self.base_flops:.3f}."
-            )
-        return self.tokens(high)
-
-    def _guess(self, target: float, low: int, high: int) -> int:
-        """The weakest cut between two others that should fit."""
-        cuts = range(low + 1, high)
-        fits = bisect_left(cuts, True, key=lambda t: self._estimate(t) <= target)
-        return cuts[min(fits, len(cuts) - 1)]
-
-    def _estimate(self, total: int) -> float:
-        """FLOPs as they should be: blocks in closed form, pooling as a multiple of its N^2."""
-        blocks, squares = self._estimate_parts(total)
-        return blocks + self._pooling_per_square * squares
-
-    def _estimate_parts(self, total: int) -> tuple[float, float]:
-        """FLOPs of the blocks without pooling, and the sum of N^2 over the blocks that pool."""
-        n, attention = self._patch_tokens, self._attention_share
-        mlp = (1 - attention) * 2 / 3  # 8 C^2 of 12 C^2 per token
-        out = self.tokens(total)
-        blocks, squares = 0.0, 0.0
-        for before, after in zip((n, *out), out, strict=False):
-            in_mlp = after if self._options.position != "block" else before
-            blocks += attention * (before / n) ** 2
-            blocks += (1 - attention - mlp) * before / n + mlp * in_mlp / n
-            squares += before**2 if after < before else 0
-        return self.base_flops * blocks / self._depth, squares
+        if not isinstance(budget, Budget):
+            budget = Budget(budget)
+        cost = self.cost
+        if budget.is_constant:
+            chain = constant_chain(cost)
+        else:
+            profile = default_profile(cost.depth, budget.blocks)
+            chain = family_chain(profile, cost, (1,) * cost.depth)
+        return weakest_within(budget.share, chain, cost)
 
 
-def solve_budget(model: nn.Module, options: PoolingOptions, budget: float) -> tuple[int, ...]:
+def solve_budget(model: nn.Module, options: PoolingOptions, budget: Budget | float) -> Tokens:
     """One budget, for one model: tokens per block."""
     return BudgetSolver(model, options).solve(budget)
+
+
+def family_chain(profile: Profile, cost: CostModel, floor: Tokens) -> list[Tokens]:
+    """The schedules of one shape as far as the method can follow them, the weakest first."""
+    return _chain(cost, schedules(profile, cost.patch_tokens, floor))
+
+
+def constant_chain(cost: CostModel) -> list[Tokens]:
+    """The same number removed at every block, evenly rounded, from none to half of the tokens."""
+    totals = range(cost.patch_tokens // 2 * cost.depth + 1)
+    return _chain(cost, (constant_removal(cost.patch_tokens, cost.depth, t) for t in totals))
+
+
+def _chain(cost: CostModel, wanted: Iterable[Tokens]) -> list[Tokens]:
+    unpooled = (cost.patch_tokens,) * cost.depth
+    return list(dict.fromkeys([unpooled, *(cost.followed(tokens) for tokens in wanted)]))
+
+
+def weakest_within(budget: float, chain: Sequence[Tokens], cost: CostModel) -> Tokens:
+    """The first schedule of a falling `chain` whose counted FLOPs are within `budget`.
+
+    Estimates say where to count, so that two or three counts settle a budget.
+
+    Raises:
+        UserError: the last one is not within it either; says what it costs.
+    """
+    if budget >= 1:
+        return chain[0]
+    above, within = 0, len(chain)  # above: exceeds the budget; within: does not, or is none
+    error = 0.0  # of the estimate, where it was counted last
+    while within - above > 1:
+        estimates = cost.estimates(chain[above + 1 : within]) + error
+        fitting = (estimates <= budget).nonzero()[0]
+        guess = above + 1 + int(fitting[0]) if len(fitting) else within - 1
+        ratio = cost.exact(chain[guess])
+        less, this = cost.estimates(chain[guess - 1 : guess + 1])
+        error = ratio - this
+        if ratio > budget:
+            above = guess
+            continue
+        within = guess
+        if guess - 1 == above or less + error > budget + SURE:
+            break
+        if cost.exact(chain[guess - 1]) > budget:
+            break
+        within = guess - 1
+    if within == len(chain):
+        raise UserError(
+            f"budget {budget:g} can't be reached; the smallest that method {cost.options.method} "
+            f"reaches on this model is {cost.exact(chain[-1]):.3f}."
+        )
+    return chain[within]

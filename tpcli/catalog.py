@@ -15,10 +15,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tpcli.errors import UserError, did_you_mean
-from tpcli.flops import model_input_size
 from tpcli.surgery import check_supported
 from tpcli.surgery.families import FAMILIES
-from tpcli.surgery.insert import patch_tokens
+from tpcli.surgery.geometry import input_size, patch_tokens
 
 MODULES = (
     "vision_transformer",
@@ -81,7 +80,7 @@ def architectures(names: Sequence[str]) -> Iterator[Architecture]:
             check_supported(model)
         except UserError:
             continue
-        _, height, width = model_input_size(model)
+        _, height, width = input_size(model)
         yield Architecture(
             name=name,
             model_class=type(model).__name__,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tpcli.errors import TpcliError, UserError
 from tpcli.files import check_output, replacing
-from tpcli.flops import model_input_size
+from tpcli.surgery.geometry import input_size
 
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
 LEAST_OPSET = 18
@@ -69,7 +69,7 @@ def export_model(
             f"the model's weights take {weights / 2**30:.1f} GB, and one ONNX file holds less than "
             "2; use --format torch-export."
         )
-    size = model_input_size(model)
+    size = input_size(model)
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(CHECK_BATCH, *size, generator=generator).to(parameter)

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models.naflexvit import NaFlexVit
 from torch import nn
 
 from tpcli.errors import TpcliError
-from tpcli.surgery import TokenPooling
-from tpcli.surgery.insert import patch_tokens
+from tpcli.surgery import geometry
+from tpcli.surgery.geometry import POOLING_NAME, patch_tokens
 
 CONVENTION = "1 multiply-add = 1 FLOP (fvcore), per image"
 
@@ -68,7 +67,7 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
     from fvcore.nn import FlopCountAnalysis
 
     parameter = next(model.parameters())
-    size = input_size or model_input_size(model)
+    size = input_size or geometry.input_size(model)
     image = torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype)
     training = {module: module.training for module in model.modules()}
     checkpointing = getattr(model, "grad_checkpointing", False)
@@ -99,23 +98,11 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
     return FlopCount(total, pooling, params, blocks, modules, ops)
 
 
-def model_input_size(model: nn.Module) -> tuple[int, int, int]:
-    """(channels, height, width) that the model was built for."""
-    if isinstance(model, NaFlexVit):
-        config: Any = model.pretrained_cfg
-        _, height, width = config["input_size"]
-        return int(model.embeds.in_chans), int(height), int(width)
-    stem: Any = model.patch_embed
-    height, width = stem.img_size
-    first = next(m for m in stem.modules() if isinstance(m, nn.Conv2d))  # hybrids have many
-    return int(first.in_channels), int(height), int(width)
-
-
 def _blocks(
     model: nn.Module, modules: dict[str, int], size: tuple[int, int, int]
 ) -> tuple[BlockFlops, ...]:
     tokens = patch_tokens(model)
-    if size != model_input_size(model):
+    if size != geometry.input_size(model):
         tokens = math.prod(model.patch_embed.dynamic_feat_size(size[1:]))  # type: ignore[union-attr, operator]
     rows = []
     for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
@@ -126,9 +113,6 @@ def _blocks(
         rows.append(BlockFlops(i, tokens, left, flops, pooling))
         tokens = left
     return tuple(rows)
-
-
-POOLING_NAME = "token_pooling"
 
 
 def _shape(value: Any) -> list[int]:
@@ -213,5 +197,3 @@ MOVING = (
 ).split()
 FREE: tuple[str, ...] = tuple(f"aten::{op}" for op in (*ELEMENTWISE, *REDUCTIONS, *MOVING))
 """Operators that cost nothing under fvcore's convention."""
-
-__all__ = ["CONVENTION", "BlockFlops", "FlopCount", "TokenPooling", "count_flops"]

@@ -18,7 +18,8 @@ from torch import nn
 from tpcli.checkpoints import load_weights
 from tpcli.errors import TpcliError, UserError, did_you_mean
 from tpcli.files import check_output, read_json, replacing
-from tpcli.surgery import PoolingSpec, check_supported, pool, pooling_spec
+from tpcli.planning import pool
+from tpcli.surgery import PoolingSpec, check_supported, pooling_spec
 
 DEMO = Path(__file__).parent / "demo" / "model"
 MODEL_FILES = ("config.json", "model.safetensors")

@@ -22,15 +22,15 @@ without one, the mean over all tokens, which is `significance` up to a factor.""
 def _about(
     default: Any, text: str, choices: tuple[str, ...] = (), low: int = 0, high: int = 0
 ) -> Any:
-    """A field: its help, and what it accepts: one of `choices`, or a whole number, or a bool."""
-    return field(
-        default=default, metadata={"help": text, "choices": choices, "low": low, "high": high}
-    )
+    """A field that may be left out: the general default, its help, and what it accepts: one of
+    `choices`, or a whole number, or a bool."""
+    about = {"default": default, "help": text, "choices": choices, "low": low, "high": high}
+    return field(default=None, metadata=about)
 
 
 @dataclass(frozen=True)
 class PoolingOptions:
-    """How tokens are pooled, apart from how many.
+    """How tokens are pooled, apart from how many. What is left out takes the method's defaults.
 
     method: name in the registry, with the method's own parameters if wanted. metric: what
     distances are measured on. metric_dim: channels of a random projection of the metric, or None
@@ -40,7 +40,7 @@ class PoolingOptions:
     a place. proportional_attention: a token that stands for s tokens counts s times as a key.
 
     Raises:
-        UserError: a value is not among those accepted.
+        UserError: the method or one of the values is unknown, or has no effect on this method.
     """
 
     method: str = DEFAULT_METHOD
@@ -72,10 +72,24 @@ class PoolingOptions:
     proportional_attention: bool = _about(True, "Count a token as often as its size.")
 
     def __post_init__(self) -> None:
+        chosen, _ = describe(self.method)
         for item in fields(self)[1:]:
             value = getattr(self, item.name)
-            if not (value is None and item.default is None):
-                _check(item, value)
+            default = chosen.defaults.get(item.name, item.metadata["default"])
+            if value is None:
+                object.__setattr__(self, item.name, default)
+                continue
+            _check(item, value)
+            if item.name not in chosen.options and value != default:
+                raise UserError(
+                    f"method {self.method} takes no {item.name}; leave it out "
+                    f"(it takes {', '.join(chosen.options)})."
+                )
+        if chosen.weights is not None and self.weights not in chosen.weights:
+            raise UserError(
+                f"method {self.method} can't take weights {self.weights!r}; "
+                f"use one of {', '.join(chosen.weights)}."
+            )
 
     @property
     def needs_scores(self) -> bool:
@@ -110,30 +124,24 @@ def pooling_options(method: str | None = None, **given: object) -> PoolingOption
     """Options for `method`: what is given (None means not given), else the method's own defaults.
 
     Raises:
-        UserError: the method or one of the values is unknown, or has no effect on this method.
+        UserError: as `PoolingOptions`, or an option is unknown.
     """
-    name = method or DEFAULT_METHOD
-    known = {f.name for f in fields(PoolingOptions)} - {"method"}
+    return replaced(PoolingOptions(DEFAULT_METHOD if method is None else method), **given)
+
+
+def replaced(options: PoolingOptions, **given: object) -> PoolingOptions:
+    """The same options but for those given; None means not given.
+
+    Raises:
+        UserError: as `pooling_options`.
+    """
+    known = {item.name for item in fields(PoolingOptions)[1:]}
     for key in given:
         if key not in known:
             raise UserError(
                 f"pooling option {key!r} is unknown; use one of {', '.join(sorted(known))}."
             )
-    chosen, _ = describe(name)
-    defaults = PoolingOptions(method=name, **chosen.defaults)  # type: ignore[arg-type]
-    options = replace(defaults, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
-    for key in known - set(chosen.options):
-        if getattr(options, key) != getattr(defaults, key):
-            raise UserError(
-                f"method {name} takes no {key}; leave it out "
-                f"(it takes {', '.join(chosen.options)})."
-            )
-    if chosen.weights is not None and options.weights not in chosen.weights:
-        raise UserError(
-            f"method {name} can't take weights {options.weights!r}; "
-            f"use one of {', '.join(chosen.weights)}."
-        )
-    return options
+    return replace(options, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
 
 
 def options_from_dict(values: Mapping[str, object], **given: object) -> PoolingOptions:
@@ -148,5 +156,5 @@ def options_from_dict(values: Mapping[str, object], **given: object) -> PoolingO
     method = str(values.get("method") or DEFAULT_METHOD)
     idle = {f.name for f in fields(PoolingOptions)} - set(describe(method)[0].options)
     written = {k: v for k, v in values.items() if k not in idle | {"method"}}
-    replaced = {k: v for k, v in given.items() if v is not None}
-    return pooling_options(method, **{**written, **replaced})
+    new = {k: v for k, v in given.items() if v is not None}
+    return pooling_options(method, **{**written, **new})

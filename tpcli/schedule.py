@@ -15,7 +15,28 @@ from tpcli.files import read_json, write_json
 FORMAT = "tpcli-schedule/1"
 MOST_TOKENS, MOST_BLOCKS = 10**6, 1000
 """Above what any model has."""
-FORMS = "flops:0.58, r:13, r:13-0, keep:0.7@3,6,9, tokens:183,170,..., a .json file, or none"
+FORMS = (
+    "flops:0.58, flops:0.58/constant, flops:0.58@3,6,9, r:13, r:13-0, keep:0.7@3,6,9, "
+    "tokens:183,170,..., a .json file, or none"
+)
+CONSTANT = "/constant"
+
+Tokens = tuple[int, ...]
+"""Patch tokens that leave each block."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a `flops:` form asks for.
+
+    share: of the base model's FLOPs, in (0, 1]. is_constant: the same number is removed at every
+    block, where the default family removes a share that its profile gives. blocks: the only ones
+    that remove tokens, None for all.
+    """
+
+    share: float
+    is_constant: bool = False
+    blocks: Tokens | None = None
 
 
 @dataclass(frozen=True)
@@ -30,7 +51,7 @@ class Schedule:
         UserError: a number grows, or is below 1; names the block and the number.
     """
 
-    tokens: tuple[int, ...]
+    tokens: Tokens
     patch_tokens: int
     spec: str = ""
     method: dict[str, object] | None = None
@@ -84,7 +105,7 @@ class Schedule:
         write_json(path, self.to_dict(), force=force)
 
 
-def constant_removal(patch_tokens: int, depth: int, total: int) -> tuple[int, ...]:
+def constant_removal(patch_tokens: int, depth: int, total: int) -> Tokens:
     """Remove `total` tokens over `depth` blocks, evenly; never more than half of a block's tokens.
 
     The limit is ToMe's (Bolya et al., 2023), and keeps any r from emptying the last blocks.
@@ -97,25 +118,25 @@ def parse(
     spec: str,
     patch_tokens: int,
     depth: int,
-    solve: Callable[[float], tuple[int, ...]] | None = None,
+    solve: Callable[[Budget], Tokens] | None = None,
 ) -> Schedule:
     """A schedule for a model with `patch_tokens` tokens and `depth` blocks from its written form.
 
-    solve: turns the share of a `flops:` form into tokens per block.
+    solve: turns what a `flops:` form asks for into tokens per block.
 
     Raises:
         UserError: the form is unknown, a number is none, or the result is not valid.
     """
     kind, _, rest = spec.partition(":")
     if spec == "none":
-        tokens: tuple[int, ...] = (patch_tokens,) * depth
+        tokens: Tokens = (patch_tokens,) * depth
     elif spec.endswith(".json"):
         return _from_file(Path(spec), patch_tokens, depth)
     elif kind == "flops" and rest:
-        share = parse_budget(rest, spec)
+        budget = _budget(spec, rest, depth)
         if solve is None:
             raise UserError(f"schedule {spec!r} needs a model to be solved for; load one first.")
-        tokens = solve(share)
+        tokens = solve(budget)
     elif kind == "r" and rest:
         tokens = _removal(spec, rest, patch_tokens, depth)
     elif kind == "keep" and rest:
@@ -140,7 +161,7 @@ def check_form(spec: str) -> None:
         depth = len(entries) if isinstance(entries, list) else 0
     elif spec.startswith("tokens:"):
         depth = spec.count(",") + 1
-    parse(spec, MOST_TOKENS, depth, lambda share: (1,) * depth)
+    parse(spec, MOST_TOKENS, depth, lambda budget: (1,) * depth)
 
 
 def parse_budget(text: str, where: str = "") -> float:
@@ -155,7 +176,21 @@ def parse_budget(text: str, where: str = "") -> float:
     return value
 
 
-def _removal(spec: str, text: str, patch_tokens: int, depth: int) -> tuple[int, ...]:
+def _budget(spec: str, text: str, depth: int) -> Budget:
+    share, at, blocks = text.partition("@")
+    is_constant = share.endswith(CONSTANT)
+    if is_constant and at:
+        raise UserError(
+            f"schedule {spec!r} asks for constant removal and for some blocks only; use one."
+        )
+    return Budget(
+        parse_budget(share.removesuffix(CONSTANT), spec),
+        is_constant,
+        _blocks(spec, blocks, depth) if at else None,
+    )
+
+
+def _removal(spec: str, text: str, patch_tokens: int, depth: int) -> Tokens:
     first_text, dash, last_text = text.partition("-")
     if not first_text:
         raise UserError(f"schedule {spec!r} is negative, so tokens would grow; remove 0 or more.")
@@ -172,7 +207,7 @@ def _removal(spec: str, text: str, patch_tokens: int, depth: int) -> tuple[int, 
     return _remove(patch_tokens, [round(first + (last - first) * i / steps) for i in range(depth)])
 
 
-def _remove(patch_tokens: int, cuts: Sequence[int]) -> tuple[int, ...]:
+def _remove(patch_tokens: int, cuts: Sequence[int]) -> Tokens:
     tokens, left = [], patch_tokens
     for cut in cuts:
         left -= min(cut, left // 2)
@@ -180,25 +215,30 @@ def _remove(patch_tokens: int, cuts: Sequence[int]) -> tuple[int, ...]:
     return tuple(tokens)
 
 
-def _keep(spec: str, text: str, patch_tokens: int, depth: int) -> tuple[int, ...]:
+def _keep(spec: str, text: str, patch_tokens: int, depth: int) -> Tokens:
     rate_text, at, blocks_text = text.partition("@")
     if not at:
         raise UserError(f"schedule {spec!r} names no blocks; write it like keep:0.7@3,6,9.")
     rate = _number(spec, rate_text, "the keep rate")
     if not 0 < rate <= 1:
         raise UserError(f"schedule {spec!r} has a keep rate of {rate_text}; use one in (0, 1].")
-    blocks = [_whole(spec, item, "a block") for item in blocks_text.split(",")]
-    for block in blocks:
-        if not 0 <= block < depth:
-            raise UserError(
-                f"schedule {spec!r} names block {block}; the model has blocks 0 to {depth - 1}."
-            )
+    blocks = _blocks(spec, blocks_text, depth)
     tokens, left = [], patch_tokens
     for block in range(depth):
         if block in blocks:
             left = math.floor(left * rate + 1e-9)
         tokens.append(left)
     return tuple(tokens)
+
+
+def _blocks(spec: str, text: str, depth: int) -> Tokens:
+    blocks = tuple(_whole(spec, item, "a block") for item in text.split(","))
+    for block in blocks:
+        if not 0 <= block < depth:
+            raise UserError(
+                f"schedule {spec!r} names block {block}; the model has blocks 0 to {depth - 1}."
+            )
+    return blocks
 
 
 def file_method(spec: object) -> dict[str, Any] | None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.coverage import zoo
+from tpcli import pool
 from tpcli.pooling import Clusters, get_method
-from tpcli.surgery import pool
 from tpcli.surgery.bias import Attending, pooled_bias
 from tpcli.surgery.positions import follow, mean_rotations
 from tpcli.surgery.scores import significance_scores

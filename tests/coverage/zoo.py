@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import tpcli
-from tpcli.flops import count_flops, model_input_size
+from tpcli.flops import count_flops
 from tpcli.surgery import PooledTokens, TokenPooling
-from tpcli.surgery.insert import patch_tokens
+from tpcli.surgery.geometry import input_size, patch_tokens
 
 HYBRIDS = "vision_transformer_hybrid"
 DEPTH = 3
@@ -46,7 +46,7 @@ def small(name: str, **kwargs: Any) -> nn.Module:
 def images(model: nn.Module, batch: int = 2) -> Tensor:
     """Random images of the model's size, the same every time."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(batch, *model_input_size(model), generator=generator)
+    return torch.randn(batch, *input_size(model), generator=generator)
 
 
 def schedule(model: nn.Module) -> list[int]:

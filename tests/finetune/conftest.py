@@ -14,10 +14,10 @@ import pytest
 import timm
 import torch
 
+from tpcli import pool
 from tpcli.finetune import FinetuneResult, Recipe, finetune, open_data
 from tpcli.models import load, save
 from tpcli.recipe import STRONG
-from tpcli.surgery import pool
 
 TINY = {
     "img_size": 32,

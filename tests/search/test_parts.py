@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ import torch
 
 from tests.tiny import tiny_vit
 from tpcli import pool
+from tpcli.cost import CostModel
 from tpcli.options import pooling_options
+from tpcli.profile import at_strength, curved, schedules
+from tpcli.schedule import Tokens
 from tpcli.search.checkpoint import Memory
-from tpcli.search.cost import CostModel, Tokens
-from tpcli.search.optimise import STARTS, optimise
-from tpcli.search.profile import curved, fit_budget, schedule_of
+from tpcli.search.optimise import STARTS, fitted, optimise
+from tpcli.surgery import with_place
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +28,15 @@ def cost() -> CostModel:
 
 @pytest.mark.parametrize("method", ["ward", "k-medoids", "tome", "top-k", "grid"])
 def test_estimates_are_near_the_count(method: str) -> None:
-    cost = CostModel(tiny_vit(), pooling_options(method))
+    model = tiny_vit()
+    cost = CostModel(model, with_place(model, pooling_options(method)))
     chance = random.Random(0)
     for _ in range(4):
-        tokens: list[int] = []
+        left, wanted = 64.0, []
         for _ in range(4):
-            before = tokens[-1] if tokens else 64
-            tokens.append(cost.allowed(before, round(before * chance.uniform(0.5, 1))))
+            left *= chance.uniform(0.5, 1)
+            wanted.append(round(left))
+        tokens = cost.followed(wanted)
         assert cost.estimate(tokens) == pytest.approx(cost.exact(tokens), rel=0.02)
 
 
@@ -40,35 +45,41 @@ def test_no_pooling_costs_the_base(cost: CostModel) -> None:
     assert cost.estimate((64,) * 4) == pytest.approx(1)
 
 
-def test_an_even_profile_keeps_the_same_share_everywhere(cost: CostModel) -> None:
-    assert schedule_of(curved(4, 0.0, 0.0), 0.6931472, cost, (1,) * 4) == (32, 16, 8, 1)
-    assert schedule_of((0.0, 2.0, 0.0, 2.0), 0.6931472, cost, (1,) * 4) == (64, 16, 16, 1)
-    assert schedule_of(curved(4, 0.0, 0.0), 0.6931472, cost, (20, 20, 20, 1)) == (32, 20, 20, 1)
+def test_an_even_profile_keeps_the_same_share_everywhere() -> None:
+    halving = 0.6931472
+    assert at_strength(curved(4, 0.0, 0.0), halving, 64, (1,) * 4) == (32, 16, 8, 4)
+    assert at_strength((0.0, 2.0, 0.0, 2.0), halving, 64, (1,) * 4) == (64, 16, 16, 4)
+    assert at_strength(curved(4, 0.0, 0.0), halving, 64, (20, 20, 20, 1)) == (32, 20, 20, 4)
 
 
 @pytest.mark.parametrize("budget", [0.9, 0.6, 0.4])
 def test_a_profile_is_fitted_to_the_budget(cost: CostModel, budget: float) -> None:
-    tokens = fit_budget(curved(4, 0.3, 0.1), budget, cost, (1,) * 4)
-    assert budget - 0.03 < cost.estimate(tokens) <= budget
+    tokens = fitted((0.3, 0.1), budget, cost, (1,) * 4)
+    assert budget - 0.01 < cost.estimate(tokens) <= budget
+
+
+def test_every_schedule_of_a_shape_is_there_once_and_falls() -> None:
+    """Each differs from the one before by a token at one block, so budgets are met closely."""
+    chain = list(schedules(curved(4, 0.5, 0.5), 64, (1,) * 4))
+    assert chain[-1] == (1, 1, 1, 1)
+    for weaker, stronger in pairwise([(64,) * 4, *chain]):
+        assert sorted(a - b for a, b in zip(weaker, stronger, strict=True)) == [0, 0, 0, 1]
 
 
 def test_the_last_block_keeps_one_token_where_only_the_class_token_is_read() -> None:
-    free = CostModel(tiny_vit(), pooling_options("ward"))
+    options = pooling_options("ward", position="attention")
+    free = CostModel(tiny_vit(), options, last_free=True)
     assert free.followed((40, 30, 20, 10)) == (40, 30, 20, 1)
     model = tiny_vit().eval()
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         expected = pool(model, (40, 30, 20, 10))(images)
         torch.testing.assert_close(pool(model, (40, 30, 20, 1))(images), expected)
-    for other in (
-        CostModel(tiny_vit(), pooling_options("ward", position="block")),
-        CostModel(tiny_vit(global_pool="avg"), pooling_options("ward")),
-    ):
-        assert other.followed((40, 30, 20, 10)) == (40, 30, 20, 10)
+    assert CostModel(tiny_vit(), options).followed((40, 30, 20, 10)) == (40, 30, 20, 10)
 
 
 def test_the_optimiser_goes_past_its_starts_and_repeats_itself(cost: CostModel) -> None:
-    optimum = fit_budget(curved(4, 0.45, -0.3), 0.6, cost, (1,) * 4)
+    optimum = fitted((0.45, -0.3), 0.6, cost, (1,) * 4)
 
     def hidden_optimum(tokens: Tokens) -> float:
         return sum((a - b) ** 2 for a, b in zip(tokens, optimum, strict=True))

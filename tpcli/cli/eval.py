@@ -38,10 +38,11 @@ def evaluate(
 
     from tpcli import evaluation
     from tpcli.cli import render
+    from tpcli.devices import pick_device
     from tpcli.surgery import pooling_spec
 
     render.quiet()
-    device = evaluation.pick_device(run.device)
+    device = pick_device(run.device)
     loaded = loading.load(model)
     pooling.apply_to(loaded)
     data = source.open(loaded)

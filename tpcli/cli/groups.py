@@ -155,7 +155,8 @@ class PoolingGroup(MethodGroup):
         Options given for a model that is pooled already replace its own, one by one; so does the
         method of a schedule file.
         """
-        from tpcli.surgery import pool, pooling_spec
+        from tpcli.planning import pool
+        from tpcli.surgery import pooling_spec
 
         own = pooling_spec(loaded.model)
         if own is None:

@@ -175,7 +175,7 @@ def pareto(
             raise UserError(f"model {model!r} is there twice; name each model once.")
 
     from tpcli.cli import render
-    from tpcli.evaluation import pick_device
+    from tpcli.devices import pick_device
     from tpcli.models import told_apart
     from tpcli.pareto import ModelSource, SweepOptions
     from tpcli.pareto.cache import default_folder

@@ -14,8 +14,8 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
+from tpcli.devices import pick_device
 from tpcli.errors import UserError
-from tpcli.evaluation import pick_device
 from tpcli.recipe import Recipe
 
 

@@ -16,8 +16,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from tpcli.data import check_classes
+from tpcli.devices import pick_device
 from tpcli.errors import UserError
-from tpcli.evaluation import pick_device
 from tpcli.files import write_json
 from tpcli.models import LoadedModel, save
 from tpcli.recipe import Recipe

@@ -14,8 +14,8 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from tpcli.devices import explain_out_of_memory, is_out_of_memory
 from tpcli.errors import TpcliError
-from tpcli.evaluation import explain_out_of_memory, is_out_of_memory
 from tpcli.recipe import Recipe
 from tpcli.surgery import unpooled
 

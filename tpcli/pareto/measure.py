@@ -11,7 +11,8 @@ from torch import nn
 from tpcli.evaluation import evaluate
 from tpcli.flops import count_flops
 from tpcli.models import load
-from tpcli.surgery import pool, pooling_spec, unpool
+from tpcli.planning import pool
+from tpcli.surgery import pooling_spec, unpool
 
 from .points import Point
 from .subjects import Job

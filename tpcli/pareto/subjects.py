@@ -17,16 +17,17 @@ from torch import Tensor
 
 from tpcli.budget import BudgetSolver
 from tpcli.data import ImageData, batches
+from tpcli.devices import pick_device
 from tpcli.errors import UserError
-from tpcli.evaluation import pick_device
 from tpcli.files import read_json, write_json
 from tpcli.flops import count_flops
 from tpcli.models import LoadedModel, weights_hash
 from tpcli.options import PoolingOptions
+from tpcli.planning import resolve
 from tpcli.recipe import Recipe
 from tpcli.schedule import Schedule
 from tpcli.surgery import unpool
-from tpcli.surgery.insert import patch_tokens, resolve
+from tpcli.surgery.geometry import patch_tokens
 
 from .cache import claimed, point_key
 from .points import BASE, FINETUNED

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tpcli.files import write_json
-
-from .cost import Tokens
+from tpcli.schedule import Tokens
 
 FORMAT = "tpcli-search/1"
 

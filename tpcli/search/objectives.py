@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from tpcli.options import PoolingOptions
 from tpcli.pooling.distance import squared_distances
-from tpcli.schedule import Schedule
-from tpcli.surgery import TokenPooling, pool, pooling_spec, unpool
+from tpcli.schedule import Schedule, Tokens
+from tpcli.surgery import PoolingSpec, TokenPooling, insert, pooling_spec, unpool
+from tpcli.surgery.geometry import patch_tokens
 from tpcli.surgery.head import last_pooling_is_free
-from tpcli.surgery.insert import patch_tokens
-
-from .cost import Tokens
 
 
 class Damage:
@@ -44,7 +42,7 @@ class Damage:
 
     def of(self, tokens: Tokens) -> float:
         """Damage done by one schedule."""
-        pool(self._model, Schedule(tokens, self._patch_tokens), self._options)
+        insert(self._model, PoolingSpec(Schedule(tokens, self._patch_tokens), self._options))
         total, count = 0.0, 0
         with torch.inference_mode(), self._watching_layers():
             for batch, wanted in zip(self._images, self._wanted, strict=True):

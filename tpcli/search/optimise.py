@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .cost import CostModel, Tokens
-from .profile import curved, fit_budget
+from tpcli.budget import family_chain
+from tpcli.cost import CostModel
+from tpcli.profile import DEFAULT_SHAPE, curved
+from tpcli.schedule import Tokens
 
 Shape = tuple[float, float]
 """Slope and curvature of a profile."""
 
-STARTS: tuple[Shape, ...] = tuple(
-    (slope, curve) for slope in (0, 0.6, -0.6) for curve in (0, 0.6, -0.6)
+STARTS: tuple[Shape, ...] = (
+    DEFAULT_SHAPE,
+    *((DEFAULT_SHAPE[0] + a, DEFAULT_SHAPE[1] + b) for a in (0, 0.6, -0.6) for b in (0, 0.6, -0.6)),
 )
-"""The same share of its tokens leaves every block, or more leave some than others."""
+"""The default family's shape, and those around it."""
+
+MARGIN = 0.998
+"""Estimates are this near to the count, so schedules that should fit are aimed a little lower."""
 
 FIRST_STEP, SMALLEST_STEP = 0.3, 0.05
 
 PRIOR = 0.1
-"""How much dearer damage counts for each unit of slope^2 + curve^2: between shapes that a few
-hundred images can't tell apart, the one nearest to the same share for every block."""
+"""How much dearer damage counts for each unit of squared distance from the default shape: between
+shapes that a few hundred images can't tell apart, the one nearest to it."""
 
 
 def optimise(
@@ -47,11 +53,12 @@ def optimise(
     def attempt(shape: Shape) -> bool:
         """Whether this shape is better than all before it."""
         nonlocal best
-        tokens = fit_budget(curved(cost.depth, *shape), budget, cost, floor)
+        tokens = fitted(shape, budget, cost, floor)
         if tokens in tried or len(tried) >= trials:
             return False
         tried[tokens] = damage(tokens)
-        price = tried[tokens] * (1 + PRIOR * (shape[0] ** 2 + shape[1] ** 2))
+        away = sum((own - usual) ** 2 for own, usual in zip(shape, DEFAULT_SHAPE, strict=True))
+        price = tried[tokens] * (1 + PRIOR * away)
         if best is None or price < best[0]:
             best = (price, shape, tokens)
             return True
@@ -68,3 +75,11 @@ def optimise(
         if not any(better):
             step /= 2
     return best[1], best[2], tried[best[2]]
+
+
+def fitted(shape: Shape, budget: float, cost: CostModel, floor: Tokens) -> Tokens:
+    """The weakest schedule of this shape whose estimated cost is within `budget`; `floor`, which
+    is, where none of the shape's is."""
+    chain = family_chain(curved(cost.depth, *shape), cost, floor)
+    within = (cost.estimates(chain) <= budget * MARGIN).nonzero()[0]
+    return chain[int(within[0])] if len(within) else floor

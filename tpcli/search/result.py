@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tpcli.cost import CostModel
 from tpcli.errors import UserError
 from tpcli.files import write_json
 from tpcli.options import PoolingOptions
-from tpcli.schedule import Schedule
-
-from .cost import CostModel, Tokens
+from tpcli.schedule import Schedule, Tokens
 
 STEPS = 256
 """How finely the way from one member of the family to the next is looked at."""

@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpcli.cost import CostModel
 from tpcli.data import UNREADABLE, ImageData, batches, create
+from tpcli.devices import explain_out_of_memory, pick_device
 from tpcli.errors import UserError
-from tpcli.evaluation import explain_out_of_memory, pick_device
 from tpcli.models import weights_hash
 from tpcli.options import PoolingOptions
-from tpcli.surgery import unpooled
+from tpcli.schedule import Tokens
+from tpcli.surgery import unpooled, with_place
+from tpcli.surgery.head import last_pooling_is_free
 from tpcli.version import __version__
 
 from .checkpoint import Memory
-from .cost import CostModel, Tokens
 from .objectives import Damage
 from .optimise import Shape, optimise
 from .result import Member, SearchResult
@@ -37,6 +39,8 @@ class SearchOptions:
 
     by: what a schedule is judged by. images: number of calibration images. budgets: shares of the
     base FLOPs at which the family is searched for. trials: schedules that are tried per budget.
+    last_free: leave one patch token for the last block's MLP, in models whose answers don't depend
+    on it (`surgery.head.last_pooling_is_free`).
 
     Raises:
         UserError: a value is not among those accepted.
@@ -46,6 +50,7 @@ class SearchOptions:
     images: int = 256
     budgets: tuple[float, ...] = BUDGETS
     trials: int = 16
+    last_free: bool = False
     batch_size: int = 64
     device: str = "auto"
 
@@ -107,7 +112,10 @@ def search(
     }
     images = calibration_images(data, options, device)
     with unpooled(model), explain_out_of_memory(options.batch_size):
-        cost = CostModel(model, pooling)
+        pooling = with_place(model, pooling)
+        if options.last_free:
+            _check_last_is_free(model, pooling)
+        cost = CostModel(model, pooling, last_free=options.last_free)
         smallest = _smallest(cost)
         _check_reachable(min(options.budgets), smallest, cost, pooling)
         if options.by == "significance":
@@ -217,6 +225,14 @@ def _by_threshold(
 def _smallest(cost: CostModel) -> Tokens:
     """One token after the first block, or as few as the method can make."""
     return cost.followed([1] * cost.depth)
+
+
+def _check_last_is_free(model: nn.Module, pooling: PoolingOptions) -> None:
+    if not last_pooling_is_free(model, pooling.position):
+        raise UserError(
+            "last_free changes the answers of this model, whose head reads patch tokens or whose "
+            "last pooling comes before what its answers are made of; leave it out."
+        )
 
 
 def _check_reachable(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tpcli.cost import CostModel
+from tpcli.schedule import Tokens
 from tpcli.surgery import unpool
 from tpcli.surgery.scores import significance_scores
-
-from .cost import CostModel, Tokens
 
 
 class Thresholds:

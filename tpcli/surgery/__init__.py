@@ -1,6 +1,14 @@
 """Insert pooling into timm models and take it out again; the one place that knows timm's blocks."""
 
-from .insert import PoolingSpec, check_supported, pool, pooling_spec, unpool, unpooled
+from .insert import (
+    PoolingSpec,
+    check_supported,
+    insert,
+    pooling_spec,
+    unpool,
+    unpooled,
+    with_place,
+)
 from .layer import PooledTokens, TokenPooling
 from .trace import trace
 
@@ -9,9 +17,10 @@ __all__ = [
     "PoolingSpec",
     "TokenPooling",
     "check_supported",
-    "pool",
+    "insert",
     "pooling_spec",
     "trace",
     "unpool",
     "unpooled",
+    "with_place",
 ]

@@ -1,11 +1,10 @@
-"""`pool` and `unpool`."""
+"""Pooling layers into a model and out of it again, as a resolved spec says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, TypeVar
 
 from timm.models._features import FeatureGetterNet, FeatureHookNet, FeatureListNet
@@ -17,13 +16,14 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
 
 from tpcli.errors import TpcliError, UserError
-from tpcli.options import PoolingOptions, options_from_dict, pooling_options
+from tpcli.options import PoolingOptions, options_from_dict
 from tpcli.pooling import get_method
-from tpcli.schedule import Schedule, file_method, parse
+from tpcli.schedule import Schedule
 
 from . import head
 from .families import FAMILIES
 from .forward import pooled_forward
+from .geometry import patch_grid
 from .layer import TokenPooling
 from .overrides import override, restore
 from .scores import check_shows_attention
@@ -72,23 +72,6 @@ def pooling_spec(model: nn.Module) -> PoolingSpec | None:
     return vars(model).get("token_pooling_spec")
 
 
-def patch_tokens(model: nn.Module) -> int:
-    """N_0: the patch tokens that enter block 0 at the model's own image size."""
-    rows, columns = patch_grid(model)
-    return rows * columns
-
-
-def patch_grid(model: nn.Module) -> tuple[int, int]:
-    """Rows and columns of patches at the model's own image size."""
-    if isinstance(model, NaFlexVit):  # takes any size; this is the one that it was trained for
-        config: Any = model.pretrained_cfg
-        _, height, width = config["input_size"]
-        patch_height, patch_width = model.embeds.patch_size
-        return height // patch_height, width // patch_width
-    rows, columns = model.patch_embed.grid_size  # type: ignore[union-attr, misc]
-    return int(rows), int(columns)
-
-
 def check_supported(model: nn.Module) -> None:
     """Raise unless `pool` can work on this model.
 
@@ -117,79 +100,41 @@ def check_supported(model: nn.Module) -> None:
     head.check_head(model)
 
 
-def pool(
-    model: ModelT,
-    schedule: str | Sequence[int] | Schedule,
-    method: str | PoolingOptions | None = None,
-    **options: Any,
-) -> ModelT:
-    """Insert pooling layers into a timm Vision Transformer, in place, and return it.
+def insert(model: ModelT, spec: PoolingSpec) -> ModelT:
+    """Put pooling layers into a timm Vision Transformer, in place, and return it.
 
     Parameters and state_dict keys stay as they are. A model that is pooled already is pooled anew.
 
-    Args:
-        schedule: a spec such as "flops:0.58" or "r:13", patch tokens per block, or a Schedule.
-        method: a name in the registry, or complete options.
-        options: fields of `PoolingOptions`; what is left out takes the method's defaults.
+    spec: tokens per block and complete options (`with_place`).
 
     Raises:
         UserError: the model, the schedule or an option can't be used; names it.
     """
     check_supported(model)
-    resolved = resolve(model, schedule, method, **options)
-    chosen, plan = resolved.options, resolved.schedule
-    _check_options(model, chosen)
-    _check_counts(model, plan, chosen)
+    plan, options = spec.schedule, spec.options
+    _check_options(model, options)
+    _check_counts(model, plan, options)
     unpool(model)
-    if plan.pools:
-        head.install(model)
+    model.token_pooling_spec = spec  # type: ignore[assignment]
+    if not plan.pools:
+        return model
+    head.install(model)
     blocks = list(model.blocks)  # type: ignore[arg-type]
     for i, block in enumerate(blocks):
         if plan.tokens[i] == plan.patch_tokens:
             continue
         depth = i / len(blocks)
-        _install(model, block, chosen, plan.tokens_in(i), plan.tokens[i], depth)
-    if plan.pools:
-        model.forward_intermediates = forward_intermediates_refused  # type: ignore[assignment]
-    model.token_pooling_spec = resolved  # type: ignore[assignment]
+        _install(model, block, options, plan.tokens_in(i), plan.tokens[i], depth)
+    model.forward_intermediates = forward_intermediates_refused  # type: ignore[assignment]
     return model
 
 
-def resolve(
-    model: nn.Module,
-    schedule: str | Sequence[int] | Schedule,
-    method: str | PoolingOptions | None = None,
-    **options: Any,
-) -> PoolingSpec:
-    """Turn what the user asked for into tokens per block and complete options for this model.
-
-    Where no method is named, that of a schedule file counts; options that are given replace its.
-    """
-    depth, tokens = len(model.blocks), patch_tokens(model)  # type: ignore[arg-type]
-    of_file = schedule.method if isinstance(schedule, Schedule) else file_method(schedule)
-    if isinstance(method, PoolingOptions):
-        chosen = method
-    elif method is None and of_file:
-        chosen = options_from_dict(of_file, **options)
-    else:
-        chosen = pooling_options(method, **options)
-    if isinstance(schedule, str):
-        from tpcli.budget import solve_budget
-
-        schedule = parse(schedule, tokens, depth, partial(solve_budget, model, chosen))
-    elif not isinstance(schedule, Schedule):
-        schedule = Schedule(tuple(schedule), tokens)
-    if len(schedule.tokens) != depth:
-        raise UserError(
-            f"schedule {schedule.name!r} has {len(schedule.tokens)} numbers, "
-            f"the model has {depth} blocks."
-        )
-    if schedule.patch_tokens != tokens:
-        schedule = Schedule(schedule.tokens, tokens, schedule.spec, schedule.method)
-    if chosen.position is None:
-        has_place = all(FAMILIES[type(b)].halves for b in model.blocks)  # type: ignore[union-attr]
-        chosen = replace(chosen, position="attention" if has_place else "block")
-    return PoolingSpec(schedule, chosen)
+def with_place(model: nn.Module, options: PoolingOptions) -> PoolingOptions:
+    """The options with a place for pooling in this model's blocks: inside, where there is one."""
+    if options.position is not None:
+        return options
+    has_place = all(FAMILIES[type(b)].halves for b in model.blocks)  # type: ignore[union-attr]
+    return replace(options, position="attention" if has_place else "block")
 
 
 def unpool(model: ModelT) -> ModelT:
@@ -214,7 +159,7 @@ def unpooled(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         if spec is not None:
-            pool(model, spec.schedule, spec.options)
+            insert(model, spec)
 
 
 def _install(

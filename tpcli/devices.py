@@ -1,0 +1,66 @@
+"""Where tensors are computed: devices by name, waiting for them, 16-bit autocast, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+
+from tpcli.errors import UserError
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """A device by name; "auto" is the accelerator of this machine, else the CPU.
+
+    Raises:
+        UserError: the device is unknown or not there.
+    """
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "meta":
+            raise RuntimeError("it computes nothing")
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"device {str(device)!r} can't be used ({reason}); try auto or cpu."
+        ) from None
+    return chosen
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, so that a clock read next to it means something."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[object]:
+    """bfloat16 autocast, float16 on CUDA devices without it; nothing if not enabled."""
+    if not enabled:
+        return nullcontext()
+    half = device.type == "cuda" and not torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, dtype=torch.float16 if half else torch.bfloat16)
+
+
+@contextmanager
+def explain_out_of_memory(batch_size: int) -> Iterator[None]:
+    """Turn an allocator's failure into a sentence with the batch size to try."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = f"try --batch-size {batch_size // 2}" if batch_size > 1 else "use a smaller model"
+        raise UserError(f"out of memory at batch size {batch_size}; {advice}.") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator failed, on any device."""
+    signs = ("allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        sign in str(error) for sign in signs
+    )

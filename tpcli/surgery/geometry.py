@@ -1,0 +1,39 @@
+"""What a timm model is like: its image size, its patch grid, where its pooling layers are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models.naflexvit import NaFlexVit
+from torch import nn
+
+POOLING_NAME = "token_pooling"
+"""The attribute of a block that holds its pooling layer."""
+
+
+def input_size(model: nn.Module) -> tuple[int, int, int]:
+    """(channels, height, width) that the model was built for."""
+    if isinstance(model, NaFlexVit):  # takes any size; this is the one that it was trained for
+        config: Any = model.pretrained_cfg
+        _, height, width = config["input_size"]
+        return int(model.embeds.in_chans), int(height), int(width)
+    stem: Any = model.patch_embed
+    height, width = stem.img_size
+    first = next(m for m in stem.modules() if isinstance(m, nn.Conv2d))  # hybrids have many
+    return int(first.in_channels), int(height), int(width)
+
+
+def patch_grid(model: nn.Module) -> tuple[int, int]:
+    """Rows and columns of patches at the model's own image size."""
+    if isinstance(model, NaFlexVit):
+        _, height, width = input_size(model)
+        patch_height, patch_width = model.embeds.patch_size
+        return height // patch_height, width // patch_width
+    rows, columns = model.patch_embed.grid_size  # type: ignore[union-attr, misc]
+    return int(rows), int(columns)
+
+
+def patch_tokens(model: nn.Module) -> int:
+    """N_0: the patch tokens that enter block 0 at the model's own image size."""
+    rows, columns = patch_grid(model)
+    return rows * columns
