@@ -1,0 +1,100 @@
+"""Who imports whom: no circle, and each layer knows only what lies below it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import tpcli
+
+ROOT = Path(tpcli.__file__).parent
+FILES = {
+    ".".join(("tpcli", *path.relative_to(ROOT).with_suffix("").parts)): path
+    for path in ROOT.rglob("*.py")
+    if path.name != "__init__.py"
+}
+FILES |= {
+    ".".join(("tpcli", *path.parent.relative_to(ROOT).parts)): path
+    for path in ROOT.rglob("__init__.py")
+}
+
+
+@cache
+def imports(module: str, *, everywhere: bool = True) -> frozenset[str]:
+    """What `module` imports, in the body of functions too unless told otherwise."""
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    return frozenset(_imported(module, tree, everywhere))
+
+
+def _imported(module: str, tree: ast.AST, everywhere: bool) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            home = node.module or ""
+            if node.level:
+                is_package = FILES[module].name == "__init__.py"
+                parts = module.split(".")
+                parts = parts[: len(parts) - node.level + is_package]
+                home = ".".join([*parts, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{home}.{alias.name}"
+                yield inner if inner in FILES else home
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        elif everywhere or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _imported(module, node, everywhere)
+
+
+def packages_of(module: str) -> Iterator[str]:
+    """The packages whose __init__ runs before `module` does."""
+    parts = module.split(".")
+    return (".".join(parts[:i]) for i in range(2, len(parts)))
+
+
+def test_no_import_runs_in_a_circle() -> None:
+    """Also none that only functions run, and none through a package's __init__."""
+    graph = {
+        module: {
+            needed
+            for name in imports(module)
+            if name in FILES
+            for needed in (name, *packages_of(name))
+            if needed not in (module, "tpcli") and not module.startswith(f"{needed}.")
+        }
+        for module in FILES
+        if module != "tpcli"
+    }
+    order = list(TopologicalSorter(graph).static_order())  # raises a CycleError that names them
+    assert order.index("tpcli.flops") < order.index("tpcli.budget") < order.index("tpcli.planning")
+
+
+def test_pooling_knows_neither_timm_nor_the_rest_of_the_package() -> None:
+    for module in (name for name in FILES if name.startswith("tpcli.pooling")):
+        for name in imports(module):
+            assert not name.startswith("timm"), module
+            inside = name.startswith(("tpcli.pooling", "tpcli.errors"))
+            assert inside or not name.startswith("tpcli"), (module, name)
+
+
+def test_nothing_below_the_command_line_knows_it() -> None:
+    for module in FILES:
+        if not module.startswith(("tpcli.cli", "tpcli.__main__")):
+            for name in imports(module):
+                assert not name.startswith(("typer", "click", "tpcli.cli")), (module, name)
+
+
+def test_schedules_options_and_files_import_no_torch() -> None:
+    for module in ("tpcli.schedule", "tpcli.options", "tpcli.files", "tpcli.recipe"):
+        seen: set[str] = set()
+        ahead = [module]
+        while ahead:
+            name = ahead.pop()
+            if name in FILES and name not in seen:
+                seen.add(name)
+                found = imports(name, everywhere=False)
+                assert not any(i.split(".")[0] in ("torch", "timm") for i in found), (module, name)
+                ahead += [*found, *packages_of(name)]
