@@ -96,7 +96,7 @@ def bench(
     from tpcli.benchmark import BenchOptions
     from tpcli.benchmark import bench as measure
     from tpcli.cli import render
-    from tpcli.evaluation import pick_device
+    from tpcli.devices import pick_device
     from tpcli.surgery import pooling_spec, unpool
 
     render.quiet()

@@ -95,7 +95,7 @@ def schedule(
     calibration.require_for(model, calibration.split)
 
     from tpcli.cli import render
-    from tpcli.evaluation import pick_device
+    from tpcli.devices import pick_device
     from tpcli.search import SearchOptions, budgets_with, search
 
     render.quiet()
