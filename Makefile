@@ -13,8 +13,8 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto
 
-walk: $(VENV)/installed-dev # every architecture of timm that can be pooled
-	$(BIN)/python -m pytest -n auto --dist load -m walk tests/coverage/test_architectures.py
+walk: $(VENV)/installed-dev # every architecture of timm that can be pooled, every export
+	$(BIN)/python -m pytest -n auto --dist load -m walk tests/coverage
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

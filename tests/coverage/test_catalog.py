@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import json
-import sys
-
 import pytest
 
 from tests.coverage import zoo
+from tests.program import Run
 from tpcli.catalog import architectures, closed_form_flops, matching_names
 from tpcli.errors import UserError
 from tpcli.flops import count_flops
@@ -62,11 +59,7 @@ def test_nothing_matches(pattern: str, message: str) -> None:
         matching_names(pattern)
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    main = importlib.import_module("tpcli.cli.main")
-    monkeypatch.setattr(sys, "argv", ["tpcli", "models", "deit_tiny", "--json"])
-    with pytest.raises(SystemExit):
-        main.main()
-    listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+def test_the_command(run: Run) -> None:
+    listed = {row["name"]: row for row in run("models", "deit_tiny", "--json").document}
     assert sorted(listed) == ["deit_tiny_distilled_patch16_224", "deit_tiny_patch16_224"]
     assert listed["deit_tiny_patch16_224"]["flops"] == 1258411200

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from torch import nn
 
 import tpcli
 from tests.coverage import zoo
+from tests.program import Run
 from tpcli import exporting
 from tpcli.errors import TpcliError, UserError
 from tpcli.exporting import export_model
@@ -40,6 +38,7 @@ def pooled(kind: str, method: str, **kwargs: Any) -> nn.Module:
     return tpcli.pool(model, [20, 9], method)
 
 
+@pytest.mark.walk  # the test of the command writes one by default
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_torch_export(tmp_path: Path, kind: str, method: str) -> None:
     result = export_model(pooled(kind, method), tmp_path / "m.pt2", file_format="torch-export")
@@ -86,7 +85,9 @@ def test_torch_compile_with_inductor(kind: str) -> None:
 def test_a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
     with pytest.raises(TpcliError, match=r"logits differ from torch's .* was not written"):
-        export_model(pooled("deit", "ward"), tmp_path / "m.pt2", file_format="torch-export")
+        export_model(
+            zoo.small(KINDS["deit"], depth=1), tmp_path / "m.pt2", file_format="torch-export"
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -116,20 +117,12 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         export_model(pooled("deit", "ward"), tmp_path / "m.onnx")
 
 
-def test_the_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    main = importlib.import_module("tpcli.cli.main")
+def test_the_command(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "m.pt2"
     small = "img_size=48 patch_size=8 embed_dim=48 num_heads=2 depth=2".split()
-    arguments = ["tpcli", "export", KINDS["deit"], "--no-pretrained", "--schedule", "keep:0.5@0"]
+    arguments = ["export", KINDS["deit"], "--no-pretrained", "--schedule", "keep:0.5@0"]
     arguments += [part for item in small for part in ("--model-kwargs", item)]
-    arguments += ["--format", "torch-export", "--out", str(out), "--json"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as end:
-        main.main()
-    document = json.loads(capsys.readouterr().out)
-    assert end.value.code == 0
+    document = run(*arguments, "--format", "torch-export", "--out", out, "--json").document
     assert document["tokens"] == [18, 18]
     assert document["max_error"] <= TOLERANCE
     assert document["input_size"] == [3, 48, 48]
