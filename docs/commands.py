@@ -5,10 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from enum import Enum
-from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from typer.models import ArgumentInfo, ParameterInfo
 
@@ -21,7 +19,6 @@ Each runs bare, on a built-in model and data. [Usage](../usage.md) has the forms
 schedules, and what is printed and written. This page is written by `python docs/commands.py` from
 the commands themselves.
 """
-KINDS = {str: "text", int: "integer", float: "number", Path: "path"}
 
 
 def page() -> str:
@@ -36,15 +33,13 @@ def section(name: str, command: Callable[..., Any]) -> str:
     parts = [f"## tpcli {name}\n", escaped(text).strip() + "\n"]
     if example:
         parts.append("```\n" + " ".join(example.split()) + "\n```\n")
-    described = [
-        (parameter, *get_args(parameter.annotation)[:2])
-        for parameter in inspect.signature(command, eval_str=True).parameters.values()
-    ]
-    rows = [(panel(info), row(p, kind, info)) for p, kind, info in described if not info.hidden]
-    order = list(dict.fromkeys(of for of, _ in rows))
-    for of, members in groupby(sorted(rows, key=lambda r: order.index(r[0])), key=lambda r: r[0]):
-        head = f"| {of} | values | | default |\n| --- | --- | --- | --- |"
-        parts.append("\n".join([head, *(text for _, text in members)]) + "\n")
+    panels: dict[str, list[str]] = {}
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        kind, info = get_args(parameter.annotation)[:2]
+        if not info.hidden:
+            panels.setdefault(panel(info), []).append(row(parameter, kind, info))
+    for title, rows in panels.items():
+        parts.append("\n".join([f"| {title} | | default |", "| --- | --- | --- |", *rows]) + "\n")
     return "\n".join(parts)
 
 
@@ -54,60 +49,39 @@ def panel(info: ParameterInfo) -> str:
 
 
 def row(parameter: inspect.Parameter, kind: Any, info: ParameterInfo) -> str:
-    """A parameter's names, its values, what it is, its default."""
-    value = parameter.default
-    names = spelled(parameter, kind, info)
+    """A parameter as it is typed, what it is, what it is where it is left out."""
+    value, names = parameter.default, spelled(parameter, kind, info)
     if isinstance(info.show_default, str):
-        shown = escaped(info.show_default)
+        default = escaped(info.show_default)
     elif value is inspect.Parameter.empty:
-        shown = "needed"
+        default = "needed"
     elif isinstance(value, bool):
-        shown = f"`{names[0 if value else 1]}`" if len(names) == 2 else ""  # a flag is off
+        default = f"`{names[0 if value else 1]}`" if len(names) == 2 else ""  # a flag is off
     else:
-        shown = "" if value is None else f"`{getattr(value, 'value', value)}`"
-    cells = (
-        ", ".join(f"`{name}`" for name in names),
-        values(kind, info),
-        escaped(info.help),
-        shown,
-    )
-    return "| " + " | ".join((cell or "").replace("|", "\\|") for cell in cells) + " |"
+        default = "" if value is None else f"`{getattr(value, 'value', value)}`"
+    typed = ", ".join(f"`{name}`" for name in names)
+    repeated = ", repeated" if holds(kind, list) else ""
+    cells = (typed + repeated, escaped(info.help), default)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def spelled(parameter: inspect.Parameter, kind: Any, info: ParameterInfo) -> list[str]:
-    """As the user types it."""
+    """As the user types it, with what stands for the value."""
     if isinstance(info, ArgumentInfo):
-        return [re.sub(r"[^A-Z]", "", info.metavar or parameter.name.upper())]
+        return [info.metavar or parameter.name.upper()]
     given = [str(part) for part in (info.default, *(info.param_decls or ())) if part is not ...]
+    name = "--" + parameter.name.replace("_", "-")
+    if not holds(kind, bool):
+        return [f"{flag} {info.metavar or 'VALUE'}" for flag in given or [name]]
     if given:  # inside Annotated the first declaration stands where a default would
-        return [name for declared in given for name in declared.split("/")]
-    name = parameter.name.replace("_", "-")
-    return [f"--{name}", f"--no-{name}"] if inner(kind)[0] is bool else [f"--{name}"]
+        return [flag for declared in given for flag in declared.split("/")]
+    return [name, name.replace("--", "--no-", 1)]
 
 
-def inner(kind: Any) -> tuple[Any, bool]:
-    """The type of one value, and whether several are taken."""
-    for part in get_args(kind) if get_origin(kind) is not Literal else ():
-        if part is not type(None) and get_origin(kind) is not list:
-            return inner(part)
-    return (get_args(kind)[0], True) if get_origin(kind) is list else (kind, False)
-
-
-def values(kind: Any, info: ParameterInfo) -> str:
-    """The choices there are, or the kind of value and its range."""
-    one, several = inner(kind)
-    if one is bool:
-        return ""
-    if get_origin(one) is Literal:
-        text = ", ".join(f"`{choice}`" for choice in get_args(one))
-    elif inspect.isclass(one) and issubclass(one, Enum):
-        text = ", ".join(f"`{choice.value}`" for choice in one)
-    else:
-        text = KINDS.get(one, one.__name__)
-    low, high = info.min, info.max
-    text += f" from {low}" if low is not None else ""
-    text += f" to {high}" if high is not None else ""
-    return text + (", repeated" if several else "")
+def holds(kind: Any, wanted: type) -> bool:
+    """Whether `wanted` is in an annotation such as `bool | None` or `list[str] | None`."""
+    parts = get_args(kind)
+    return wanted in (kind, get_origin(kind)) or any(holds(part, wanted) for part in parts)
 
 
 def escaped(text: str | None) -> str:
