@@ -20,8 +20,9 @@ from torch import nn
 from tpcli.errors import TpcliError
 from tpcli.surgery import geometry
 from tpcli.surgery.geometry import POOLING_NAME, patch_tokens
+from tpcli.text import CONVENTION as MULTIPLY_ADDS
 
-CONVENTION = "1 multiply-add = 1 FLOP (fvcore), per image"
+CONVENTION = f"{MULTIPLY_ADDS} (fvcore), per image"
 
 Handle = Callable[[list[Any], list[Any]], int]
 

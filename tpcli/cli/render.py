@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn
 
+from tpcli.text import CONVENTION as CONVENTION
+
 WIDTH = 120
 """Columns of a table that is not printed on a terminal."""
-
-CONVENTION = "1 multiply-add = 1 FLOP"
 
 
 def quiet() -> None:

@@ -55,14 +55,14 @@ def compare(points: Sequence[Point], reference: str) -> list[Comparison]:
 
 
 def _compare(point: Point, anchor: Point) -> Comparison:
-    from scipy.stats import binomtest
+    from scipy.stats import binomtest, norm
 
     n = point.count
     only_point = int(np.sum(point.correct & ~anchor.correct))
     only_anchor = int(np.sum(~point.correct & anchor.correct))
     discordant = only_point + only_anchor
     difference = (only_point - only_anchor) / n
-    half = 1.959964 * math.sqrt(max(discordant - (only_point - only_anchor) ** 2 / n, 0)) / n
+    half = float(norm.ppf(0.975)) * math.sqrt(max(discordant - (only_point - only_anchor) ** 2 / n, 0)) / n
     return Comparison(
         model=point.model,
         schedule=point.asked,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .figure import BASE_COLOUR, COLOURS
+from tpcli.text import visible
+
+from .figure import BASE_COLOUR, COLOURS, PLAIN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +47,7 @@ def bench_figure(results: Sequence[BenchResult], title: str) -> Figure:
     names = [f"batch {size}\n{dtype}" for size, dtype in groups]
     axes.set_xticks(range(len(groups)), names)
     axes.set_ylabel("speed-up over the unpooled model")
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(visible(title), loc="left", fontsize=11, **PLAIN)
     axes.margins(y=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper left", frameon=False, ncols=3, fontsize=9)

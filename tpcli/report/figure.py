@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpcli.pareto import Point
 from tpcli.pareto.points import FINETUNED
+from tpcli.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +21,8 @@ SUFFIXES = (".png", ".svg", ".pdf")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 BASE_COLOUR = "#222222"
+PLAIN: dict[str, Any] = {"parse_math": False, "usetex": False}
+"""Text in which a name is a name, whatever TeX would make of it."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def pareto_figure(points: Sequence[Point], title: str, x: str = "gflops") -> Fig
     _draw_bases(axes, bases, axis)
     axes.set_xlabel(axis.label)
     axes.set_ylabel("top-1 accuracy (%)")
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(visible(title), loc="left", fontsize=11, **PLAIN)
     axes.set_xlim(left=0, right=1.06 * max(axis.of(p) for p in points))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -138,6 +141,6 @@ def _draw_bases(axes: Axes, bases: Sequence[Point], axis: Axis) -> None:
         axes.axhline(base.top1, color=BASE_COLOUR, linewidth=0.7, linestyle="--", alpha=0.5)
         if several:
             axes.annotate(
-                base.model, (axis.of(base), base.top1), xytext=(-8, 8), fontsize=8,
-                textcoords="offset points", ha="right",
+                visible(base.model), (axis.of(base), base.top1), xytext=(-8, 8), fontsize=8,
+                textcoords="offset points", ha="right", **PLAIN,
             )  # fmt: skip

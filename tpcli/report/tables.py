@@ -1,0 +1,131 @@
+"""The tables of a report: data frames of text, one column for each thing that is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pandas import DataFrame
+
+from tpcli.pareto import Point, SweepResult
+from tpcli.pareto.compare import top1_at
+from tpcli.pareto.headline import Saving
+from tpcli.pareto.points import CSV_COLUMNS, FINETUNED
+from tpcli.text import as_cell, as_markdown
+
+HEADINGS = {
+    "gflops": "GFLOPs",
+    "ratio": "of base",
+    "top1": "top-1 %",
+    "interval": "95% interval",
+    "top5": "top-5 %",
+    "speed": "images/s",
+    "tokens": "patch tokens after each block",
+    "0.0": "at the same accuracy",
+    "0.5": "at 0.5 points less",
+    "1.0": "at 1 point less",
+}
+"""What columns are headed by, where it is not their name."""
+
+
+def csv_text(frame: DataFrame) -> str:
+    """A data frame as CSV, in which no name is a formula."""
+    text: str = frame.map(lambda v: as_cell(v) if isinstance(v, str) else v).to_csv(index=False)
+    return text
+
+
+def markdown_table(frame: DataFrame) -> str:
+    """A data frame of text as a table in Markdown."""
+    heads = [HEADINGS.get(column, column) for column in frame.columns]
+    lines = [heads, ["---"] * len(heads), *frame.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(map(as_markdown, line))} |" for line in lines)
+
+
+def _frame(rows: list[dict[str, Any]], columns: list[str] | None = None) -> DataFrame:
+    frame: DataFrame = DataFrame(rows, columns=columns)
+    return frame
+
+
+def points_frame(result: SweepResult) -> DataFrame:
+    """One row per point, with the columns that scripts rely on."""
+    return _frame([p.to_dict() for p in result.points], CSV_COLUMNS)
+
+
+def points_table(result: SweepResult) -> DataFrame:
+    """All points, from dear to cheap within each model and method; frontier: "yes" or nothing."""
+    bases = {p.model: p for p in result.points if p.is_base and not p.epochs}
+    order = {(p.model, p.method): i for i, p in enumerate(result.points)}
+    ordered = sorted(result.points, key=lambda p: (order[p.model, p.method], -p.gflops))
+    return _frame([_row(p, bases[p.model]) for p in ordered])
+
+
+def _row(p: Point, base: Point) -> dict[str, str]:
+    return {
+        "model": p.model,
+        "method": _curve(p),
+        "budget": "" if p.is_base else p.asked,
+        "gflops": f"{p.gflops:.3f}" if p.gflops >= 0.1 else f"{p.gflops:.4f}",
+        "ratio": f"{100 * p.gflops_ratio:.1f}%",
+        "top1": f"{p.top1:.2f}",
+        "interval": f"{p.top1_lo:.2f} to {p.top1_hi:.2f}",
+        "difference": "" if p is base else f"{p.top1 - base.top1:+.2f}",
+        "top5": f"{p.top5:.2f}",
+        "speed": f"{p.images_per_second:.0f}",
+        "tokens": " ".join(map(str, p.tokens)),
+        "frontier": "yes" if p.on_frontier else "",
+    }
+
+
+def savings_table(result: SweepResult) -> DataFrame:
+    """FLOPs saved by each method at the accuracies of the headline."""
+    return _frame(
+        [
+            {"method": spoken(h.method)}
+            | {below: _saved(saving) for below, saving in h.same_accuracy_flops_saving.items()}
+            for h in result.headlines
+        ]
+    )
+
+
+def _saved(saving: Saving | None) -> str:
+    return "not reached" if saving is None else saving.words
+
+
+def equal_flops_table(result: SweepResult) -> DataFrame:
+    """Top-1 of each method at the same share of FLOPs, interpolated between its points."""
+    budgets = sorted({p.budget for p in result.points if p.budget is not None}, reverse=True)
+    rows = []
+    for model in dict.fromkeys(p.model for p in result.points):
+        for budget in budgets:
+            row = {"model": model, "of base FLOPs": f"{100 * budget:g}%"}
+            for h in result.headlines:
+                value = top1_at(result.points, h.method, model, budget)
+                row[spoken(h.method)] = "" if value is None else f"{value:.2f}"
+            rows.append(row)
+    return _frame(rows)
+
+
+def comparisons_table(result: SweepResult) -> DataFrame:
+    """Other methods against the first: difference, interval, and whether chance explains it."""
+    return _frame(
+        [
+            {
+                "model": c.model,
+                "budget": c.schedule,
+                "method": spoken(c.method),
+                "difference": f"{c.difference:+.2f}",
+                "interval": f"{c.ci95[0]:+.2f} to {c.ci95[1]:+.2f}",
+                "p": f"{c.p_value:.3f}" if c.p_value >= 0.001 else "< 0.001",
+            }
+            for c in result.comparisons
+        ]
+    )
+
+
+def spoken(method: str) -> str:
+    """The name of a curve, for people."""
+    return method.replace(FINETUNED, ", fine-tuned")
+
+
+def _curve(p: Point) -> str:
+    method = "without pooling" if p.is_base else p.method.removesuffix(FINETUNED)
+    return f"{method}, fine-tuned" if p.epochs else method
