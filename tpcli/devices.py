@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from tpcli.errors import UserError
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def pick_device(device: str | torch.device) -> torch.device:
@@ -32,6 +38,17 @@ def pick_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
+def device_name(device: torch.device) -> str:
+    """What does the computing, by the name of its maker."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{device.type} {line.partition(':')[2].strip()}"
+    return f"{device.type} {platform.processor() or platform.machine()}"
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for the device, so that a clock read next to it means something."""
     if device.type != "cpu":
@@ -44,6 +61,20 @@ def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[obje
         return nullcontext()
     half = device.type == "cuda" and not torch.cuda.is_bf16_supported()
     return torch.autocast(device.type, dtype=torch.float16 if half else torch.bfloat16)
+
+
+@contextmanager
+def borrowed(model: ModelT, device: torch.device) -> Iterator[ModelT]:
+    """The model on `device`, in eval mode; afterwards where and in the modes that it was."""
+    modes = {module: module.training for module in model.modules()}
+    tensors = (*model.parameters(), *model.buffers())
+    home = tensors[0].device if tensors else device
+    try:
+        yield model.to(device).eval()
+    finally:
+        for module in model.modules():
+            module.training = modes.get(module, model.training)
+        model.to(home)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpcli.data import UNREADABLE, ImageData, batches
-from tpcli.devices import autocast, explain_out_of_memory, pick_device, synchronize
+from tpcli.devices import autocast, borrowed, explain_out_of_memory, pick_device, synchronize
 from tpcli.errors import TpcliError, UserError
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -52,7 +52,7 @@ def evaluate(
     source: Batches | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> EvalResult:
-    """Measure top-1, top-5 and loss of `model` on all images of `data`.
+    """Measure top-1, top-5 and loss of `model` on all images of `data`; it is left as it was.
 
     Args:
         device: "auto" takes an accelerator if there is one.
@@ -66,7 +66,6 @@ def evaluate(
         UserError: out of memory (says the batch size to try), or an unreadable image with `strict`.
     """
     target_device = pick_device(device)
-    model = model.to(target_device).eval()
     pin = target_device.type == "cuda"
     if source is None:
         source = batches(data, batch_size, workers, pin_memory=pin)
@@ -75,7 +74,11 @@ def evaluate(
     losses: list[Tensor] = []
     unreadable: list[str] = []
     seen, measured, timed_images = 0, 0.0, 0
-    with torch.inference_mode(), explain_out_of_memory(batch_size):
+    with (
+        borrowed(model, target_device),
+        torch.inference_mode(),
+        explain_out_of_memory(batch_size),
+    ):
         for images, targets in source:
             bad = (targets == UNREADABLE).nonzero().flatten().tolist()
             if bad:

@@ -139,12 +139,13 @@ def _write(out: Path, documents: list[dict[str, Any]], results: list[BenchResult
     from tpcli.files import replacing, write_text
     from tpcli.report import figure_bytes
     from tpcli.report.bench_figure import bench_figure
+    from tpcli.report.tables import csv_text
 
     first = documents[0]
     figure = bench_figure(results, f"{first['model']}, {first['schedule']}, {first['device']}")
     with replacing(out) as fresh:
         fresh.write_bytes(figure_bytes(figure, out.suffix.lower()))
-    write_text(out.with_suffix(".csv"), pd.DataFrame(documents).to_csv(index=False))
+    write_text(out.with_suffix(".csv"), csv_text(pd.DataFrame(documents)))
 
 
 def _document(model: str, r: BenchResult) -> dict[str, Any]:

@@ -120,9 +120,9 @@ def schedule(
             checkpoint=out.with_name(f".{out.name}.search"),
             name=loaded.name,
             on_trial=lambda done, of: advance(1),
+            on_found=lambda result: result.save(out, budget, force=force),
         )
     found = result.schedule(budget)
-    result.save(out, budget, force=force)
     assert found.made_by is not None
     ratio = found.made_by["ratio"]
     if as_json:

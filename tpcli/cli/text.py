@@ -1,19 +1,10 @@
-"""Text for a terminal: names from outside become plain characters, options their flags."""
+"""Text for a terminal: options by their flags."""
 
 from __future__ import annotations
 
 import re
 
-
-def visible(text: object) -> str:
-    """`text` on one line, with every character that a terminal would act upon written out.
-
-    Those are control characters, line ends, marks that turn the direction of writing, and bytes of
-    file names that are no text.
-    """
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
-    )
+from tpcli.text import visible as visible
 
 
 def with_flags(message: str) -> str:

@@ -62,7 +62,8 @@ def _compare(point: Point, anchor: Point) -> Comparison:
     only_anchor = int(np.sum(~point.correct & anchor.correct))
     discordant = only_point + only_anchor
     difference = (only_point - only_anchor) / n
-    half = float(norm.ppf(0.975)) * math.sqrt(max(discordant - (only_point - only_anchor) ** 2 / n, 0)) / n
+    variance = max(discordant - (only_point - only_anchor) ** 2 / n, 0) / n**2
+    half = float(norm.ppf(0.975)) * math.sqrt(variance)
     return Comparison(
         model=point.model,
         schedule=point.asked,

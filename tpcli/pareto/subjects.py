@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import index
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from tpcli.budget import BudgetSolver
 from tpcli.data import ImageData, batches
-from tpcli.devices import pick_device
+from tpcli.devices import device_name, pick_device
 from tpcli.errors import UserError
 from tpcli.files import read_json, write_json
 from tpcli.flops import count_flops
@@ -202,10 +200,7 @@ class Subject:
             with claimed(path, timeout=-1):  # processes that share the cache wait for one
                 stored = self._stored(path)
                 if stored is None:
-                    memory = path.with_suffix(".part")
-                    stored, made_by = self._search(job.options, memory, on_trial)
-                    write_json(path, {"made_by": made_by, "tokens": stored})
-                    memory.unlink(missing_ok=True)
+                    stored = self._search(job.options, path, on_trial)
         return stored
 
     def _stored(self, path: Path) -> dict[str, list[int]] | None:
@@ -221,26 +216,33 @@ class Subject:
     def _search(
         self,
         method: PoolingOptions,
-        checkpoint: Path,
+        path: Path,
         on_trial: Callable[[int, int], None] | None,
-    ) -> tuple[dict[str, list[int]], dict[str, Any]]:
-        from tpcli.search import SearchOptions, search
+    ) -> dict[str, list[int]]:
+        """Search, and write to `path` what was found."""
+        from tpcli.search import SearchOptions, SearchResult, search
 
         assert self.source.calibration is not None
         options = SearchOptions(device=self.options.device)
         if self.source.calibration.count is not None:
             options = replace(options, images=min(options.images, self.source.calibration.count))
-        found = search(
+        tokens: dict[str, list[int]] = {}
+
+        def write(found: SearchResult) -> None:
+            tokens.update({f"{b:g}": list(found.schedule(b).tokens) for b in self.options.budgets})
+            write_json(path, {"made_by": found.made_by, "tokens": tokens})
+
+        search(
             self.model,
             self.source.calibration,
             method,
             options,
             name=self.name,
-            checkpoint=checkpoint,
+            checkpoint=path.with_suffix(".part"),
             on_trial=on_trial,
+            on_found=write,
         )
-        tokens = {f"{b:g}": list(found.schedule(b).tokens) for b in self.options.budgets}
-        return tokens, found.made_by
+        return tokens
 
 
 def jobs(sources: Sequence[ModelSource], options: SweepOptions, cache: Path) -> list[Job]:
@@ -264,14 +266,3 @@ def free_memory() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return 4 * 2**30
-
-
-def device_name(device: torch.device) -> str:
-    """What does the computing, by the name of its maker."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{device.type} {line.partition(':')[2].strip()}"
-    return f"{device.type} {platform.processor() or platform.machine()}"

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from tpcli.devices import borrowed, pick_device
+from tpcli.surgery import unpooled
 
 from .cache import PointCache
 from .compare import Comparison, compare
@@ -38,13 +42,28 @@ def sweep(
     """Measure every model under every method and schedule.
 
     Points that are in the cache are not measured again; points that another process is measuring
-    are waited for.
+    are waited for. The models are left as they were.
 
     Args:
         on_job: called with a label and the number of images when a measurement starts; returns what
             is called with the images of each batch done.
         on_point: called with each point as it becomes known.
     """
+    device = pick_device(options.device)
+    with ExitStack() as stack:
+        for source in sources:
+            stack.enter_context(borrowed(source.loaded.model, device))
+            stack.enter_context(unpooled(source.loaded.model))
+        return _sweep(sources, options, cache_folder, on_job, on_point)
+
+
+def _sweep(
+    sources: Sequence[ModelSource],
+    options: SweepOptions,
+    cache_folder: Path,
+    on_job: OnJob | None,
+    on_point: Callable[[Point], None] | None,
+) -> SweepResult:
     cache = PointCache(cache_folder)
     wanted = jobs(sources, options, cache_folder)
     for job in wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ class Memory:
             document = json.loads(path.read_text(encoding="utf-8"))
             if document["format"] != FORMAT or document["identity"] != self._identity:
                 return {}
-            return {tuple(tokens): float(value) for tokens, value in document["measured"]}
+            found = {tuple(tokens): float(value) for tokens, value in document["measured"]}
+            return found if all(map(math.isfinite, found.values())) else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 

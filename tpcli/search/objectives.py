@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tpcli.errors import TpcliError
 from tpcli.options import PoolingOptions
 from tpcli.pooling.distance import squared_distances
 from tpcli.schedule import Schedule, Tokens
@@ -25,13 +27,14 @@ class Damage:
     by "reconstruction": the loss that Token Pooling minimises (Marin et al.), summed over
     blocks: sum_i s_i min_k ||z_i - c_k||^2 between layer-normalised tokens before and after.
 
-    images: normalised batches on the model's device. The model is pooled and unpooled in turn.
+    images: normalised batches on the model's device. The model, which has to be in eval mode, is
+    pooled and unpooled in turn.
     """
 
     def __init__(
         self, model: nn.Module, options: PoolingOptions, images: Sequence[Tensor], by: str
     ) -> None:
-        self._model = unpool(model).eval()
+        self._model = unpool(model)
         self._options = options
         self._patch_tokens = patch_tokens(model)
         self._images = images
@@ -44,16 +47,20 @@ class Damage:
         """Damage done by one schedule."""
         insert(self._model, PoolingSpec(Schedule(tokens, self._patch_tokens), self._options))
         total, count = 0.0, 0
-        with torch.inference_mode(), self._watching_layers():
-            for batch, wanted in zip(self._images, self._wanted, strict=True):
-                logits = self._model(batch).float()
-                if self._by == "kl":
-                    found = logits.log_softmax(-1)
-                    self._losses = [F.kl_div(found, wanted, log_target=True, reduction="sum")]
-                total += float(sum(self._losses))
-                count += len(batch)
-                self._losses.clear()
-        unpool(self._model)
+        try:
+            with torch.inference_mode(), self._watching_layers():
+                for batch, wanted in zip(self._images, self._wanted, strict=True):
+                    logits = self._model(batch).float()
+                    if self._by == "kl":
+                        found = logits.log_softmax(-1)
+                        self._losses = [F.kl_div(found, wanted, log_target=True, reduction="sum")]
+                    total += float(sum(self._losses))
+                    count += len(batch)
+                    self._losses.clear()
+        finally:
+            unpool(self._model)
+        if not math.isfinite(total):
+            raise TpcliError("the model's output is not finite; check its weights.")
         return total / count
 
     @contextmanager

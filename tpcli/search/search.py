@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tpcli.cost import CostModel
 from tpcli.data import UNREADABLE, ImageData, batches, create
-from tpcli.devices import explain_out_of_memory, pick_device
+from tpcli.devices import borrowed, explain_out_of_memory, pick_device
 from tpcli.errors import UserError
 from tpcli.models import weights_hash
 from tpcli.options import PoolingOptions
@@ -82,24 +82,25 @@ def search(
     name: str = "",
     checkpoint: Path | None = None,
     on_trial: Callable[[int, int], None] | None = None,
+    on_found: Callable[[SearchResult], None] | None = None,
 ) -> SearchResult:
     """Search tokens per block for `model`, pooled by `pooling`, at several budgets at once.
 
     From the smallest budget to the largest: find the profile that does least damage, with nowhere
-    fewer tokens than at the budget before. The model is left as it was.
+    fewer tokens than at the budget before. The model is left as it was, also by an exception.
 
     Args:
         data: calibration images, the first `options.images` of them; labels are not used.
         name: what the model is called in `made_by`.
         checkpoint: file that remembers what was measured; removed when the search is done.
         on_trial: called with trials done and trials in all.
+        on_found: called with the result while `checkpoint` is still there, to write it down.
 
     Raises:
         UserError: there are fewer images than asked for, or the smallest budget is out of reach.
     """
     options = options or SearchOptions()
     device = pick_device(options.device)
-    model = model.to(device)
     made_by = {
         "command": "tpcli schedule",
         "version": __version__,
@@ -111,7 +112,12 @@ def search(
         "budgets": list(options.budgets),
     }
     images = calibration_images(data, options, device)
-    with unpooled(model), explain_out_of_memory(options.batch_size):
+    memory = None
+    with (
+        borrowed(model, device),
+        unpooled(model),
+        explain_out_of_memory(options.batch_size),
+    ):
         pooling = with_place(model, pooling)
         if options.last_free:
             _check_last_is_free(model, pooling)
@@ -126,11 +132,15 @@ def search(
             identity = {**made_by, "images": data.fingerprint, "method": pooling.to_dict()}
             memory = Memory(damage.of, checkpoint, identity)
             found = _by_damage(memory, options, cost, smallest, on_trial)
-            memory.forget()
     full = Member((cost.patch_tokens,) * cost.depth, 1.0, 0.0)
     ends = () if found[-1].tokens == smallest else (smallest,)
     last = [Member(tokens, cost.exact(tokens), None) for tokens in ends]
-    return SearchResult((full, *found, *last), pooling, made_by, cost)
+    result = SearchResult((full, *found, *last), pooling, made_by, cost)
+    if on_found is not None:
+        on_found(result)
+    if memory is not None:
+        memory.forget()
+    return result
 
 
 def calibration_data(

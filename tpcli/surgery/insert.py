@@ -152,12 +152,13 @@ def unpool(model: ModelT) -> ModelT:
 
 @contextmanager
 def unpooled(model: nn.Module) -> Iterator[None]:
-    """The model without its pooling, in the body only."""
+    """The model without its pooling, in the body only; what the body pools, goes after it."""
     spec = pooling_spec(model)
     unpool(model)
     try:
         yield
     finally:
+        unpool(model)
         if spec is not None:
             insert(model, spec)
 
