@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from tpcli.devices import explain_out_of_memory, pick_device, synchronize
+from tpcli.evaluation import floating_dtype
 from tpcli.options import PoolingOptions
 from tpcli.planning import pool
 from tpcli.schedule import Schedule
@@ -107,7 +108,8 @@ def bench(
     assert spec is not None
     ideal = cut(pool(copy.deepcopy(base), spec.schedule, spec.options))
     versions = [base, pooled, ideal]
-    images = torch.randn(options.batch_size, *input_size(model), device=device)
+    size, dtype = input_size(model), floating_dtype(model)
+    images = torch.randn(options.batch_size, *size, device=device, dtype=dtype)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads or threads)
     try:

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tpcli.data import UNREADABLE, ImageData, batches
+from tpcli.data import UNREADABLE, Head, ImageData, batches, match_classes
 from tpcli.devices import autocast, borrowed, explain_out_of_memory, pick_device, synchronize
 from tpcli.errors import TpcliError, UserError
+from tpcli.surgery.geometry import input_size
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -67,8 +68,12 @@ def evaluate(
     """
     target_device = pick_device(device)
     pin = target_device.type == "cuda"
+    check_size(model, data)
     if source is None:
+        if hasattr(model, "num_classes"):
+            data = match_classes(data, Head.of(model))
         source = batches(data, batch_size, workers, pin_memory=pin)
+    dtype = floating_dtype(model)
     right1: list[Tensor] = []
     right5: list[Tensor] = []
     losses: list[Tensor] = []
@@ -91,7 +96,7 @@ def evaluate(
                 if bad:
                     keep = targets != UNREADABLE
                     images, targets = images[keep], targets[keep]
-                images = data.normalize(images.to(target_device, non_blocking=True))
+                images = data.normalize(images.to(target_device, non_blocking=True)).to(dtype)
                 targets = targets.to(target_device, non_blocking=True)
                 synchronize(target_device)
                 began = time.perf_counter()
@@ -132,6 +137,28 @@ def evaluate(
         unreadable=tuple(unreadable),
         correct=correct,
     )
+
+
+def check_size(model: nn.Module, data: ImageData) -> None:
+    """Raise where images are of another size than FLOPs are counted at.
+
+    Raises:
+        UserError: says both sizes.
+    """
+    if not hasattr(model, "patch_embed") and not hasattr(model, "embeds"):
+        return
+    own, given = input_size(model), tuple(data.config["input_size"])
+    if own != given:
+        raise UserError(
+            f"images of {'x'.join(map(str, given))} don't go with a model of "
+            f"{'x'.join(map(str, own))}; open the data with the model's own data config."
+        )
+
+
+def floating_dtype(model: nn.Module) -> torch.dtype:
+    """The type that the model takes images in: that of its first floating point weights."""
+    weights = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(weights, torch.float32)
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from tpcli.errors import TpcliError, UserError, did_you_mean
 from tpcli.files import check_output, read_json, replacing
 from tpcli.planning import pool
 from tpcli.surgery import PoolingSpec, check_supported, pooling_spec
+from tpcli.surgery.geometry import input_size
 
 DEMO = Path(__file__).parent / "demo" / "model"
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -74,7 +75,18 @@ def load(
         if stored is not None:
             remembered = PoolingSpec.from_dict(stored)
             pool(model, remembered.schedule, remembered.options)
-    return LoadedModel(model, _display_name(spec), resolve_input_data_config(model))
+    return LoadedModel(model, _display_name(spec), data_config(model))
+
+
+def data_config(model: nn.Module) -> dict[str, Any]:
+    """How images for `model` are prepared: timm's config, at the size that FLOPs are counted at."""
+    size = input_size(model)
+    config: dict[str, Any] = {**resolve_input_data_config(model), "input_size": size}
+    for key in ("mean", "std"):
+        values = config[key]
+        if len(values) != size[0]:  # a grey model takes the mean of the colours', as in timm
+            config[key] = (sum(values) / len(values),) * size[0]
+    return config
 
 
 def told_apart(loaded: Mapping[str, LoadedModel]) -> list[LoadedModel]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tpcli.errors import UserError
-from tpcli.splits import SPLITS, main_name
+from tpcli.splits import SPLITS, main_name, splits_among
 
 DEMO = "demo"
 HUB = ("hf-hub:", "hf_hub:")
@@ -82,7 +82,7 @@ def check_data(spec: str) -> None:
             f"data {spec!r} does not exist; give a folder of class folders, of splits or of "
             "<split>.tar files, a .tar file, or a timm data set such as torch/cifar10."
         )
-    if not os.path.isdir(spec) and not spec.endswith(".tar"):
+    if not os.path.isdir(spec) and not spec.lower().endswith(".tar"):
         raise UserError(f"data {spec!r} is a file but no .tar; give a folder or a .tar file.")
 
 
@@ -92,7 +92,10 @@ def check_split(spec: str, split: str) -> None:
     Raises:
         UserError: it is no split that folders have, and none of the demo's.
     """
-    if is_named(spec) or (spec != DEMO and os.path.exists(os.path.join(spec, split))):
+    if is_named(spec):
+        return
+    places = (os.path.join(spec, split), os.path.join(spec, f"{split}.tar"))
+    if spec != DEMO and (splits_among([split]) or any(map(os.path.exists, places))):
         return
     known = [name for name in SPLITS if spec != DEMO or name != "test"]
     if main_name(split) not in known:

@@ -46,6 +46,7 @@ def evaluate(
     loaded = loading.load(model)
     pooling.apply_to(loaded)
     data = source.open(loaded)
+    render.say_left_out(data)
     with render.progress_bar(f"eval {loaded.name}", data.count) as advance:
         result = evaluation.evaluate(
             loaded.model,
@@ -75,6 +76,7 @@ def evaluate(
                 "top1_ci95": list(result.top1_ci95),
                 "images_per_second": result.images_per_second,
                 "unreadable": list(result.unreadable),
+                "left_out": [entry._asdict() for entry in data.left_out],
                 "device": str(device),
                 "amp": run.amp,
             }
@@ -91,7 +93,5 @@ def evaluate(
         ("images/s", f"{result.images_per_second:.0f}  (model alone, on {device})"),
     ]
     if result.unreadable:
-        names = ", ".join(result.unreadable[:5])
-        more = "" if len(result.unreadable) <= 5 else " ..."
-        facts.append(("unreadable", f"{len(result.unreadable)} left out: {names}{more}"))
+        facts.append(("unreadable", render.some(result.unreadable)))
     render.print_facts(facts)

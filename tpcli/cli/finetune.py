@@ -91,6 +91,8 @@ def finetune(
     default = DEMO_SCHEDULE if model == "demo" else DEFAULT_SCHEDULE
     pooling.apply_to(loaded, default_schedule=default)
     data = open_training(source, loaded, recipe, train_split)
+    if is_first:
+        render.say_left_out(data.train, data.validation)
     spec = pooling_spec(loaded.model)
     origin = {
         "model": model,
@@ -123,6 +125,7 @@ def finetune(
     when = f"{weights}epoch {result.best_epoch}"
     if result.best_epoch == 0:
         when = "before training, which did harm: try a smaller --lr or more --epochs"
+    unreadable = [name for names in result.unreadable.values() for name in names]
     command = render.eval_command(out, data.validation.spec)
     render.print_facts(
         [
@@ -143,6 +146,7 @@ def finetune(
                 "images/s",
                 f"{result.images_per_second:.0f}  (training, {result.processes} processes)",
             ),
+            *([("unreadable", render.some(unreadable))] if unreadable else []),
             ("saved", f"{out}/  (curve.png, metrics.csv; try: {command})"),
         ]
     )

@@ -210,9 +210,19 @@ class DataGroup(SourceGroup):
         int | None, option(whole(1, 10**9), "At most N images, spread evenly.", panel=DATA_PANEL)
     ] = None
 
+    class_map: Annotated[
+        Path | None,
+        option(
+            FILE,
+            "Which folder is which class of the head: .txt (a folder a line), .csv or .json "
+            "(folder, index).",
+            panel=DATA_PANEL,
+        ),
+    ] = None
+
     def open(self, loaded: LoadedModel) -> ImageData:
-        """Open the data for this model, and hold its classes against the head."""
-        from tpcli.data import check_classes, create
+        """Open the data for this model, and match its classes with the head's."""
+        from tpcli.data import Head, create, match_classes
 
         data = create(
             self.data or specs.DEMO,
@@ -221,9 +231,15 @@ class DataGroup(SourceGroup):
             data_dir=None if self.data_dir is None else str(self.data_dir),
             download=self.download,
             limit=self.limit,
+            class_map=self.read_class_map(),
         )
-        check_classes(data, int(loaded.model.num_classes), loaded.name)  # type: ignore[arg-type]
-        return data
+        return match_classes(data, Head.of(loaded.model, loaded.name))
+
+    def read_class_map(self) -> dict[str, int] | None:
+        """The class map, where one was given."""
+        from tpcli.data import read_class_map
+
+        return None if self.class_map is None else read_class_map(self.class_map)
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,8 @@ def pareto(
                 calibration=_calibration(loaded, source) if searched else None,
             )
         )
+    first = sources[0]
+    render.say_left_out(first.data, first.training.train if first.training else None)
     result = _run(sources, options, cache)
     context = _context(sources, options, result, device)
     document = write_report(result, context, out, x)
@@ -226,13 +228,10 @@ def _training(
     if recipe is None:
         return None
     from tpcli.cli.recipe_options import open_training
-    from tpcli.data import check_classes
     from tpcli.finetune import join
 
     join(device)
-    data = open_training(source, loaded, recipe, training.train_split)
-    check_classes(data.train, int(loaded.model.num_classes), loaded.name)  # type: ignore[arg-type]
-    return data
+    return open_training(source, loaded, recipe, training.train_split)
 
 
 def _calibration(loaded: LoadedModel, source: DataGroup) -> ImageData:

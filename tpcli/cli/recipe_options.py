@@ -106,9 +106,10 @@ def open_training(
     source: DataGroup, loaded: LoadedModel, recipe: Recipe, train_split: str
 ) -> TrainingData:
     """The images to train on and those to measure on."""
-    from tpcli.finetune import open_data
+    from tpcli.data import Head
+    from tpcli.finetune import match_data, open_data
 
-    return open_data(
+    data = open_data(
         source.data or DEMO,
         loaded.data_config,
         recipe,
@@ -117,7 +118,9 @@ def open_training(
         data_dir=None if source.data_dir is None else str(source.data_dir),
         download=source.download,
         limit=source.limit,
+        class_map=source.read_class_map(),
     )
+    return match_data(data, Head.of(loaded.model, loaded.name))
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn
 
+    from tpcli.data import ImageData
+
 from tpcli.text import CONVENTION as CONVENTION
 
 WIDTH = 120
@@ -88,6 +90,21 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         print(f"{name:<{width}}  {visible(value)}")
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """How many names there are, and the first of them."""
+    return f"{len(names)} left out: {', '.join(names[:most])}{' ...' if len(names) > most else ''}"
+
+
+def say_left_out(*sources: ImageData | None) -> None:
+    """On stderr, what lies among the images and does not count."""
+    from tpcli.data import describe
+
+    for data in sources:
+        if data is not None and data.left_out:
+            text = f"left out of {data.root}: {describe(data.left_out)}"
+            sys.stderr.write(visible(text) + "\n")
 
 
 def eval_command(model: str | Path, data: str, schedule: Path | None = None) -> str:

@@ -110,6 +110,7 @@ def schedule(
     )
     loaded = loading.load(model)
     data = calibration.open(loaded)
+    render.say_left_out(data)
     total = trials * len(options.budgets)
     with render.progress_bar(f"schedule {loaded.name}", total) as advance:
         result = search(

@@ -2,7 +2,7 @@
 
 from tpcli.recipe import Recipe
 
-from .data import TrainingData, open_data
+from .data import TrainingData, match_data, open_data
 from .result import FinetuneResult
 from .run import finetune, join, leave
 from .stop import Interrupted
@@ -17,5 +17,6 @@ __all__ = [
     "finetune",
     "join",
     "leave",
+    "match_data",
     "open_data",
 ]

@@ -6,6 +6,7 @@ one of (seed, epoch, step). So one process, eight, or a run that was resumed see
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tpcli.data import UNREADABLE
+from tpcli.data.loading import affordable_workers, safely, worker_arguments
 from tpcli.errors import UserError
 from tpcli.recipe import Recipe
 
@@ -27,21 +29,25 @@ from .stop import outlive_signals
 class SeededImages(Dataset[Any]):
     """Images under a random state of their own, looked up by (epoch, index).
 
-    An image that can't be read is replaced by the next one.
+    An image that can't be read is replaced by the next one, and noted in `unreadable`, which all
+    worker processes share.
     """
 
     def __init__(self, images: Dataset[Any], count: int, seed: int) -> None:
         self.images = images
         self.count = count
         self.seed = seed
+        self.unreadable = torch.zeros(count, dtype=torch.bool).share_memory_()
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key
-        with seeded(self.seed, epoch, index):
+        epoch, first = key
+        with seeded(self.seed, epoch, first):
             for offset in range(self.count):
-                image, target = self.images[(index + offset) % self.count]
+                index = (first + offset) % self.count
+                image, target = self.images[index]
                 if target != UNREADABLE:
                     return image, target
+                self.unreadable[index] = True
         raise UserError("none of the training images can be read.")
 
 
@@ -99,33 +105,45 @@ class Batches:
         count = source.train.count or 0
         self.steps = count // recipe.batch_size
         self._images = source.train.images
+        self._names = source.train.names
+        self._seeded: SeededImages | None = None
         self._is_stream = source.is_stream
         self._sampler: EpochBatches | None = None
         # a generator of its own, so that starting an epoch leaves the model's random state alone
+        part = recipe.batch_size // shards
+        pixels = math.prod(source.train.config["input_size"])
+        workers = affordable_workers(recipe.workers, part * pixels * torch.float32.itemsize)
         common: dict[str, Any] = {
-            "num_workers": recipe.workers,
             "pin_memory": pin_memory,
-            "persistent_workers": recipe.workers > 0,
-            "worker_init_fn": outlive_signals,
+            "persistent_workers": workers > 0,
             "generator": torch.Generator().manual_seed(recipe.seed),
+            **worker_arguments(workers, outlive_signals),
         }
         if self._is_stream:
             if hasattr(self._images, "set_loader_cfg"):
-                self._images.set_loader_cfg(num_workers=recipe.workers)
+                self._images.set_loader_cfg(num_workers=workers)
             self._loader: DataLoader[Any] = DataLoader(
-                self._images, batch_size=recipe.batch_size // shards, drop_last=True, **common
+                self._images, batch_size=part, drop_last=True, **common
             )
         else:
-            own = [part * processes + process for part in range(recipe.grad_accumulation)]
+            own = [turn * processes + process for turn in range(recipe.grad_accumulation)]
             self._sampler = EpochBatches(count, recipe.batch_size, shards, own, recipe.seed)
-            images = SeededImages(self._images, count, recipe.seed)
-            self._loader = DataLoader(images, batch_sampler=self._sampler, **common)
+            self._seeded = SeededImages(self._images, count, recipe.seed)
+            self._loader = DataLoader(self._seeded, batch_sampler=self._sampler, **common)
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Names of images that this process could not read so far."""
+        if self._seeded is None:
+            return []
+        found = self._seeded.unreadable.nonzero().flatten().tolist()
+        return [self._names[i] if self._names else f"image {i}" for i in found]
 
     def epoch(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from `first_step` on; a stream starts over instead."""
         if self._sampler is not None:
             self._sampler.epoch, self._sampler.first_step = epoch, first_step
-            return iter(self._loader)
+            return safely(self._loader)
         if hasattr(self._images, "set_epoch"):
             self._images.set_epoch(epoch)
         return self._repeat()
@@ -134,7 +152,7 @@ class Batches:
         empty = False
         while not empty:  # the trainer counts steps; a process with fewer images reads on
             empty = True
-            for batch in self._loader:
+            for batch in safely(self._loader):
                 empty = False
                 yield batch
 

@@ -34,7 +34,7 @@ class Progress:
 
     step: optimizer steps done. rows: the lines of metrics.csv. loss_sum, images, seconds: of the
     epoch that is under way. best: epoch, weights ("model" or "average"), top1 of the best so far,
-    and checksum of its file.
+    and checksum of its file. unreadable: names of training images that could not be read so far.
     """
 
     step: int = 0
@@ -43,6 +43,7 @@ class Progress:
     images: int = 0
     seconds: float = 0.0
     best: dict[str, Any] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
 
 
 class Checkpoints:

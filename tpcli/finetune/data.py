@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_dataset, create_transform
+from timm.data import create_transform
 from torch.utils.data import IterableDataset
 
 from tpcli import data
-from tpcli.data import ImageData
+from tpcli.data import Head, ImageData, match_classes
+from tpcli.data.decoding import Prepared, mode_for
+from tpcli.data.opening import open_named
 from tpcli.errors import UserError
 from tpcli.recipe import Recipe
 
@@ -42,13 +44,15 @@ def open_data(
     data_dir: str | None = None,
     download: bool = False,
     limit: int | None = None,
+    class_map: Mapping[str, int] | None = None,
 ) -> TrainingData:
     """Open the training split of `spec` for a recipe, and the split to measure on.
 
     Where there are several processes, `join` them first.
 
     Args:
-        spec, data_dir, download: as for `tpcli.data.create`. config: the model's data config.
+        spec, data_dir, download, class_map: as for `tpcli.data.create`. config: the model's data
+            config.
         limit: at most so many images of each split, spread evenly.
 
     Raises:
@@ -61,7 +65,13 @@ def open_data(
             "out, or use a folder or a .tar file."
         )
     validation = data.create(
-        spec, config, split=split, data_dir=data_dir, download=download, limit=limit
+        spec,
+        config,
+        split=split,
+        data_dir=data_dir,
+        download=download,
+        limit=limit,
+        class_map=class_map,
     )
     transform = training_transform(config, recipe, is_demo=spec == "demo")
     if is_stream:
@@ -75,15 +85,40 @@ def open_data(
             download=download,
             limit=limit,
             transform=transform,
+            class_map=class_map,
         )
-    if train.root is not None and train.root == validation.root and split != train_split:
+    if _overlap(train, validation) and split != train_split:
         raise UserError(
             f"data {spec!r} has no {train_split!r} split: the same images would be trained on and "
             f"measured on; make two folders in it, {train_split}/ and {split}/."
         )
     if train.classes and validation.classes:
-        _check_same_classes(spec, train.classes, validation.classes)
+        _check_same_classes(spec, train, validation)
     return TrainingData(train, validation)
+
+
+def match_data(source: TrainingData, head: Head) -> TrainingData:
+    """The same images, with targets that are indices into a model's head.
+
+    Where the head's classes have no names, those of the training split are theirs.
+
+    Raises:
+        UserError: the classes are not the head's; names the odd one.
+    """
+    train = match_classes(source.train, head)
+    if not head.names and len(train.classes) == head.size and train.indices is not None:
+        names = dict(zip(train.indices, train.classes, strict=True))
+        head = replace(head, names=tuple(names[i] for i in sorted(names)))
+    return TrainingData(train, match_classes(source.validation, head))
+
+
+def label_names(train: ImageData, head: Head) -> tuple[str, ...]:
+    """What a trained model's classes are called: as its data are, else as before."""
+    indices = train.indices or ()
+    if sorted(indices) == list(range(head.size)):
+        names = dict(zip(indices, train.classes, strict=True))
+        return tuple(names[i] for i in range(head.size))
+    return head.names
 
 
 def training_transform(config: dict[str, Any], recipe: Recipe, is_demo: bool = False) -> Any:
@@ -137,8 +172,18 @@ def check_data(source: TrainingData, recipe: Recipe, processes: int) -> None:
         )
 
 
-def _check_same_classes(spec: str, train: Sequence[str], validation: Sequence[str]) -> None:
-    odd = sorted(set(train) ^ set(validation))
+def _overlap(train: ImageData, validation: ImageData) -> bool:
+    """Whether the two are one folder or one lies in the other, also by a link."""
+    if train.root is None or validation.root is None:
+        return False
+    first, second = train.root.resolve(), validation.root.resolve()
+    return first == second or first in second.parents or second in first.parents
+
+
+def _check_same_classes(spec: str, train: ImageData, validation: ImageData) -> None:
+    """Raise where a class folder is in one split only; an empty one is there."""
+    empty = {name.split("/")[-1] for part in (train, validation) for name in part.empty_folders}
+    odd = sorted((set(train.classes) ^ set(validation.classes)) - empty)
     if odd:
         raise UserError(
             f"the splits of {spec!r} have different classes: {odd[0]!r} is in one of them only; "
@@ -155,14 +200,6 @@ def _stream(
     download: bool,
     seed: int,
 ) -> ImageData:
-    try:
-        images: Any = create_dataset(
-            spec, root=data_dir, split=split, is_training=True, download=download, seed=seed
-        )
-    except (AssertionError, ImportError, RuntimeError, ValueError, OSError, TypeError) as error:
-        raise UserError(
-            f"data set {spec!r}, split {split!r}, could not be opened: {str(error) or 'unknown'}; "
-            "check the name, --data-dir and --train-split, or add --download."
-        ) from error
-    images.transform = transform
+    images = open_named(spec, split, data_dir, download, is_training=True, seed=seed)
+    images.transform = Prepared(mode_for(config["input_size"][0]), transform)
     return ImageData(spec, split, images, (), list(getattr(images, "classes", ())), config, None)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
 
@@ -20,11 +21,15 @@ from .stop import outlive_signals
 
 @dataclass(frozen=True)
 class Score:
-    """Over all processes. right: images whose best guess was right. loss: mean cross entropy."""
+    """Over all processes. right: images whose best guess was right. loss: mean cross entropy.
+
+    unreadable: names of images that could not be read.
+    """
 
     count: int
     right: int
     loss: float
+    unreadable: tuple[str, ...] = ()
 
     @property
     def top1(self) -> float:
@@ -80,6 +85,7 @@ class Judge:
     def score(self, model: nn.Module) -> Score:
         """Measure `model`, which is put in eval mode."""
         counts = torch.zeros(3, dtype=torch.float64)
+        unreadable: list[str] = []
         if self.share is not None:
             result = evaluate(
                 model,
@@ -97,8 +103,10 @@ class Judge:
             counts[0] = result.count
             counts[1] = int(result.correct.sum())
             counts[2] = result.loss * result.count
+            unreadable += result.unreadable
         if self.accelerator.num_processes > 1:
+            unreadable = gather_object(unreadable)
             exact = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
             counts = self.accelerator.reduce(counts.to(self.accelerator.device, exact), "sum")
         count, right, loss = counts.tolist()
-        return Score(int(count), int(right), loss / count)
+        return Score(int(count), int(right), loss / count, tuple(sorted(unreadable)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class FinetuneResult:
     the weights that were saved, after `best_epoch` (0: as they were before training), "model" or
     "average". final_top1: after the last epoch. count: images measured on. ratio: FLOPs over base
     FLOPs. images_per_second: of training, over all processes, loading included, measuring not.
-    seconds: of training.
+    seconds: of training. unreadable: names of images that could not be read, by split.
     """
 
     out: str
@@ -51,6 +51,7 @@ class FinetuneResult:
     images_per_second: float
     seconds: float
     processes: int
+    unreadable: dict[str, list[str]] = field(default_factory=dict)
 
 
 def identity(loaded: LoadedModel, source: TrainingData, recipe: Recipe) -> dict[str, Any]:
@@ -109,4 +110,8 @@ def summarise(
         images_per_second=images / seconds,
         seconds=seconds,
         processes=accelerator.num_processes,
+        unreadable={
+            "train": list(progress.unreadable),
+            "validation": list(scores.get("unreadable", ())),
+        },
     )

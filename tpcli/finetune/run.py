@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from tpcli.data import check_classes
+from tpcli.data import Head
 from tpcli.devices import pick_device
 from tpcli.errors import UserError
 from tpcli.files import write_json
@@ -26,7 +26,7 @@ from tpcli.surgery import pooling_spec, unpool
 from .batches import Batches
 from .checkpoint import Checkpoints, Progress
 from .curve import draw_curve
-from .data import TrainingData, check_data
+from .data import TrainingData, check_data, label_names, match_data
 from .measure import Judge
 from .objective import Objective
 from .parts import (
@@ -76,7 +76,7 @@ def finetune(
     """
     recipe = settle_precision(recipe or Recipe(), device)
     spec = pooling_spec(loaded.model)
-    check_classes(source.train, int(loaded.model.num_classes), loaded.name)  # type: ignore[arg-type]
+    source = match_data(source, Head.of(loaded.model, loaded.name))
     if recipe.distill and not (spec is not None and spec.schedule.pools):
         raise UserError(
             "--distill learns from the model before pooling, and nothing is pooled here; leave it "
@@ -203,7 +203,7 @@ def _run(
     result = summarise(loaded, spare, recipe, scores, progress, distills, accelerator, folder.out)
     if is_main:
         set_drop_path(spare, 0.0)
-        _write_model(spare, out, source.train.classes)
+        _write_model(spare, out, label_names(source.train, Head.of(spare, loaded.name)))
         draw_curve(progress.rows, scores["base_top1"], out / CURVE)
         write_json(out / RESULT, asdict(result))
         folder.finish()
@@ -234,6 +234,7 @@ def _scores_before(
         "start_top1": start.top1,
         "start_top1_ci95": list(start.top1_ci95),
         "count": base.count,
+        "unreadable": list(base.unreadable),
     }
 
 

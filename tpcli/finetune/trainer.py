@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -171,6 +172,20 @@ class Trainer:
             "run the same command again to go on."
         )
 
+    def note_unreadable(self) -> None:
+        """Remember which images could not be read, and say so where they are new."""
+        found = self.batches.unreadable
+        if self.accelerator.num_processes > 1:
+            found = gather_object(found)
+        known = set(self.progress.unreadable)
+        self.progress.unreadable = sorted(known.union(found))
+        count = len(self.progress.unreadable)
+        if count > len(known):
+            names = ", ".join(self.progress.unreadable[:3]) + (", ..." if count > 3 else "")
+            self.watcher.note(
+                f"{count} training images can't be read and are replaced by others: {names}"
+            )
+
     def save(self) -> None:
         """Write a checkpoint now."""
         self.checkpoints.save(self.progress)
@@ -205,6 +220,7 @@ class Trainer:
                     progress.best["file"] = self.checkpoints.save_best(model.state_dict())
         progress.rows.append(row)
         progress.loss_sum, progress.images, progress.seconds = 0.0, 0, 0.0
+        self.note_unreadable()
         self.save()
         if self.accelerator.is_main_process:
             self.folder.write_metrics(progress.rows)

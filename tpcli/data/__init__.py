@@ -1,0 +1,20 @@
+"""DATA: what lies in a folder, a .tar or a data set of timm's, as batches of labelled images."""
+
+from .files import LeftOut, describe
+from .images import UNREADABLE, ImageData
+from .labels import Head, read_class_map
+from .loading import batches
+from .opening import check_classes, create, match_classes
+
+__all__ = [
+    "UNREADABLE",
+    "Head",
+    "ImageData",
+    "LeftOut",
+    "batches",
+    "check_classes",
+    "create",
+    "describe",
+    "match_classes",
+    "read_class_map",
+]

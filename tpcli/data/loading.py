@@ -1,0 +1,127 @@
+"""Batches of images, by several processes where the machine has room for them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from tpcli.errors import TpcliError
+
+from .images import ImageData
+
+PREFETCH = 2
+"""Batches that each process has ready."""
+
+PATIENCE = 600
+"""Seconds after which a process that sends no batch is given up."""
+
+SHARED_MEMORY = Path("/dev/shm")
+
+log = logging.getLogger(__name__)
+
+
+def batches(
+    data: ImageData,
+    batch_size: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+    start_worker: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches in order: uint8 (B, C, H, W) and int64 (B,), on the CPU.
+
+    start_worker: called in each worker process before its first image.
+
+    Raises:
+        TpcliError: a worker process dies, or sends nothing for ten minutes.
+    """
+    if isinstance(data.images, IterableDataset):
+        workers = 0
+    size = min(batch_size, data.count or batch_size)
+    workers = affordable_workers(workers, size * math.prod(data.config["input_size"]))
+    loader: DataLoader[Any] = DataLoader(
+        data.images,
+        batch_size=batch_size,
+        pin_memory=pin_memory,
+        collate_fn=_collate,
+        **worker_arguments(workers, start_worker),
+    )
+    return safely(loader)
+
+
+def worker_arguments(workers: int, start_worker: Callable[[int], None] | None) -> dict[str, Any]:
+    """A DataLoader's arguments for so many processes."""
+    if workers == 0:
+        return {"num_workers": 0}
+    return {
+        "num_workers": workers,
+        "prefetch_factor": PREFETCH,
+        "timeout": PATIENCE,
+        "worker_init_fn": start_worker,
+    }
+
+
+def affordable_workers(workers: int, batch_bytes: int) -> int:
+    """`workers`, or as many as there is shared memory for: their batches wait in it.
+
+    Where it is full a batch is lost and its receiver waits for ever. Docker gives 64 MB.
+    """
+    free = free_shared_memory()
+    if workers == 0 or free is None:
+        return workers
+    room = free / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / max(batch_bytes, 1)
+    affordable = max(0, min(workers, math.floor((room - 1) / PREFETCH)))  # 1: being received
+    if affordable < workers:
+        log.warning(
+            "%s has %.0f MB free, which is enough for %d instead of %d processes that decode "
+            "images; give it more (docker run --shm-size), or use smaller batches",
+            SHARED_MEMORY,
+            free / 1e6,
+            affordable,
+            workers,
+        )
+    return affordable
+
+
+def free_shared_memory() -> int | None:
+    """Bytes, or None where the system has no such place."""
+    try:
+        place = os.statvfs(SHARED_MEMORY)
+    except (AttributeError, OSError):
+        return None
+    return place.f_bavail * place.f_frsize
+
+
+def safely(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What the loader yields, in memory of this process; its own failures as sentences.
+
+    Raises:
+        TpcliError: a worker process dies, or sends nothing for ten minutes.
+    """
+    received = iter(loader)
+    while True:
+        try:
+            batch = next(received)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader"):
+                raise
+            raise TpcliError(
+                "a process that decodes images stopped or sends nothing "
+                f"({str(error).splitlines()[0].rstrip('.')}); use fewer workers or smaller batches."
+            ) from error
+        yield tuple(part.clone() if part.is_shared() else part for part in batch)
+
+
+def _collate(samples: list[tuple[np.ndarray[Any, Any], int]]) -> tuple[Tensor, Tensor]:
+    images, targets = zip(*samples, strict=True)
+    return torch.from_numpy(np.stack(images)), torch.tensor(targets)

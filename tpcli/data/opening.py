@@ -1,0 +1,188 @@
+"""DATA specs: from what the user typed to images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from timm.data import create_dataset, create_transform
+from torch.utils.data import IterableDataset, Subset
+
+from tpcli.errors import UserError
+from tpcli.splits import main_name
+
+from .classes import by_folder
+from .decoding import Prepared, mode_for
+from .files import in_folder
+from .images import UNREADABLE, FileImages, ImageData, NamedImages, Relabelled
+from .labels import Head, by_map, check_indices, match
+from .places import find_split
+from .tar import in_tar
+
+TIMM_PREFIXES = ("torch", "hfds", "hfids", "wds", "tfds")
+
+
+def create(
+    spec: str,
+    config: dict[str, Any],
+    *,
+    split: str = "validation",
+    data_dir: str | None = None,
+    download: bool = False,
+    limit: int | None = None,
+    transform: Any = None,
+    class_map: Mapping[str, int] | None = None,
+) -> ImageData:
+    """Open a data set, for evaluation unless it is given another transform.
+
+    Args:
+        spec: `demo`, a folder, a .tar file, or a timm data set name such as `torch/cifar10`.
+        config: the model's data config (`tpcli.load(...).data_config`).
+        limit: at most so many images, spread evenly over the data.
+        transform: from a PIL image to what the data yields, in place of evaluation's own.
+        class_map: class folders and their indices in the head, as `read_class_map` reads them; the
+            other folders are left out. Without it targets are positions, until `match_classes`.
+
+    Raises:
+        UserError: there is nothing there, or nothing that can be read; says what is missing.
+    """
+    transform = transform or create_transform(
+        **_transform_arguments(config), is_training=False, use_prefetcher=True
+    )
+    prepared = Prepared(mode_for(config["input_size"][0]), transform)
+    if spec == "demo":
+        data = _demo(split, config, prepared)
+    elif spec.partition("/")[0] in TIMM_PREFIXES and not Path(spec).exists():
+        data = _named(spec, split, config, prepared, data_dir, download)
+    else:
+        data = _local(spec, split, config, prepared, class_map)
+    if class_map is not None and data.indices is None:
+        raise UserError(f"{spec} has no class folders; leave the class map out.")
+    if limit is not None:
+        data = _limit(data, limit)
+    _check_readable(data)
+    return data
+
+
+def match_classes(data: ImageData, head: Head) -> ImageData:
+    """The same images, with targets that are indices into a model's head.
+
+    Raises:
+        UserError: the classes are not the head's; names the odd one.
+    """
+    if data.indices is not None:
+        check_indices(data.indices, head)
+        return data
+    if not data.classes:
+        return data
+    indices = match(data.spec, data.classes, head, data.empty_folders)
+    if indices == tuple(range(len(indices))):
+        return replace(data, indices=indices)
+    return replace(data, images=Relabelled(data.images, indices), indices=indices)
+
+
+def check_classes(data: ImageData, num_classes: int, model: str) -> None:
+    """Raise unless a head of `num_classes` unnamed classes fits the data."""
+    match_classes(data, Head(model, num_classes))
+
+
+def open_named(spec: str, split: str, data_dir: str | None, download: bool, **more: Any) -> Any:
+    """A data set of timm's.
+
+    Raises:
+        UserError: it can't be opened; says why.
+    """
+    try:
+        return create_dataset(spec, root=data_dir, split=split, download=download, **more)
+    except (AssertionError, ImportError, RuntimeError, ValueError, OSError, TypeError) as error:
+        raise UserError(
+            f"data set {spec!r}, split {split!r}, could not be opened: {str(error) or 'unknown'}; "
+            "check the name, the split and --data-dir, or add --download."
+        ) from error
+
+
+def _transform_arguments(config: dict[str, Any]) -> dict[str, Any]:
+    keys = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+    return {key: config[key] for key in keys if key in config}
+
+
+def _demo(split: str, config: dict[str, Any], prepared: Prepared) -> ImageData:
+    from tpcli.demo.digits import Digits
+
+    split = main_name(split)
+    images = Digits(split, prepared)
+    return ImageData("demo", split, images, (), [str(i) for i in range(10)], config)
+
+
+def _named(
+    spec: str,
+    split: str,
+    config: dict[str, Any],
+    prepared: Prepared,
+    data_dir: str | None,
+    download: bool,
+) -> ImageData:
+    images = open_named(spec, split, data_dir, download)
+    images.transform = prepared
+    classes = [c if isinstance(c, str) else c[0] for c in getattr(images, "classes", ())]
+    if not isinstance(images, IterableDataset):
+        images = NamedImages(images, config["input_size"])
+    return ImageData(spec, split, images, (), classes, config, Path(data_dir) if data_dir else None)
+
+
+def _local(
+    spec: str,
+    split: str,
+    config: dict[str, Any],
+    prepared: Prepared,
+    class_map: Mapping[str, int] | None,
+) -> ImageData:
+    path = Path(spec)
+    if not spec or not path.exists():
+        raise UserError(
+            f"data {spec!r} does not exist; give a folder of class folders, of splits or of "
+            "<split>.tar files, a .tar file, or a timm data set such as torch/cifar10."
+        )
+    root = find_split(path, split) if path.is_dir() else path
+    if not root.is_dir() and not (root.is_file() and root.suffix.lower() == ".tar"):
+        raise UserError(f"data {spec!r} is a file but no .tar; give a folder or a .tar file.")
+    files = in_folder(root) if root.is_dir() else in_tar(root)
+    found, indices = by_folder(files), None
+    labels = found.labels
+    if class_map is not None:
+        found, indices = by_map(spec, found, class_map)
+        labels = tuple(indices[label] for label in found.labels)
+    images = FileImages(files, found.members, labels, prepared, config["input_size"])
+    names = [member.name for member in found.members]
+    left_out = (*files.left_out, *found.left_out)
+    files.members, files.left_out = [], []  # not to be copied into every process
+    return ImageData(
+        spec, split, images, names, found.names, config, root, indices=indices, left_out=left_out
+    )
+
+
+def _limit(data: ImageData, limit: int) -> ImageData:
+    if limit < 1:
+        raise UserError(f"--limit {limit} is below 1; use 1 or more images.")
+    count = data.count
+    if isinstance(data.images, IterableDataset):
+        raise UserError(
+            f"--limit {limit} needs images in any order, and {data.spec} is read as a stream; "
+            "leave it out, or use a folder or a .tar file."
+        )
+    if count is None or limit >= count:
+        return data
+    indices = [i * count // limit for i in range(limit)]
+    names = [data.names[i] for i in indices] if data.names else ()
+    return replace(data, images=Subset(data.images, indices), names=names)
+
+
+def _check_readable(data: ImageData) -> None:
+    """Read until one image can be read, so that a folder of broken files fails at once."""
+    if isinstance(data.images, IterableDataset):
+        return
+    count = data.count or 0
+    if not any(data.images[i][1] != UNREADABLE for i in range(count)):
+        raise UserError(f"none of the {count} images in {data.spec} can be read.")
