@@ -86,7 +86,7 @@ def in_folder(root: Path) -> Files:
             name = f"{folder}/{entry.name}" if folder else entry.name
             if is_hidden(entry.name):
                 files.left_out.append(LeftOut(name, HIDDEN))
-            elif entry.is_dir():
+            elif is_folder(entry):
                 target = entry.stat() if entry.is_symlink() else None
                 if target is not None and (target.st_dev, target.st_ino) in above:
                     files.left_out.append(LeftOut(name, LOOP))
@@ -111,6 +111,14 @@ def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
             yield from listing
     except OSError as error:
         raise UserError(f"{folder} can't be read: {error.strerror}; check its rights.") from None
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def is_hidden(name: str) -> bool:

@@ -132,7 +132,7 @@ def read_class_map(path: Path) -> dict[str, int]:
         raise UserError(f"class map {path} is no .txt, .csv or .json file; use one.") from None
     except OSError as error:
         raise UserError(f"class map {path} can't be read: {error.strerror}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"class map {path} can't be read: {error}.") from None
     for name, index in pairs:
         if isinstance(index, bool) or not isinstance(index, int) or index < 0:

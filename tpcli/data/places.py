@@ -10,7 +10,7 @@ from pathlib import Path
 from tpcli.errors import UserError
 from tpcli.splits import SPLITS, main_name, splits_among
 
-from .files import entries, is_hidden, is_image
+from .files import entries, is_folder, is_hidden, is_image
 
 DEEPEST = 4
 """Levels of folders that splits are looked for in, as in ILSVRC/Data/CLS-LOC/train."""
@@ -112,7 +112,7 @@ def _entries(folder: Path) -> list[Path]:
     found = [
         Path(entry.path)
         for entry in entries(folder)
-        if not is_hidden(entry.name) and (entry.is_dir() or entry.name.lower().endswith(".tar"))
+        if not is_hidden(entry.name) and (is_folder(entry) or entry.name.lower().endswith(".tar"))
     ]
     return sorted(found, key=lambda path: (not path.is_dir(), path.name))
 
