@@ -212,7 +212,7 @@ def test_class_count_is_held_against_the_head(tmp_path: Path) -> None:
     found = create(str(class_folders(tmp_path / "set", classes=CLASSES[:7])), CONFIG)
     check_classes(found, 7, "mine")
     with pytest.raises(
-        UserError, match=r"set has 7 classes, the head of mine has 10; .* --num-classes 7\."
+        UserError, match=r"set has 7 classes, the head of mine has 10; .* `num_classes=7`\."
     ):
         check_classes(found, 10, "mine")
 
@@ -236,7 +236,7 @@ def test_limits_at_the_edges(tmp_path: Path) -> None:
     folder = str(class_folders(tmp_path / "set"))
     assert create(folder, CONFIG, limit=30).count == 30
     assert create(folder, CONFIG, limit=1000).count == 30
-    with pytest.raises(UserError, match="--limit 0 is below 1"):
+    with pytest.raises(UserError, match="`limit=0` is below 1"):
         create(folder, CONFIG, limit=0)
 
 

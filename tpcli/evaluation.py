@@ -89,7 +89,7 @@ def evaluate(
             if bad:
                 names = [data.names[seen + i] if data.names else f"image {seen + i}" for i in bad]
                 if strict:
-                    raise UserError(f"{names[0]} can't be read; mend it, or leave out --strict.")
+                    raise UserError(f"{names[0]} can't be read; mend it, or leave out `strict`.")
                 unreadable += names
             seen += len(targets)
             if len(bad) < len(targets):
@@ -124,7 +124,7 @@ def evaluate(
     loss = float(torch.cat(losses).cpu().numpy().mean(dtype=np.float64))
     if not math.isfinite(loss):
         raise TpcliError(
-            "the model's output is not finite; try without --amp, or check its weights."
+            "the model's output is not finite; try without `amp`, or check its weights."
         )
     low, high = wilson_interval(int(correct.sum()), count)
     return EvalResult(

@@ -35,9 +35,9 @@ def test_a_name_as_it_is_written_comes_before_one_in_other_capitals() -> None:
 
 @pytest.mark.parametrize("odd", ["zebra", ".hidden", "birds"])
 def test_an_odd_folder_is_named(odd: str) -> None:
-    with pytest.raises(UserError, match=rf"^{odd}/ in d is no class of mine, .* class map\.") as e:
+    with pytest.raises(UserError, match=rf"^{odd}/ in d is no class of mine, .* `class_map`\.") as e:
         match("d", ["airplane", "bird", odd], HEAD)
-    assert "--num-classes" not in str(e.value)
+    assert "num_classes" not in str(e.value)
 
 
 def test_other_classes_altogether() -> None:
@@ -78,11 +78,11 @@ def test_imagenet_by_wordnet_ids() -> None:
 
 def test_numbers_of_classes_of_an_unnamed_head() -> None:
     assert match("d", ["a", "b", "c", "e"], UNNAMED) == (0, 1, 2, 3)
-    with pytest.raises(UserError, match=r"has 3 classes, .* has 4; .* --num-classes 3\."):
+    with pytest.raises(UserError, match=r"has 3 classes, .* has 4; .* `num_classes=3`\."):
         match("d", ["a", "b", "c"], UNNAMED)
     with pytest.raises(UserError, match=r"has 4: x/ holds no images; fill or remove") as e:
         match("d", ["a", "b", "c"], UNNAMED, ["x"])
-    assert "--num-classes" not in str(e.value)
+    assert "num_classes" not in str(e.value)
     with pytest.raises(UserError, match=r"all images lie in images/; put the images of each"):
         match("d", ["images"], UNNAMED)
     with pytest.raises(UserError, match="mine has no head"):

@@ -164,7 +164,7 @@ def test_one_class_only(tmp_path: Path) -> None:
 
 def test_batch_larger_than_the_data() -> None:
     source = open_data("demo", CONFIG, Recipe(), limit=100)
-    with pytest.raises(UserError, match=r"--batch-size 128 .* 100 images; use at most 100"):
+    with pytest.raises(UserError, match=r"`batch_size=128` .* 100 images; use at most 100"):
         check_data(source, Recipe(), 1)
 
 
@@ -179,7 +179,7 @@ def test_batch_that_cant_be_cut(batch_size: int, processes: int, parts: int, mul
 
 
 def test_unknown_augmentation() -> None:
-    with pytest.raises(UserError, match="--aa 'nope'"):
+    with pytest.raises(UserError, match="`aa` 'nope'"):
         training_transform(CONFIG, Recipe(aa="nope"))
 
 
@@ -202,7 +202,7 @@ def test_a_stream_without_a_length_is_refused() -> None:
 
 
 def test_a_stream_can_not_be_limited() -> None:
-    with pytest.raises(UserError, match="--limit 5 has no effect on wds/x"):
+    with pytest.raises(UserError, match="`limit=5` has no effect on wds/x"):
         open_data("wds/x", CONFIG, Recipe(), limit=5)
 
 

@@ -219,7 +219,7 @@ def _unknown(spec: str, unknown: Sequence[str], names: Sequence[str], head: Head
     some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return (
         f"{folders} in {spec} {verb} of {head.model}, whose classes are {some}; rename or remove "
-        "what is odd, or say which folder is which class by a class map."
+        "what is odd, or say which folder is which class by a `class_map`."
         f"{did_you_mean(unknown[0], names)}"
     )
 
@@ -231,7 +231,7 @@ def _wrong_count(spec: str, classes: Sequence[str], head: Head, odd: Sequence[st
         verb = "holds" if len(odd) == 1 else "hold"
         return (
             f"{counts}: {folders} {verb} no images; fill or remove what is odd, or say which "
-            "folder is which class by a class map."
+            "folder is which class by a `class_map`."
         )
     if len(classes) == 1:
         return (
@@ -239,6 +239,6 @@ def _wrong_count(spec: str, classes: Sequence[str], head: Head, odd: Sequence[st
             "of its own."
         )
     return (
-        f"{counts}; use data of {head.size} classes, say which folder is which class by a class "
-        f"map, or use a model with --num-classes {len(classes)}."
+        f"{counts}; use data of {head.size} classes, say which folder is which class by a "
+        f"`class_map`, or use a model with `num_classes={len(classes)}`."
     )

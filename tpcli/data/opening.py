@@ -99,7 +99,7 @@ def open_named(spec: str, split: str, data_dir: str | None, download: bool, **mo
     except (AssertionError, ImportError, RuntimeError, ValueError, OSError, TypeError) as error:
         raise UserError(
             f"data set {spec!r}, split {split!r}, could not be opened: {str(error) or 'unknown'}; "
-            "check the name, the split and --data-dir, or add --download."
+            "check the name, the split and `data_dir`, or add `download`."
         ) from error
 
 
@@ -165,11 +165,11 @@ def _local(
 
 def _limit(data: ImageData, limit: int) -> ImageData:
     if limit < 1:
-        raise UserError(f"--limit {limit} is below 1; use 1 or more images.")
+        raise UserError(f"`limit={limit}` is below 1; use 1 or more images.")
     count = data.count
     if isinstance(data.images, IterableDataset):
         raise UserError(
-            f"--limit {limit} needs images in any order, and {data.spec} is read as a stream; "
+            f"`limit={limit}` needs images in any order, and {data.spec} is read as a stream; "
             "leave it out, or use a folder or a .tar file."
         )
     if count is None or limit >= count:

@@ -61,7 +61,7 @@ def open_data(
     is_stream = spec.partition("/")[0] in STREAMS and not Path(spec).exists()
     if is_stream and limit is not None:
         raise UserError(
-            f"--limit {limit} has no effect on {spec}, which is trained on as a stream; leave it "
+            f"`limit={limit}` has no effect on {spec}, which is trained on as a stream; leave it "
             "out, or use a folder or a .tar file."
         )
     validation = data.create(
@@ -141,7 +141,7 @@ def training_transform(config: dict[str, Any], recipe: Recipe, is_demo: bool = F
         )
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(
-            f"--aa {recipe.aa!r} is not known to timm ({error or 'unknown form'}); "
+            f"`aa` {recipe.aa!r} is not known to timm ({error or 'unknown form'}); "
             "use a form like rand-m9-mstd0.5-mmax9-inc1, or none."
         ) from error
 
@@ -159,15 +159,15 @@ def check_data(source: TrainingData, recipe: Recipe, processes: int) -> None:
         )
     if recipe.batch_size > count:
         raise UserError(
-            f"--batch-size {recipe.batch_size} is larger than the training data of {train.spec}, "
+            f"`batch_size={recipe.batch_size}` is larger than the training data of {train.spec}, "
             f"{count} images; use at most {count}."
         )
     shards = processes * recipe.grad_accumulation
     part = 2 if recipe.mixes or shards > 1 else 1
     if recipe.batch_size % (shards * part):
         raise UserError(
-            f"--batch-size {recipe.batch_size} can't be cut into {shards} equal parts of an even "
-            "number of images (processes x --grad-accumulation); "
+            f"`batch_size={recipe.batch_size}` can't be cut into {shards} equal parts of an even "
+            "number of images (processes x `grad_accumulation`); "
             f"use a multiple of {part * shards}."
         )
 
