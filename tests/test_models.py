@@ -256,7 +256,7 @@ def test_shapes_that_differ_are_listed(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_weights(tiny_vit(), tmp_path / "seven.pth")
     assert "head.weight (7, 48) for (10, 48)" in str(caught.value)
-    assert "--num-classes" in str(caught.value)
+    assert "the number of classes" in str(caught.value)
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_wrappings_of_training_scripts(tmp_path: Path, name: str, wrapping: str)
 def test_a_fine_tuned_head_brings_its_classes(tmp_path: Path, name: str) -> None:
     torch.save(weights(name, num_classes=7), tmp_path / "seven.pth")
     assert load(name, tmp_path / "seven.pth").model(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
-    with pytest.raises(UserError, match=r"head\.bias \(7,\) for \(9,\).*--num-classes"):
+    with pytest.raises(UserError, match=r"head\.bias \(7,\) for \(9,\).*the number of classes"):
         load(name, tmp_path / "seven.pth", num_classes=9)
 
 
