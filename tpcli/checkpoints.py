@@ -47,10 +47,10 @@ def load_weights(model: nn.Module, path: Path, adapt_head: bool = False) -> None
             f"checkpoint {path} does not fit: {error}. Check the architecture."
         ) from error
     weight = state.get("head.weight")
-    if adapt_head and weight is not None and weight.ndim == 2:
-        if weight.shape[0] != model.num_classes:
-            model.reset_classifier(weight.shape[0])  # type: ignore[operator]
-            own = model.state_dict()
+    classes = weight.shape[0] if weight is not None and weight.ndim == 2 else 0
+    if adapt_head and classes and classes != model.num_classes:
+        model.reset_classifier(classes)  # type: ignore[operator]
+        own = model.state_dict()
     _check_fit(own, state, path)
     model.load_state_dict(state)
 
