@@ -19,7 +19,10 @@ from tests.tiny import tiny_vit
 from tpcli import pool, save
 from tpcli.cli import main as main_module
 
-settings.register_profile("tpcli", derandomize=True, deadline=None, max_examples=100, database=None)
+examples = 100 if os.environ.get("CI") else 25
+settings.register_profile(
+    "tpcli", derandomize=True, deadline=None, max_examples=examples, database=None
+)
 settings.load_profile("tpcli")
 torch.set_num_threads(1)
 
