@@ -43,7 +43,7 @@ def medoid_loss(z: Tensor, k: int, start: str, steps: int) -> float:
     ones = torch.ones(z.shape[:2])
     scores = torch.rand(z.shape[:2], generator=torch.Generator().manual_seed(0))
     weights = scores if start == "top-k" else ones
-    medoids = start_medoids(start, z, k, weights=weights, sizes=ones)
+    medoids = start_medoids(start, z, k, weights=weights)
     found = alternate(distances, medoids, ones, steps)
     assert found.medoids is not None
     to_medoids = distances.masked_fill(~found.medoids.unsqueeze(1), torch.inf)

@@ -60,16 +60,16 @@ class Description:
     """A way to turn N tokens into K, without the operator that does it.
 
     name: what the user types. summary: one line. paper: where it is from. defaults: pooling options
-    that this method prefers over the general ones. takes: the options that have an effect on it
-    (names from OPTIONS), and what else its operator is called with. weights: accepted values of
-    the option of that name, None for all. parameters: its own, which no other method has.
+    that this method prefers over the general ones. takes: names from OPTIONS, those that have an
+    effect on it. weights: accepted values of the option of that name, None for all. parameters:
+    its own, which no other method has.
     """
 
     name: str
     summary: str
     paper: str
     defaults: Mapping[str, object] = field(default_factory=dict, kw_only=True)
-    takes: tuple[str, ...] = field(default=(*OPTIONS, "sizes"), kw_only=True)
+    takes: tuple[str, ...] = field(default=OPTIONS, kw_only=True)
     weights: tuple[str, ...] | None = field(default=None, kw_only=True)
     parameters: tuple[Parameter, ...] = field(default=(), kw_only=True)
 
@@ -148,7 +148,7 @@ METHODS: dict[str, Description] = {
             "ward",
             "Ward's hierarchical clustering in rounds; nearest to the optimum of the loss.",
             "Ward, Hierarchical Grouping to Optimize an Objective Function, JASA 1963",
-            takes=("metric", "metric_dim", "weights", "reduce", "iterations", "normalized"),
+            takes=("metric", "metric_dim", "weights", "reduce", "iterations"),
             defaults={"iterations": 0, "reduce": "norm"},
         ),
         Description(
@@ -156,7 +156,7 @@ METHODS: dict[str, Description] = {
             "Bipartite soft matching: merge the most similar pairs of two alternating sets.",
             "Bolya et al., Token Merging: Your ViT But Faster (ToMe), ICLR 2023",
             defaults=MATCHING,
-            takes=("metric", "metric_dim", "reduce", "sizes"),
+            takes=("metric", "metric_dim", "reduce"),
         ),
         Description(
             "pitome",
@@ -164,7 +164,7 @@ METHODS: dict[str, Description] = {
             "Tran et al., Accelerating Transformers with Spectrum-Preserving Token Merging "
             "(PiToMe), NeurIPS 2024",
             defaults=MATCHING,
-            takes=("metric", "metric_dim", "reduce", "sizes", "depth"),
+            takes=("metric", "metric_dim", "reduce"),
             parameters=(
                 Parameter(
                     "margin",
@@ -235,7 +235,7 @@ METHODS: dict[str, Description] = {
             "Average pooling of the token grid in even boxes, while it is still a grid.",
             "average pooling as in convolutional networks",
             defaults={"metric": "tokens", "proportional_attention": False},
-            takes=("grid",),
+            takes=(),
         ),
     )
 }

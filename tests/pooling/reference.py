@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-
-from tpcli.pooling import get_method
 
 Floats = NDArray[np.float64]
 
@@ -32,15 +30,51 @@ def start_positions(start: str, z: Floats, k: int, w: Floats) -> list[int]:
 
 
 def _ward_positions(z: Floats, k: int, w: Floats) -> list[int]:
-    """The medoid of each cluster of `ward`, which has tests of its own."""
-    arrays = torch.tensor(z[None]).float(), torch.tensor(w[None]).float()
-    labels = get_method("ward").assign(arrays[0], k, weights=arrays[1], iterations=2).labels[0]
-    d, positions = squared_distances(z), []
-    for label in set(labels.tolist()):
+    """The medoid of each cluster that two rounds of Ward make."""
+    labels, d, positions = ward(z, k, w, 2), squared_distances(z), []
+    for label in set(labels):
         members = [i for i in range(len(z)) if labels[i] == label]
         cost = {j: sum(w[i] * d[i, j] for i in members) for j in members}
         positions.append(min(members, key=lambda j: (cost[j], j)))
     return sorted(positions)
+
+
+def ward(z: Floats, k: int, w: Floats, rounds: int) -> list[int]:
+    """Ward's clustering in at least `rounds` rounds: the lowest member of each token's cluster.
+
+    In a round every cluster points at the partner that is cheapest to merge with. The cheapest
+    pointers merge: of two that point at each other the higher one does, and a pointer that is not
+    returned counts twice its cost.
+    """
+    n = len(z)
+    rounds = rounds or (1 if n - k < n / 8 else 2)
+    groups = [[i] for i in range(n)]
+    while len(groups) > k:
+        merges = min(math.ceil((len(groups) - k) / max(rounds, 1)), max(len(groups) // 5, 1))
+        rounds -= 1
+        mass = np.array([w[group].sum() for group in groups])
+        means = np.array([(w[group, None] * z[group]).sum(0) for group in groups]) / mass[:, None]
+        share = np.multiply.outer(mass, mass) / np.add.outer(mass, mass)
+        cost = share * squared_distances(means)
+        np.fill_diagonal(cost, np.inf)
+        every = range(len(groups))
+        partner = [int(cost[a].argmin()) for a in every]  # NumPy's is the first of equals
+        offers = []
+        for a, b in enumerate(partner):
+            mutual = partner[b] == a
+            if not (mutual and a < b):
+                offers.append((cost[a, b] * (1 if mutual else 2), a))
+        parent = list(every)
+        for _, a in sorted(offers)[:merges]:
+            parent[a] = partner[a]
+        for _ in every:
+            parent = [parent[p] for p in parent]
+        merged: dict[int, list[int]] = {root: [] for root in parent}
+        for a, root in enumerate(parent):
+            merged[root] += groups[a]
+        groups = sorted(sorted(group) for group in merged.values())
+    lowest = {i: group[0] for group in groups for i in group}
+    return [lowest[i] for i in range(n)]
 
 
 def _matching_positions(z: Floats, k: int, w: Floats) -> list[int]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.pooling import reference
 from tests.tiny import images, tiny_vit, tokens
 from tpcli import pool
-from tpcli.pooling import Clusters, get_method, merge_tokens, native
+from tpcli.pooling import Clusters, constants, get_method, merge_tokens, native
 from tpcli.pooling.ward import sketch_saves
 
 needs_kernels = pytest.mark.skipif(native.kernels is None, reason="the kernels were not compiled")
@@ -37,9 +40,18 @@ def without_kernels(call: Callable[[], object]) -> object:
         return call()
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-def test_they_are_compiled_where_there_is_a_compiler() -> None:
-    assert native.kernels is not None
+def builds_openmp(folder: Path) -> bool:
+    """Whether the C compiler knows `-fopenmp`; Apple's does not."""
+    source = folder / "empty.c"
+    source.touch()
+    command = ["cc", "-fopenmp", "-c", str(source), "-o", str(folder / "empty.o")]
+    return shutil.which("cc") is not None and subprocess.run(command, check=False).returncode == 0
+
+
+def test_they_are_built_where_there_is_a_compiler(tmp_path: Path) -> None:
+    if not builds_openmp(tmp_path):
+        pytest.skip("no C compiler with OpenMP")
+    assert native.kernels is not None, native.not_built
 
 
 @needs_kernels
@@ -157,6 +169,67 @@ def test_tokens_that_are_not_finite_still_make_k_clusters(bad: float) -> None:
     z[1] = bad
     labels = get_method("ward")(z, 25, weights=torch.ones(2, 40), iterations=0).labels
     assert [len(row.unique()) for row in labels] == [25, 25]
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("RELUCTANCE", 1.2), ("SKETCH_DIM", 37), ("LAYER_NORM_EPSILON", 3.0)],
+)
+def test_both_forms_take_the_same_constants(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: float
+) -> None:
+    def labels() -> Tensor:
+        weights = torch.ones(8, 128)
+        return get_method("ward")(z, 116, weights=weights, iterations=0, normalized=True).labels
+
+    z = tokens(8, 128, 384, groups=40)
+    before = labels()
+    monkeypatch.setattr(constants, name, value)
+    found, expected = labels(), without_kernels(labels)
+    assert isinstance(expected, Tensor)
+    assert not torch.equal(found, before), "a constant without effect would prove nothing"
+    for one, other in zip(found, expected, strict=True):
+        assert reference.partition(one.numpy()) == reference.partition(other.numpy())
+
+
+@needs_kernels
+def test_both_forms_stretch_as_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, ones = torch.randn(2, 12, 4), torch.ones(2, 12)
+    labels = torch.arange(12).remainder(3).expand(2, 12)
+
+    def merged() -> Tensor:
+        return merge_tokens(x, labels, 3, ones, ones, keep_norms=True).tokens
+
+    before = merged()
+    monkeypatch.setattr(constants, "LARGEST_STRETCH", 1.1)
+    assert not torch.equal(merged(), before)
+    torch.testing.assert_close(merged(), without_kernels(merged))
+
+
+@needs_kernels
+def test_which_form_runs_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ward(z: Tensor) -> None:
+        get_method("ward")(z, 5, weights=torch.ones(2, 8), iterations=0)
+
+    caplog.set_level(logging.DEBUG, "tpcli")
+    native._tell.cache_clear()
+    for _ in range(3):
+        ward(tokens(2, 8, 4))
+    assert caplog.messages == ["pooling runs in compiled loops"]
+    monkeypatch.setattr(native, "kernels", None)
+    monkeypatch.setattr(native, "not_built", " (no module)")
+    ward(tokens(2, 8, 4))
+    told = "pooling runs in torch's operators: the loops were not built (no module)"
+    assert caplog.messages[1:] == [told]
+
+
+@needs_kernels
+def test_without_torchs_private_counter_they_stand_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_dispatch_modes", None)
+    assert not native.can_run(torch.ones(1))
 
 
 @needs_kernels

@@ -18,7 +18,7 @@ SCHEDULE = [50, 40, 30, 20]
 
 
 class Handed:
-    """The arguments of every `assign` of a forward pass."""
+    """What `ward` is called with in a forward pass."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.metrics: list[Tensor] = []
@@ -29,14 +29,21 @@ class Handed:
         def recording(name: str) -> Any:
             method = get_method(name)
 
-            def assign(z: Tensor, k: int, **arguments: Any) -> Any:
-                late = arguments.get("normalized", False)
-                self.metrics.append(F.layer_norm(z, z.shape[-1:]) if late else z)
-                self.weights.append(arguments["weights"])
-                self.sizes.append(arguments["sizes"])
-                return method(z, k, **arguments)
+            def assign(
+                z: Tensor,
+                k: int,
+                *,
+                weights: Tensor,
+                sizes: Tensor,
+                iterations: int,
+                normalized: bool,
+            ) -> Any:
+                self.metrics.append(F.layer_norm(z, z.shape[-1:]) if normalized else z)
+                self.weights.append(weights)
+                self.sizes.append(sizes)
+                return method(z, k, weights=weights, iterations=iterations, normalized=normalized)
 
-            return replace(method, assign=assign, takes=(*method.takes, "weights", "sizes"))
+            return replace(method, assign=assign)
 
         monkeypatch.setattr(layer_module, "get_method", recording)
 

@@ -6,7 +6,7 @@ that registers itself on import.
 """
 
 from . import kmedoids, kmeans, ward, bipartite  # noqa: F401  # isort: skip  (the order in which
-from . import agglomerative, density, selection, grid  # noqa: F401  # isort: skip  they are listed)
+from . import agglomerative, selection, density, grid  # noqa: F401  # isort: skip  they are listed)
 from .clusters import Clusters, merge_tokens, reconstruction_loss, reduce_tokens
 from .registry import Assignment, Method, get_method, methods, register
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import constants
+from .order import lowest
 from .registry import Assignment, implement
 
 
@@ -20,7 +22,8 @@ def atc(z: Tensor, k: int, *, linkage: str = "average") -> Assignment:
     """
     direction = F.normalize(z, dim=-1)
     distances = 1 - torch.bmm(direction, direction.transpose(1, 2))
-    return Assignment(merge_nearest((distances + distances.transpose(1, 2)) / 2, k, linkage))
+    distances = ((distances + distances.transpose(1, 2)) / 2).nan_to_num(nan=constants.FAR)
+    return Assignment(merge_nearest(distances, k, linkage))
 
 
 def merge_nearest(distances: Tensor, k: int, linkage: str) -> Tensor:
@@ -41,8 +44,9 @@ def merge_nearest(distances: Tensor, k: int, linkage: str) -> Tensor:
         compared = between
         if linkage == "average":
             compared = between / (count.unsqueeze(2) * count.unsqueeze(1))
-        pair = compared.masked_fill(closed, torch.inf).flatten(1).argmin(1)  # (B,)
-        low, high = pair // n, pair % n
+        compared = compared.masked_fill(closed, torch.inf)
+        _, low = lowest(compared.amin(-1))  # (B,)
+        _, high = lowest(compared[sample, low])
         merged = _joined(between[sample, low], between[sample, high], linkage)  # (B, N)
         between[sample, low] = merged
         between[sample, :, low] = merged

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .clusters import Clusters, reduce_tokens
+from .order import in_order, lowest
 from .registry import Assignment, implement
 
 Match = Callable[[Tensor, int], Tensor]
@@ -70,8 +71,8 @@ def match_alternating(directions: Tensor, remove: int) -> Tensor:
     """
     b, n, _ = directions.shape
     similarity = torch.bmm(directions[:, 1::2], directions[:, 0::2].transpose(1, 2))
-    best, partner = similarity.max(-1)  # (B, N // 2)
-    order = best.argsort(dim=1, descending=True, stable=True)[:, :remove]
+    least, partner = lowest(-similarity)  # (B, N // 2)
+    order = in_order(least)[:, :remove]
     position = torch.arange(n, device=directions.device).expand(b, n)
     return position.scatter(1, 2 * order + 1, 2 * partner.gather(1, order))
 
@@ -94,12 +95,13 @@ def match_redundant(similarity: Tensor, energy: Tensor, remove: int) -> Tensor:
     similarity: (B, N, N). energy: (B, N). Returns parents (B, N).
     """
     b, n, _ = similarity.shape
-    order = energy.argsort(dim=1, descending=True, stable=True)[:, : 2 * remove]
+    order = in_order(energy, descending=True)[:, : 2 * remove]
     stay, go = order[:, 0::2], order[:, 1::2]  # (B, remove) each
     rows = similarity.gather(1, go.unsqueeze(-1).expand(-1, -1, n))
     between = rows.gather(2, stay.unsqueeze(1).expand(-1, remove, -1))
     position = torch.arange(n, device=similarity.device).expand(b, n)
-    return position.scatter(1, go, stay.gather(1, between.argmax(-1)))
+    _, partner = lowest(-between)
+    return position.scatter(1, go, stay.gather(1, partner))
 
 
 implement("tome", tome)

@@ -7,10 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import native
-
-LARGEST_STRETCH = 100.0
-"""No mean is stretched by more, where tokens cancel each other."""
+from . import constants, native
 
 
 class Clusters(NamedTuple):
@@ -68,17 +65,6 @@ def lowest_member(labels: Tensor, candidates: Tensor | None = None) -> Tensor:
         position = position.masked_fill(~candidates, n)
     first = torch.full_like(position, n).scatter_reduce(1, labels, position, "amin")
     return first.gather(1, labels).to(torch.int64)
-
-
-def mask_at(index: Tensor, n: int) -> Tensor:
-    """True at the positions `index` (B, M) of N: (B, N) bool."""
-    mask = torch.zeros(index.shape[0], n, dtype=torch.bool, device=index.device)
-    return mask.scatter(1, index, 1)
-
-
-def positions_of(mask: Tensor, count: int) -> Tensor:
-    """The first `count` positions where `mask` (B, N) holds, ascending: (B, count)."""
-    return (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
@@ -178,7 +164,7 @@ def reduce_tokens(
         sums = sums.new_zeros(b, totals.shape[1], 2).scatter_add(1, there, sums).gather(1, there)
         lengths = own + sums[..., :1]
         mean = take(means, into + prefix)  # each follower's
-        at_least = (lengths / LARGEST_STRETCH).clamp(min=1e-30)
+        at_least = (lengths / constants.LARGEST_STRETCH).clamp(min=constants.LEAST_NORM)
         stretch = lengths / token_norms(mean).maximum(at_least) - 1
         grown = mean * (stretch / sums[..., 1:])  # one share for each follower
         means.flatten(0, 1).index_add_(0, target, grown.flatten(0, 1))

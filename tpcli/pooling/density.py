@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .distance import pairwise_squared_distances
+from .order import highest, lowest
 from .registry import Assignment, implement
-from .selection import highest
 
 
 def dpc_knn(z: Tensor, k: int, *, neighbours: int = 5) -> Assignment:
@@ -36,7 +36,7 @@ def dpc_knn(z: Tensor, k: int, *, neighbours: int = 5) -> Assignment:
     to_denser = torch.where(denser.any(-1), to_denser, distance.amax(-1))
 
     centres = highest(density * to_denser, k)
-    nearest = squared.masked_fill(~centres.unsqueeze(1), torch.inf).argmin(-1)
+    _, nearest = lowest(squared.masked_fill(~centres.unsqueeze(1), torch.inf))
     return Assignment(torch.where(centres, position, nearest), centres)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FAR = 1e30
+from . import constants
 
 
 def squared_distances(
@@ -38,4 +38,4 @@ def pairwise_squared_distances(z: Tensor) -> Tensor:
     products = products + products.transpose(1, 2)  # exactly symmetric, and twice the norms in it
     norms = products.diagonal(dim1=1, dim2=2) / 2
     d = (norms.unsqueeze(2) + norms.unsqueeze(1)).sub_(products)
-    return d.clamp_(min=0).nan_to_num_(nan=FAR, posinf=FAR)
+    return d.clamp_(min=0).nan_to_num_(nan=constants.FAR, posinf=constants.FAR)

@@ -5,36 +5,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .clusters import lowest_member, mask_at, positions_of
+from .clusters import lowest_member
 from .distance import squared_distances
+from .order import in_order, lowest, mask_at, positions_of
 from .registry import Assignment, implement
 from .starts import start_medoids
 
 
-def k_means(
-    z: Tensor, k: int, *, weights: Tensor, sizes: Tensor, start: str, iterations: int
-) -> Assignment:
+def k_means(z: Tensor, k: int, *, weights: Tensor, start: str, iterations: int) -> Assignment:
     """Weighted Lloyd steps from a start of K tokens: assign, then move each centre to its mean.
 
     An emptied cluster keeps its centre; after the last assignment every cluster that is empty gets
     the token farthest from its own centre among those that their cluster can spare.
 
-    z: (B, N, D). weights, sizes: (B, N). Returns labels in [0, K).
+    z: (B, N, D). weights: (B, N). Returns labels in [0, K).
     """
     z = z - z.mean(1, keepdim=True)
-    medoids = start_medoids(start, z, k, weights=weights, sizes=sizes)
+    medoids = start_medoids(start, z, k, weights=weights)
     first = positions_of(medoids, k).unsqueeze(-1)
     centres = z.gather(1, first.expand(-1, -1, z.shape[-1]))  # (B, K, D)
     distances = squared_distances(z, centres)
     for _ in range(iterations):
         members = torch.zeros_like(distances).scatter_(
-            2, distances.argmin(-1, keepdim=True), weights.unsqueeze(-1)
+            2, lowest(distances)[1].unsqueeze(-1), weights.unsqueeze(-1)
         )  # (B, N, K)
         mass = members.sum(1).unsqueeze(-1)  # (B, K, 1)
         means = torch.bmm(members.transpose(1, 2), z) / mass.clamp(min=torch.finfo(z.dtype).tiny)
         centres = torch.where(mass > 0, means, centres)
         distances = squared_distances(z, centres)
-    nearest, labels = distances.min(-1)
+    nearest, labels = lowest(distances)
     return Assignment(fill_empty_clusters(labels, nearest, k))
 
 
@@ -50,8 +49,8 @@ def fill_empty_clusters(labels: Tensor, distance: Tensor, k: int) -> Tensor:
 
     position = torch.arange(labels.shape[1], device=labels.device)
     keeps = lowest_member(labels) == position
-    rank = distance.masked_fill(keeps, -1.0).argsort(dim=1, descending=True, stable=True)
-    rank = rank.argsort(dim=1)  # (B, N) 0 for the farthest token that can be spared
+    farthest = in_order(distance.masked_fill(keeps, -1.0), descending=True)
+    rank = farthest.argsort(dim=1)  # (B, N) 0 for the farthest token that can be spared
     chosen = empty.gather(1, rank.clamp(max=k - 1))
     return torch.where(rank < empties, chosen, labels)
 

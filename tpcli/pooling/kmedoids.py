@@ -7,13 +7,12 @@ from torch import Tensor
 
 from .clusters import best_members
 from .distance import pairwise_squared_distances
+from .order import lowest
 from .registry import Assignment, implement
 from .starts import start_medoids
 
 
-def k_medoids(
-    z: Tensor, k: int, *, weights: Tensor, sizes: Tensor, start: str, iterations: int
-) -> Assignment:
+def k_medoids(z: Tensor, k: int, *, weights: Tensor, start: str, iterations: int) -> Assignment:
     """Weighted K-Medoids by alternation; sum_i w_i ||z_i - z_medoid(i)||^2 never rises.
 
     From the start, up to `iterations` times: assign every token to its nearest medoid (a medoid
@@ -22,10 +21,10 @@ def k_medoids(
     iteration in which nothing moves changes nothing, so no early exit (and no host
     synchronisation) is needed. Ties go to the lowest index.
 
-    z: (B, N, D). weights, sizes: (B, N). Returns labels (the index of the medoid) and medoids.
+    z: (B, N, D). weights: (B, N). Returns labels (the index of the medoid) and medoids.
     """
     distances = pairwise_squared_distances(z)  # (B, N, N)
-    medoids = start_medoids(start, z, k, weights=weights, sizes=sizes)
+    medoids = start_medoids(start, z, k, weights=weights)
     return alternate(distances, medoids, weights, iterations)
 
 
@@ -40,7 +39,7 @@ def alternate(distances: Tensor, medoids: Tensor, weights: Tensor, iterations: i
 
 def nearest_medoid(distances: Tensor, medoids: Tensor) -> Tensor:
     """Position of each token's nearest medoid: (B, N, N), (B, N) bool -> (B, N)."""
-    nearest = distances.masked_fill(~medoids.unsqueeze(1), torch.inf).argmin(-1)
+    _, nearest = lowest(distances.masked_fill(~medoids.unsqueeze(1), torch.inf))
     position = torch.arange(medoids.shape[1], device=medoids.device)
     return torch.where(medoids, position, nearest)
 

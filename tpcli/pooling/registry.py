@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
+from inspect import signature
 from typing import NamedTuple
 
 from torch import Tensor
@@ -52,10 +53,13 @@ class Method(Description):
     assign: Assign
     counts: Callable[[int, tuple[int, int]], Sequence[int]] | None = None
 
-    @cached_property
-    def keywords(self) -> tuple[str, ...]:
-        """What `assign` is called with, beside z and k."""
-        return tuple(name for name in KEYWORDS if name in self.takes)
+    keywords: tuple[str, ...] = field(init=False)
+    """What `assign` is called with, beside z and k."""
+
+    def __post_init__(self) -> None:
+        asked = signature(self.assign).parameters
+        keywords = tuple(name for name in KEYWORDS if name in asked)
+        object.__setattr__(self, "keywords", keywords)
 
     def __call__(self, z: Tensor, k: int, **available: object) -> Assignment:
         """`assign` with those of the available keywords that this method takes."""

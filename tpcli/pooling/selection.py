@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .clusters import mask_at
+from .order import highest, mask_at, positions_of
 from .registry import Assignment, implement
 
 
@@ -21,14 +21,8 @@ def keep_only(kept: Tensor) -> Assignment:
     """
     position = torch.arange(kept.shape[1], device=kept.device)
     before = position.masked_fill(~kept, -1).cummax(1).values  # (B, N), -1 before the first
-    first = kept.to(torch.uint8).argmax(1, keepdim=True)
+    first = positions_of(kept, 1)
     return Assignment(torch.where(before < 0, first, before), kept, kept.float())
-
-
-def highest(score: Tensor, k: int) -> Tensor:
-    """The k tokens of highest score, ties to the lowest index: (B, N) bool."""
-    order = score.argsort(dim=1, descending=True, stable=True)
-    return mask_at(order[:, :k], score.shape[1])
 
 
 def top_k(z: Tensor, k: int, *, weights: Tensor) -> Assignment:
@@ -43,7 +37,7 @@ def evit(z: Tensor, k: int, *, weights: Tensor) -> Assignment:
     """
     kept = highest(weights, k - 1)
     position = torch.arange(kept.shape[1], device=kept.device)
-    first_other = (~kept).to(torch.uint8).argmax(1, keepdim=True)
+    first_other = positions_of(~kept, 1)
     shares = torch.where(kept, 1.0, weights.clamp(min=torch.finfo(weights.dtype).tiny))
     return Assignment(torch.where(kept, position, first_other), shares=shares)
 
@@ -56,7 +50,7 @@ def random_tokens(z: Tensor, k: int, *, seed: int = 0) -> Assignment:
     """
     b, n, _ = z.shape
     position = torch.arange(n, device=z.device)
-    order = _mix(_mix(position + _WORD * (n % 0xFFFF)) ^ (seed & _MASK)).argsort(stable=True)
+    order = _mix(_mix(position + _WORD * (n % 0xFFFF)) ^ (seed & _MASK)).argsort()
     return keep_only(mask_at(order[:k].expand(b, k), n))
 
 

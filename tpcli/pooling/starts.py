@@ -9,14 +9,14 @@ from torch import Tensor
 
 from tpcli.errors import UserError
 
-from .clusters import mask_at, positions_of
 from .distance import pairwise_squared_distances, squared_distances
+from .order import highest, in_order, lowest, mask_at, positions_of
 
 BAND = 2**18
 """Costs per sample that are held at a time where only the cheapest of each token is wanted."""
 
 
-def start_medoids(start: str, z: Tensor, k: int, *, weights: Tensor, sizes: Tensor) -> Tensor:
+def start_medoids(start: str, z: Tensor, k: int, *, weights: Tensor) -> Tensor:
     """K start tokens per sample: (B, N) bool.
 
     Raises:
@@ -24,23 +24,22 @@ def start_medoids(start: str, z: Tensor, k: int, *, weights: Tensor, sizes: Tens
     """
     if start not in STARTS:
         raise UserError(f"start {start!r} is unknown; use one of {', '.join(STARTS)}.")
-    return STARTS[start](z, k, weights, sizes)
+    return STARTS[start](z, k, weights)
 
 
-def top_k_start(z: Tensor, k: int, weights: Tensor, sizes: Tensor) -> Tensor:
+def top_k_start(z: Tensor, k: int, weights: Tensor) -> Tensor:
     """The K tokens of largest weight, ties to the lowest index."""
-    order = weights.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return mask_at(order, weights.shape[1])
+    return highest(weights, k)
 
 
-def even_start(z: Tensor, k: int, weights: Tensor, sizes: Tensor) -> Tensor:
+def even_start(z: Tensor, k: int, weights: Tensor) -> Tensor:
     """K tokens evenly spaced in reading order: floor((c + 1/2) N / K)."""
     n = z.shape[1]
     picked = (2 * torch.arange(k, device=z.device) + 1) * n // (2 * k)
     return mask_at(picked.expand(z.shape[0], k), n)
 
 
-def matching_start(z: Tensor, k: int, weights: Tensor, sizes: Tensor) -> Tensor:
+def matching_start(z: Tensor, k: int, weights: Tensor) -> Tensor:
     """What bipartite matching leaves when the N - K cheapest tokens are matched away.
 
     Tokens alternate between two sides; the cost of matching is Ward's,
@@ -57,8 +56,8 @@ def matching_start(z: Tensor, k: int, weights: Tensor, sizes: Tensor) -> Tensor:
         side_a, side_b = alive[:, 1::2], alive[:, 0::2]  # B is never the smaller one
         between = cost.gather(1, side_a.unsqueeze(-1).expand(-1, -1, n))
         between = between.gather(2, side_b.unsqueeze(1).expand(-1, side_a.shape[1], -1))
-        cheapest, partner = between.min(-1)
-        order = cheapest.argsort(dim=1, stable=True)[:, :away]
+        cheapest, partner = lowest(between)
+        order = in_order(cheapest)[:, :away]
         gone = side_a.gather(1, order)
         mass = mass.scatter_add(1, side_b.gather(1, partner.gather(1, order)), mass.gather(1, gone))
         kept = ~mask_at(gone, n).gather(1, alive)
@@ -97,7 +96,7 @@ def cheapest_merge(z: Tensor, mass: Tensor) -> Tensor:
     return torch.cat(bands, dim=1)
 
 
-STARTS: dict[str, Callable[[Tensor, int, Tensor, Tensor], Tensor]] = {
+STARTS: dict[str, Callable[[Tensor, int, Tensor], Tensor]] = {
     "top-k": top_k_start,
     "matching": matching_start,
     "even": even_start,

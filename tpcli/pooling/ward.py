@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import native
+from . import constants, native
 from .clusters import Clusters, best_members, lowest_member, reduce_tokens, take
 from .distance import pairwise_squared_distances
 from .kmedoids import within_cluster_cost
+from .order import in_order, lowest
 from .registry import Assignment, implement
 from .starts import STARTS, cheapest_merge, ward_cost
 
@@ -25,12 +26,6 @@ SMALL_CUT = 1 / 8
 
 START_ROUNDS = 2
 """The least number of rounds where Ward's clusters are only a start."""
-
-RELUCTANCE = 2.0
-"""How much dearer a merge counts whose partner has a cheaper one: it sees a mean that will move."""
-
-SKETCH_DIM = 48
-"""Channels of the sketch."""
 
 
 def ward(
@@ -60,7 +55,7 @@ def ward(
         candidates = near_a_partner(z, weights, count, normalized)  # (B, M)
         z, weights = take(z, candidates), weights.gather(1, candidates)
     if normalized:
-        z = F.layer_norm(z, z.shape[-1:])
+        z = F.layer_norm(z, z.shape[-1:], eps=constants.LAYER_NORM_EPSILON)
     labels = ward_by_distances(pairwise_squared_distances(z), weights, plan)
     if candidates is None:
         return Assignment(labels)
@@ -101,36 +96,38 @@ def candidate_count(n: int, k: int) -> int:
 
 def sketch_saves(n: int, k: int, channels: int) -> bool:
     """Whether a sketch saves half of the products of all distances."""
-    return n**2 * SKETCH_DIM + candidate_count(n, k) ** 2 * channels < n**2 * channels / 2
+    return n**2 * constants.SKETCH_DIM + candidate_count(n, k) ** 2 * channels < n**2 * channels / 2
 
 
 def near_a_partner(z: Tensor, mass: Tensor, count: int, normalized: bool) -> Tensor:
-    """The `count` tokens whose cheapest merge is cheapest, by a sketch: (B, N, D) -> (B, count).
+    """The `count` tokens whose cheapest merge is cheapest, by a sketch: (B, N, D) -> (B, count),
+    ascending.
 
     The sketch sums channels that are equal modulo `SKETCH_DIM` (a count sketch): it keeps distances
     up to noise and takes no product.
     """
-    short = -z.shape[2] % SKETCH_DIM
+    dim = constants.SKETCH_DIM
+    short = -z.shape[2] % dim
     whole = F.pad(z, (0, short)) if short else z
-    sketch = whole.unflatten(-1, (-1, SKETCH_DIM)).sum(-2)
+    sketch = whole.unflatten(-1, (-1, dim)).sum(-2)
     if normalized:
-        sketch = F.normalize(sketch, dim=-1)
-    cheapest = cheapest_merge(sketch, mass)
-    return cheapest.topk(count, dim=1, largest=False, sorted=False).indices
+        sketch = F.normalize(sketch, dim=-1, eps=constants.LEAST_LENGTH)
+    return in_order(cheapest_merge(sketch, mass))[:, :count].sort(dim=1).values
 
 
 def merge_cheapest(cost: Tensor, merges: int) -> Tensor:
     """Make exactly `merges` merges, at most half of the clusters: costs (B, N, N) -> roots (B, N).
 
-    cost: exactly symmetric, so that pointers form no circle but that of two.
+    cost: exactly symmetric. As ties go to the lowest position besides, pointers form no circle but
+    that of two.
     """
     position = torch.arange(cost.shape[1], device=cost.device)
-    cheapest, partner = cost.min(-1)  # (B, N)
+    cheapest, partner = lowest(cost)  # (B, N)
     mutual = partner.gather(1, partner) == position
-    price = torch.where(mutual, cheapest, RELUCTANCE * cheapest)
+    price = torch.where(mutual, cheapest, constants.RELUCTANCE * cheapest)
     # of a reciprocal pair the lower one stays: pointers form trees, and it is the root of its tree
     price = price.masked_fill(mutual & (position < partner), torch.inf)
-    joins = price.argsort(dim=1, stable=True)[:, :merges]
+    joins = in_order(price)[:, :merges]
     parent = position.expand_as(partner).scatter(1, joins, partner.gather(1, joins))
     for _ in range(merges.bit_length()):
         parent = parent.gather(1, parent)
@@ -152,7 +149,7 @@ def distances_between_means(distances: Tensor, clusters: Clusters, mass: Tensor)
     return ((between + between.transpose(1, 2)) / 2).clamp(min=0)
 
 
-def ward_start(z: Tensor, k: int, weights: Tensor, sizes: Tensor) -> Tensor:
+def ward_start(z: Tensor, k: int, weights: Tensor) -> Tensor:
     """The medoid of each cluster that `ward` makes: (B, N) bool."""
     labels = ward(z, k, weights=weights, iterations=START_ROUNDS).labels
     return best_members(within_cluster_cost(pairwise_squared_distances(z), labels, weights), labels)

@@ -3,38 +3,75 @@
 There a pooling made of some 180 small operators costs more overhead than work. Where the package
 was installed with a C compiler, `ward` and `merge_tokens` hand their work to these kernels, as long
 as nobody watches the operators (autograd, a tracer, a compiler, a counter). The results are the
-same up to rounding.
+same up to rounding. Which form runs, and why, the logger "tpcli" says once.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from tpcli.pooling import constants
 
 kernels: Any
+not_built = ""
 try:
-    from . import kernels
-except ImportError:  # there was no compiler, or torch brings no OpenMP that fits
-    kernels = None
+    kernels = import_module(".loops", __name__)
+except ImportError as error:  # there was no compiler, or torch brings no OpenMP that fits
+    kernels, not_built = None, f" ({error})"
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
 
 
 def can_run(*tensors: Tensor) -> bool:
     """Whether the kernels are there, and may stand in for operators on these tensors."""
-    if torch.compiler.is_compiling() or kernels is None:
+    if torch.compiler.is_compiling():
         return False
-    if torch._C._get_tracing_state() or torch._C._len_torch_dispatch_stack():
-        return False
+    why_not = _obstacle(tensors)
+    _tell(why_not)
+    return why_not is None
+
+
+def _obstacle(tensors: Sequence[Tensor]) -> str | None:
+    """Why operators have to run."""
+    if kernels is None:
+        return f"the loops were not built{not_built}"
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return "a tracer watches"
+    if _dispatch_modes is None or _dispatch_modes():
+        return "a dispatch mode watches"
     recorded = torch.is_grad_enabled()
-    return all(
-        type(tensor) is Tensor
-        and tensor.is_cpu
-        and not (recorded and tensor.requires_grad)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        for tensor in tensors
-    )
+    for tensor in tensors:
+        if recorded and tensor.requires_grad:
+            return "gradients are recorded"
+        if type(tensor) is not Tensor or not _is_plain(tensor):
+            return f"a tensor on {tensor.device.type} is not plain memory of the CPU"
+    return None
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the values lie in memory as its strides say."""
+    if not tensor.is_cpu or tensor.layout != torch.strided or tensor.is_neg():
+        return False
+    try:
+        return tensor.data_ptr() != 0 or tensor.numel() == 0
+    except RuntimeError:  # a wrapper, as under vmap
+        return False
+
+
+@cache
+def _tell(why_not: str | None) -> None:
+    form = "in compiled loops" if why_not is None else f"in torch's operators: {why_not}"
+    logging.getLogger("tpcli").debug("pooling runs %s", form)
 
 
 def ward_labels(
@@ -43,19 +80,41 @@ def ward_labels(
     """Labels of `ward`, each its cluster's lowest member: (B, N, D), (B, N) -> (B, N).
 
     candidates: tokens that take part, by a sketch of all; N for all. merges: in each round. None
-    where the kernels can't be used.
+    where the kernels can't be used: beside the reasons of `can_run`, if a type is not float32 or a
+    weight is not positive and finite.
+
+    Raises:
+        ValueError: shapes don't fit together, or so many tokens can't be chosen or merged.
     """
-    if z.dtype != torch.float32 or not can_run(z, weights):
+    if z.dtype != torch.float32 or weights.dtype != torch.float32 or not can_run(z, weights):
         return None
-    z, weights = _dense_rows(z), weights.float().contiguous()
-    labels = torch.empty(z.shape[:2], dtype=torch.int64)
+    if z.ndim != 3:
+        raise ValueError(f"z has the shape {tuple(z.shape)}; (B, N, D) is needed")
+    b, n, channels = z.shape
+    _check_shape("weights", weights, (b, n))
+    if not 1 <= candidates <= n:
+        raise ValueError(f"{candidates} candidates can't be chosen among {n} tokens")
+    left = candidates
+    for count in merges:
+        if not 1 <= count <= left // 2:
+            raise ValueError(f"{count} merges can't be made among {left} clusters; half at most")
+        left -= count
+    z, weights = _dense_rows(z), weights.contiguous()
+    labels = z.new_empty((b, n), dtype=torch.int64)
     done = kernels.ward_labels(
-        (*z.shape, torch.get_num_threads()),
+        (b, n, channels, torch.get_num_threads()),
         _tokens(z),
         weights.data_ptr(),
         candidates,
         list(merges),
         normalized,
+        (
+            constants.SKETCH_DIM,
+            constants.RELUCTANCE,
+            constants.FAR,
+            constants.LAYER_NORM_EPSILON,
+            constants.LEAST_LENGTH,
+        ),
         labels.data_ptr(),
     )
     return labels if done else None
@@ -73,30 +132,55 @@ def merge_tokens(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]] | None:
     """Means, sizes and, if `numbered`, the parts of `Clusters`: `merge_tokens` of clusters.py.
 
-    None where the kernels can't be used, or there are not K clusters.
+    None where the kernels can't be used: beside the reasons of `can_run`, if a type is another than
+    float32 (x: or bfloat16; labels: any integer), x has a tangent, or there are not K clusters.
+
+    Raises:
+        ValueError: shapes don't fit together, or N tokens can't become K.
     """
-    if x.dtype not in (torch.float32, torch.bfloat16) or not can_run(x, shares):
+    if x.dtype not in (torch.float32, torch.bfloat16) or labels.dtype not in INTEGERS:
         return None
+    if counted.dtype != torch.float32 or shares.dtype != torch.float32:
+        return None
+    if not can_run(x, labels, counted, shares) or forward_ad.unpack_dual(x).tangent is not None:
+        return None
+    if x.ndim != 3 or labels.ndim != 2:
+        raise ValueError(
+            f"x and labels have the shapes {tuple(x.shape)} and {tuple(labels.shape)}; "
+            "(B, P + N, C) and (B, N) are needed"
+        )
     b, n = labels.shape
+    channels = x.shape[2]
+    if prefix < 0 or not 1 <= k <= n:
+        raise ValueError(f"{n} tokens after {prefix} others can't become {k}")
+    _check_shape("x", x, (b, prefix + n, channels))
+    _check_shape("counted", counted, (b, n))
+    _check_shape("shares", shares, (b, n))
     x, labels = _dense_rows(x), labels.to(torch.int64).contiguous()
-    counted, shares = counted.float().contiguous(), shares.float().contiguous()
+    counted, shares = counted.contiguous(), shares.contiguous()
     lengths = (k, n - k, n - k) if numbered else ()
     parts = tuple(labels.new_empty(b, length) for length in lengths)
     sizes = counted.new_empty(b, k)
-    means = x.new_empty(b, prefix + k, x.shape[2])
+    means = x.new_empty(b, prefix + k, channels)
     done = kernels.merge_tokens(
-        (b, n, x.shape[2], torch.get_num_threads()),
+        (b, n, channels, torch.get_num_threads()),
         _tokens(x),
         prefix,
         labels.data_ptr(),
         counted.data_ptr(),
         shares.data_ptr(),
         keep_norms,
+        (constants.LARGEST_STRETCH, constants.LEAST_NORM),
         (k, *(part.data_ptr() for part in parts)) if numbered else (k, 0, 0, 0),
         sizes.data_ptr(),
         means.data_ptr(),
     )
     return (means, sizes, parts) if done else None
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; {shape} is needed")
 
 
 def _dense_rows(x: Tensor) -> Tensor:

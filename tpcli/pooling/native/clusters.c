@@ -7,8 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LARGEST_STRETCH 100.0f
-
 /* One sample's. share: (N,), total: (K,). next: chains of the followers of each cluster, of which
    first[c] is the first; -1 ends them. rows: room for three. */
 typedef struct {
@@ -18,7 +16,7 @@ typedef struct {
     const float *share;
     float *total, *rows;
     int64_t *first, *next;
-    int keep_norms;
+    Norms norms;
 } Sample;
 
 static const char *token_at(const Sample *s, int64_t token)
@@ -110,17 +108,17 @@ static void mean_of(const Sample *s, int64_t cluster, char *to)
     float *lead = s->rows, *other = lead + channels, *mean = other + channels;
     read_row(s, s->prefix + s->lead[cluster], lead);
     memcpy(mean, lead, channels * sizeof *mean);
-    float own = s->keep_norms ? length_of(lead, channels) : 0, length = own;
+    float own = s->norms.keep ? length_of(lead, channels) : 0, length = own;
     for (int64_t f = s->first[cluster]; f >= 0; f = s->next[f]) {
         float share = s->share[s->followers[f]] / s->total[cluster];
         read_row(s, s->prefix + s->followers[f], other);
         for (int64_t c = 0; c < channels; c++)
             mean[c] += (other[c] - lead[c]) * share;
-        if (s->keep_norms)
+        if (s->norms.keep)
             length += (length_of(other, channels) - own) * share;
     }
-    if (s->keep_norms) {
-        float least = fmaxf(length / LARGEST_STRETCH, 1e-30f);
+    if (s->norms.keep) {
+        float least = fmaxf(length / s->norms.largest_stretch, s->norms.least);
         float stretch = length / fmaxf(length_of(mean, channels), least);
         for (int64_t c = 0; c < channels; c++)
             mean[c] *= stretch;
@@ -147,7 +145,7 @@ static void all_means(int64_t n, int64_t k, const Sample *s, char *to)
 }
 
 int merge_tokens(Shape shape, Tokens x, int64_t prefix, const int64_t *labels,
-                 const float *counted, const float *shares, int keep_norms, Clusters clusters,
+                 const float *counted, const float *shares, Norms norms, Clusters clusters,
                  float *sizes, void *means)
 {
     int64_t n = shape.tokens, k = clusters.k, channels = shape.channels, failed = 0;
@@ -164,7 +162,7 @@ int merge_tokens(Shape shape, Tokens x, int64_t prefix, const int64_t *labels,
         float *total = (float *)(number + 5 * n);
         int64_t end = shape.batch * (part + 1) / parts;
         for (int64_t b = shape.batch * part / parts; b < end; b++) {
-            int64_t size = x.half ? 2 : 4;
+            int64_t size = x.bfloat16 ? 2 : 4;
             if (clusters.lead) {
                 lead = clusters.lead + b * k;
                 followers = clusters.followers + b * (n - k);
@@ -174,7 +172,7 @@ int merge_tokens(Shape shape, Tokens x, int64_t prefix, const int64_t *labels,
                         .prefix = prefix, .channels = channels, .stride = x.token_stride,
                         .size = size, .lead = lead, .followers = followers, .into = into,
                         .share = shares + b * n, .total = total, .rows = total + k,
-                        .first = number + n, .next = number + 2 * n, .keep_norms = keep_norms};
+                        .first = number + n, .next = number + 2 * n, .norms = norms};
             if (number_clusters(n, labels + b * n, number, k, lead, followers, into)) {
                 failed = 1;
                 break;

@@ -7,7 +7,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#define FAR 1e30f
 #define TILE 16
 
 typedef float Tile[TILE][TILE];
@@ -15,7 +14,7 @@ typedef float Lanes __attribute__((vector_size(32)));
 #define WIDTH ((int)(sizeof(Lanes) / sizeof(float)))
 #define PARTS (TILE / WIDTH)
 
-/* Points of no common mean. rows: (count, channels). values: the same in tiles of 16 tokens, channel
+/* Points, centred. rows: (count, channels). values: the same in tiles of 16 tokens, channel
    by channel, so that token t's channel c is at [t / 16][c][t % 16]. norms: squared; infinite beyond
    `count`. */
 typedef struct {
@@ -90,8 +89,8 @@ static inline void tile_distances(const Points *points, int64_t s, int64_t t, Ti
             out[i][i] = INFINITY;
 }
 
-/* All distances, (n, n); tokens that are not finite are far from all others. */
-static inline void distance_matrix(const Points *points, float *matrix)
+/* All distances, (n, n); tokens that are not finite are `far` from all others. */
+static inline void distance_matrix(const Points *points, float far, float *matrix)
 {
     int64_t n = points->count;
     for (int64_t s = 0; s < points->tiles; s++)
@@ -101,7 +100,7 @@ static inline void distance_matrix(const Points *points, float *matrix)
             for (int64_t i = 0; i < TILE && s * TILE + i < n; i++)
                 for (int64_t j = 0; j < TILE && t * TILE + j < n; j++) {
                     int64_t row = s * TILE + i, column = t * TILE + j;
-                    float value = d[i][j] <= FAR ? d[i][j] : FAR;
+                    float value = d[i][j] <= far ? d[i][j] : far;
                     matrix[row * n + column] = matrix[column * n + row] = value;
                 }
         }

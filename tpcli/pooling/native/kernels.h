@@ -1,4 +1,5 @@
-/* What `module.c` offers to Python, on bare arrays: 0, or -1 where it could not be computed. */
+/* What `module.c` offers to Python, on bare arrays; 0 where it was computed. The Python side has
+   checked all shapes. */
 
 #ifndef TPCLI_KERNELS_H
 #define TPCLI_KERNELS_H
@@ -10,21 +11,28 @@ typedef struct {
     int threads;
 } Shape;
 
-/* (B, N, C), or (B, P + N, C), float32 or, where `half`, bfloat16; dense along C. Strides count
-   elements. */
+/* (B, N, C), or (B, P + N, C), float32 or bfloat16; dense along C. Strides count elements. */
 typedef struct {
     const void *values;
     int64_t sample_stride, token_stride;
-    int half;
+    int bfloat16;
 } Tokens;
 
 /* ward.ward. candidates: how many tokens take part, by a sketch of all; N for all. merges: in each
-   of `rounds` rounds. normalized: a layer norm is still to be applied. */
+   of `rounds` rounds. normalized: a layer norm is still to be applied. The others: constants.py. */
 typedef struct {
     int64_t candidates, rounds;
     const int64_t *merges;
     int normalized;
+    int64_t sketch_dim;
+    float reluctance, far, layer_norm_epsilon, least_length;
 } Ward;
+
+/* clusters.reduce_tokens: whether means are as long as their members. The others: constants.py. */
+typedef struct {
+    int keep;
+    float largest_stretch, least;
+} Norms;
 
 /* clusters.Clusters: lead (B, K), followers and into (B, N - K); NULL where nobody wants them. */
 typedef struct {
@@ -32,13 +40,14 @@ typedef struct {
 } Clusters;
 
 /* z: float32. weights (B, N) -> labels (B, N), each the lowest member of its cluster.
-   Fails where there is no memory. */
+   Returns -1 if out of memory or if a weight is not positive and finite. */
 int ward_labels(Shape shape, Tokens z, const float *weights, Ward ward, int64_t *labels);
 
 /* clusters.merge_tokens: labels, counted, shares (B, N) -> clusters, sizes (B, K), means
-   (B, P + K, C) of the type of x. Fails where there is no memory, or are not K clusters. */
+   (B, P + K, C) of the type of x. Returns -1 if out of memory or if labels don't form exactly K
+   clusters. */
 int merge_tokens(Shape shape, Tokens x, int64_t prefix, const int64_t *labels,
-                 const float *counted, const float *shares, int keep_norms, Clusters clusters,
+                 const float *counted, const float *shares, Norms norms, Clusters clusters,
                  float *sizes, void *means);
 
 #endif

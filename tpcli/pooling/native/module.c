@@ -15,14 +15,16 @@ typedef unsigned long long Address;
 static PyObject *py_ward_labels(PyObject *self, PyObject *args)
 {
     (void)self;
-    long long batch, tokens, channels, sample, token, candidates;
+    long long batch, tokens, channels, sample, token, candidates, sketch_dim;
     Address z, weights, labels;
     PyObject *plan;
-    int threads, half, normalized, failed;
+    int threads, bfloat16, normalized, failed;
+    float reluctance, far, epsilon, least_length;
     int64_t merges[MOST_ROUNDS];
-    if (!PyArg_ParseTuple(args, SHAPE TOKENS "KLO!pK", &batch, &tokens, &channels, &threads, &z,
-                          &sample, &token, &half, &weights, &candidates, &PyList_Type, &plan,
-                          &normalized, &labels))
+    if (!PyArg_ParseTuple(args, SHAPE TOKENS "KLO!p(Lffff)K", &batch, &tokens, &channels, &threads,
+                          &z, &sample, &token, &bfloat16, &weights, &candidates, &PyList_Type,
+                          &plan, &normalized, &sketch_dim, &reluctance, &far, &epsilon,
+                          &least_length, &labels))
         return NULL;
     Py_ssize_t rounds = PyList_Size(plan);
     if (rounds > MOST_ROUNDS)
@@ -33,8 +35,11 @@ static PyObject *py_ward_labels(PyObject *self, PyObject *args)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
     failed = ward_labels((Shape){batch, tokens, channels, threads},
-                         (Tokens){(const void *)z, sample, token, half}, (const float *)weights,
-                         (Ward){candidates, rounds, merges, normalized}, (int64_t *)labels);
+                         (Tokens){(const void *)z, sample, token, bfloat16},
+                         (const float *)weights,
+                         (Ward){candidates, rounds, merges, normalized, sketch_dim, reluctance, far,
+                                epsilon, least_length},
+                         (int64_t *)labels);
     Py_END_ALLOW_THREADS
     return PyBool_FromLong(!failed);
 }
@@ -44,15 +49,19 @@ static PyObject *py_merge_tokens(PyObject *self, PyObject *args)
     (void)self;
     long long batch, tokens, channels, sample, token, prefix, k;
     Address x, labels, counted, shares, lead, followers, into, sizes, means;
-    int threads, half, keep_norms, failed;
-    if (!PyArg_ParseTuple(args, SHAPE TOKENS "LKKKp(LKKK)KK", &batch, &tokens, &channels, &threads,
-                          &x, &sample, &token, &half, &prefix, &labels, &counted, &shares,
-                          &keep_norms, &k, &lead, &followers, &into, &sizes, &means))
+    int threads, bfloat16, keep_norms, failed;
+    float largest_stretch, least;
+    if (!PyArg_ParseTuple(args, SHAPE TOKENS "LKKKp(ff)(LKKK)KK", &batch, &tokens, &channels,
+                          &threads, &x, &sample, &token, &bfloat16, &prefix, &labels, &counted,
+                          &shares, &keep_norms, &largest_stretch, &least, &k, &lead, &followers,
+                          &into, &sizes, &means))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
     failed = merge_tokens(
-        (Shape){batch, tokens, channels, threads}, (Tokens){(const void *)x, sample, token, half},
-        prefix, (const int64_t *)labels, (const float *)counted, (const float *)shares, keep_norms,
+        (Shape){batch, tokens, channels, threads},
+        (Tokens){(const void *)x, sample, token, bfloat16}, prefix, (const int64_t *)labels,
+        (const float *)counted, (const float *)shares,
+        (Norms){keep_norms, largest_stretch, least},
         (Clusters){k, (int64_t *)lead, (int64_t *)followers, (int64_t *)into}, (float *)sizes,
         (void *)means);
     Py_END_ALLOW_THREADS
@@ -66,11 +75,11 @@ static PyMethodDef methods[] = {
 };
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "tpcli.pooling.native.kernels", NULL, -1, methods,
+    PyModuleDef_HEAD_INIT, "tpcli.pooling.native.loops", NULL, -1, methods,
     NULL, NULL, NULL, NULL,
 };
 
-PyMODINIT_FUNC PyInit_kernels(void)
+PyMODINIT_FUNC PyInit_loops(void)
 {
     return PyModule_Create(&definition);
 }

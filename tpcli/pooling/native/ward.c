@@ -6,11 +6,7 @@
 
 #include <stdlib.h>
 
-#define RELUCTANCE 2.0f
-#define SKETCH_DIM 48
-#define EPSILON 1e-5f /* of torch's layer norm */
-
-/* Compiled once more for processors with fused multiply-adds, all that it calls included. */
+/* Compiled once more for processors with AVX, all that it calls included. */
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__gnu_linux__)
 #define WIDE __attribute__((flatten, target_clones("fma", "default")))
 #else
@@ -61,7 +57,8 @@ static void select_smallest(Offer *offers, int64_t n, int64_t count)
 
 /* Make the cheapest merges among n clusters: root[i] is the cluster that i ends up in. */
 static void merge_cheapest(const float *matrix, const float *inverse, int64_t n, int64_t merges,
-                           float *price, Offer *offers, int64_t *partner, int64_t *root)
+                           float reluctance, float *price, Offer *offers, int64_t *partner,
+                           int64_t *root)
 {
     for (int64_t i = 0; i < n; i++) {
         const float *row = matrix + i * n;
@@ -80,7 +77,7 @@ static void merge_cheapest(const float *matrix, const float *inverse, int64_t n,
         int mutual = partner[partner[i]] == i;
         if (mutual && i < partner[i]) /* of a reciprocal pair the lower one stays */
             price[i] = INFINITY;
-        offers[i] = offer(mutual ? price[i] : RELUCTANCE * price[i], i);
+        offers[i] = offer(mutual ? price[i] : reluctance * price[i], i);
         root[i] = i;
     }
     select_smallest(offers, n, merges);
@@ -118,7 +115,7 @@ static void distances_between_means(float *matrix, float *rows, float *weights, 
         }
 }
 
-static void layer_norm(const float *token, int64_t channels, float *out)
+static void layer_norm(const float *token, int64_t channels, float epsilon, float *out)
 {
     float sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum)
@@ -128,26 +125,31 @@ static void layer_norm(const float *token, int64_t channels, float *out)
 #pragma omp simd reduction(+ : squares)
     for (int64_t c = 0; c < channels; c++)
         squares += (token[c] - mean) * (token[c] - mean);
-    float scale = 1 / sqrtf(squares / channels + EPSILON);
+    float scale = 1 / sqrtf(squares / channels + epsilon);
     for (int64_t c = 0; c < channels; c++)
         out[c] = (token[c] - mean) * scale;
 }
 
-/* Sums of channels that are equal modulo SKETCH_DIM, of length 1 where asked for. */
-static void sketch_of(const float *token, int64_t channels, int unit, float *out)
+/* Sums of channels that are equal modulo `dim`, of length 1 where z is still to be normalized. */
+static void sketch_of(const float *restrict token, int64_t channels, const Ward *ward,
+                      float *restrict out)
 {
-    float sums[SKETCH_DIM] = {0}, squares = 0;
-    for (; channels >= SKETCH_DIM; channels -= SKETCH_DIM, token += SKETCH_DIM)
-        for (int c = 0; c < SKETCH_DIM; c++)
-            sums[c] += token[c];
-    for (int c = 0; c < channels; c++)
-        sums[c] += token[c];
+    int64_t dim = ward->sketch_dim;
+    float squares = 0;
+    memset(out, 0, dim * sizeof *out);
+    for (; channels >= dim; channels -= dim, token += dim)
+        for (int64_t c = 0; c < dim; c++)
+            out[c] += token[c];
+    for (int64_t c = 0; c < channels; c++)
+        out[c] += token[c];
+    if (!ward->normalized)
+        return;
 #pragma omp simd reduction(+ : squares)
-    for (int c = 0; c < SKETCH_DIM; c++)
-        squares += sums[c] * sums[c];
-    float length = unit ? fmaxf(sqrtf(squares), 1e-12f) : 1;
-    for (int c = 0; c < SKETCH_DIM; c++)
-        out[c] = sums[c] / length;
+    for (int64_t c = 0; c < dim; c++)
+        squares += out[c] * out[c];
+    float length = fmaxf(sqrtf(squares), ward->least_length);
+    for (int64_t c = 0; c < dim; c++)
+        out[c] /= length;
 }
 
 /* What one sample needs; `sketch` where not all tokens take part. */
@@ -176,13 +178,13 @@ static Points points_in(Room *room, int64_t count, int64_t channels)
 }
 
 /* Lay a room out from the address `start`; its size is `end` less `start`. */
-static Room lay_out(uintptr_t start, int64_t n, int64_t candidates, int64_t channels)
+static Room lay_out(uintptr_t start, int64_t n, int64_t channels, const Ward *ward)
 {
     Room room = {.end = start};
-    int64_t padded = n + TILE, m = candidates;
-    room.sketch = points_in(&room, m < n ? n : 0, SKETCH_DIM);
+    int64_t padded = n + TILE, m = ward->candidates;
+    room.sketch = points_in(&room, m < n ? n : 0, ward->sketch_dim);
     room.points = points_in(&room, m, channels);
-    room.mean = room_for(&room, channels + SKETCH_DIM, sizeof(float));
+    room.mean = room_for(&room, channels + ward->sketch_dim, sizeof(float));
     float **floats[] = {&room.cheapest, &room.mass, &room.inverse, &room.total};
     for (size_t i = 0; i < sizeof floats / sizeof *floats; i++)
         *floats[i] = room_for(&room, padded, sizeof(float));
@@ -197,12 +199,12 @@ static Room lay_out(uintptr_t start, int64_t n, int64_t candidates, int64_t chan
 
 /* The tokens that a sketch finds nearest to a partner, ascending: near_a_partner of ward.py. */
 static void near_a_partner(Room *room, const float *z, int64_t stride, int64_t channels,
-                           const float *weights, int unit, int64_t count)
+                           const float *weights, const Ward *ward)
 {
     Points *sketch = &room->sketch;
-    int64_t n = sketch->count;
+    int64_t n = sketch->count, count = ward->candidates;
     for (int64_t t = 0; t < n; t++)
-        sketch_of(z + t * stride, channels, unit, sketch->rows + t * SKETCH_DIM);
+        sketch_of(z + t * stride, channels, ward, sketch->rows + t * ward->sketch_dim);
     for (int64_t t = 0; t < sketch->tiles * TILE; t++)
         room->inverse[t] = t < n ? 1 / weights[t] : 1;
     centre(sketch, room->mean);
@@ -218,17 +220,21 @@ static void near_a_partner(Room *room, const float *z, int64_t stride, int64_t c
             room->chosen[i++] = t;
 }
 
-WIDE static void cluster_sample(Room *room, Shape shape, const float *z, int64_t stride,
-                                const float *weights, Ward ward, int64_t *labels)
+/* -1 where a weight is not positive and finite. */
+WIDE static int cluster_sample(Room *room, Shape shape, const float *z, int64_t stride,
+                               const float *weights, const Ward *ward, int64_t *labels)
 {
-    int64_t n = shape.tokens, m = ward.candidates, live = m;
+    int64_t n = shape.tokens, m = ward->candidates, live = m;
+    for (int64_t t = 0; t < n; t++)
+        if (!(weights[t] > 0 && weights[t] < INFINITY))
+            return -1;
     if (m < n)
-        near_a_partner(room, z, stride, shape.channels, weights, ward.normalized, m);
+        near_a_partner(room, z, stride, shape.channels, weights, ward);
     for (int64_t i = 0; i < m; i++) {
         int64_t token = m < n ? room->chosen[i] : i;
         float *row = room->points.rows + i * shape.channels;
-        if (ward.normalized)
-            layer_norm(z + token * stride, shape.channels, row);
+        if (ward->normalized)
+            layer_norm(z + token * stride, shape.channels, ward->layer_norm_epsilon, row);
         else
             memcpy(row, z + token * stride, shape.channels * sizeof *row);
         room->chosen[i] = token;
@@ -236,13 +242,13 @@ WIDE static void cluster_sample(Room *room, Shape shape, const float *z, int64_t
         room->cluster[i] = i;
     }
     centre(&room->points, room->mean);
-    distance_matrix(&room->points, room->matrix);
+    distance_matrix(&room->points, ward->far, room->matrix);
     int64_t *of_live = room->partner; /* free between rounds */
-    for (int64_t round = 0; round < ward.rounds; round++) {
+    for (int64_t round = 0; round < ward->rounds; round++) {
         for (int64_t i = 0; i < live; i++)
             room->inverse[i] = 1 / room->mass[i];
-        merge_cheapest(room->matrix, room->inverse, live, ward.merges[round], room->cheapest,
-                       room->offers, room->partner, room->root);
+        merge_cheapest(room->matrix, room->inverse, live, ward->merges[round], ward->reluctance,
+                       room->cheapest, room->offers, room->partner, room->root);
         int64_t left = 0;
         for (int64_t i = 0; i < live; i++)
             room->first[i] = -1;
@@ -252,7 +258,7 @@ WIDE static void cluster_sample(Room *room, Shape shape, const float *z, int64_t
         }
         for (int64_t i = 0; i < m; i++)
             room->cluster[i] = of_live[room->cluster[i]];
-        if (round + 1 < ward.rounds)
+        if (round + 1 < ward->rounds)
             distances_between_means(room->matrix, room->rows, room->mass, live, left, of_live,
                                     room->total);
         live = left;
@@ -266,23 +272,25 @@ WIDE static void cluster_sample(Room *room, Shape shape, const float *z, int64_t
         *lowest = *lowest < 0 ? room->chosen[i] : *lowest;
         labels[room->chosen[i]] = *lowest;
     }
+    return 0;
 }
 
 int ward_labels(Shape shape, Tokens z, const float *weights, Ward ward, int64_t *labels)
 {
     int64_t n = shape.tokens, parts = shape.batch < shape.threads ? shape.batch : shape.threads;
-    size_t size = lay_out(0, n, ward.candidates, shape.channels).end;
+    size_t size = lay_out(0, n, shape.channels, &ward).end;
+    int failed = 0;
     char *rooms = malloc(parts * size);
     if (!rooms)
         return -1;
-#pragma omp parallel for num_threads(parts) if (parts > 1)
+#pragma omp parallel for num_threads(parts) if (parts > 1) reduction(| : failed)
     for (int64_t part = 0; part < parts; part++) {
-        Room room = lay_out((uintptr_t)rooms + part * size, n, ward.candidates, shape.channels);
+        Room room = lay_out((uintptr_t)rooms + part * size, n, shape.channels, &ward);
         int64_t end = shape.batch * (part + 1) / parts;
         for (int64_t b = shape.batch * part / parts; b < end; b++)
-            cluster_sample(&room, shape, (const float *)z.values + b * z.sample_stride,
-                           z.token_stride, weights + b * n, ward, labels + b * n);
+            failed |= cluster_sample(&room, shape, (const float *)z.values + b * z.sample_stride,
+                                     z.token_stride, weights + b * n, &ward, labels + b * n);
     }
     free(rooms);
-    return 0;
+    return failed;
 }

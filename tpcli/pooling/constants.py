@@ -1,0 +1,22 @@
+"""Numbers that torch's operators and the compiled loops share; the loops are handed them."""
+
+FAR = 1e30
+"""Squared distance from a token that is not finite to any other."""
+
+RELUCTANCE = 2.0
+"""Penalty on one-sided merges: the partner will move to its own cheaper match."""
+
+SKETCH_DIM = 48
+"""Channels of the sketch that finds Ward's candidates."""
+
+LAYER_NORM_EPSILON = 1e-5
+"""What is added to a token's variance; torch's own default."""
+
+LEAST_LENGTH = 1e-12
+"""No token is divided by a length below it; torch's own default."""
+
+LARGEST_STRETCH = 100.0
+"""No mean is stretched by more, where tokens cancel each other."""
+
+LEAST_NORM = 1e-30
+"""No mean is divided by a norm below it."""
