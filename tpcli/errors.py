@@ -17,6 +17,11 @@ class UserError(TpcliError):
     exit_code = 2
 
 
+def first_line(error: Exception) -> str:
+    """What an error of another library says first, to stand inside a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
     """A trailing ' Did you mean ...?' with the names nearest to `name`, or nothing."""
     from difflib import get_close_matches

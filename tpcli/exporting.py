@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpcli.errors import TpcliError, UserError
+from tpcli.errors import TpcliError, UserError, first_line
 from tpcli.files import check_output, replacing
 from tpcli.surgery.geometry import input_size
 
@@ -133,7 +133,7 @@ def _traced(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
             model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)
         )
     except Exception as error:
-        raise TpcliError(f"torch.export can't trace the model: {_first_line(error)}.") from error
+        raise TpcliError(f"torch.export can't trace the model: {first_line(error)}.") from error
 
 
 def _write_onnx(model: nn.Module, images: Tensor, path: Path, opset: int | None) -> int:
@@ -152,7 +152,7 @@ def _write_onnx(model: nn.Module, images: Tensor, path: Path, opset: int | None)
     except TpcliError:
         raise
     except Exception as error:
-        raise TpcliError(f"the model can't be written as ONNX: {_first_line(error)}.") from error
+        raise TpcliError(f"the model can't be written as ONNX: {first_line(error)}.") from error
     assert program is not None
     program.save(str(path))
     return int(program.model.opset_imports[""])
@@ -188,7 +188,3 @@ def _run_onnx(path: Path, images: Tensor) -> Tensor | None:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"images": images.cpu().numpy()})
     return torch.from_numpy(logits)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

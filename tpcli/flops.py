@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fvcore.nn import FlopCountAnalysis
+from fvcore.nn.jit_handles import Handle, elementwise_flop_counter, get_shape
 from torch import nn
 
 from tpcli.errors import TpcliError
@@ -23,8 +24,6 @@ from tpcli.surgery.geometry import POOLING_NAME, patch_tokens
 from tpcli.text import CONVENTION as MULTIPLY_ADDS
 
 CONVENTION = f"{MULTIPLY_ADDS} (fvcore), per image"
-
-Handle = Callable[[list[Any], list[Any]], int]
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,6 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
     Raises:
         TpcliError: an operator is neither counted nor on the list of free ones.
     """
-    from fvcore.nn import FlopCountAnalysis
-
     parameter = next(model.parameters())
     size = input_size or geometry.input_size(model)
     image = torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype)
@@ -116,48 +113,26 @@ def _blocks(
     return tuple(rows)
 
 
-def _shape(value: Any) -> list[int]:
-    return list(value.type().sizes())
-
-
 def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
     """QK^T and its product with V: (..., L, E), (..., S, E), (..., S, Ev)."""
-    query, key, value = (_shape(v) for v in inputs[:3])
+    query, key, value = map(get_shape, inputs[:3])
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _baddbmm_flops(inputs: list[Any], outputs: list[Any]) -> int:
     """(B, N, D) x (B, D, M); the addition is part of the multiply-adds."""
-    left, right = _shape(inputs[1]), _shape(inputs[2])
-    return math.prod(left) * right[-1]
+    left, right = get_shape(inputs[1]), get_shape(inputs[2])
+    return math.prod(left) * int(right[-1])
 
 
 def _cdist_flops(inputs: list[Any], outputs: list[Any]) -> int:
     """(..., N, D), (..., M, D): one multiply-add per channel and pair."""
-    return math.prod(_shape(inputs[0])) * _shape(inputs[1])[-2]
+    return math.prod(get_shape(inputs[0])) * int(get_shape(inputs[1])[-2])
 
 
-def _added_elements(position: int) -> Handle:
-    """One addition for each element of the source that is added."""
-
-    def flops(inputs: list[Any], outputs: list[Any]) -> int:
-        return math.prod(_shape(inputs[position]))
-
-    return flops
-
-
-def _rms_norm_flops(inputs: list[Any], outputs: list[Any]) -> int:
-    """A square and a scale per element: half of what fvcore takes for layer_norm with affine."""
-    return 2 * math.prod(_shape(inputs[0]))
-
-
-def _interpolation_flops(taps: int) -> Handle:
-    """One multiply-add per output element and tap."""
-
-    def flops(inputs: list[Any], outputs: list[Any]) -> int:
-        return taps * math.prod(_shape(outputs[0]))
-
-    return flops
+def _added_elements(inputs: list[Any], outputs: list[Any]) -> int:
+    """(self, dim, index, source): one addition for each element of the source."""
+    return math.prod(get_shape(inputs[3]))
 
 
 COUNTED: dict[str, Handle] = {
@@ -165,14 +140,14 @@ COUNTED: dict[str, Handle] = {
     "aten::baddbmm": _baddbmm_flops,
     "aten::baddbmm_": _baddbmm_flops,
     "aten::cdist": _cdist_flops,
-    "aten::index_add": _added_elements(3),
-    "aten::index_add_": _added_elements(3),
-    "aten::scatter_add": _added_elements(3),
-    "aten::rms_norm": _rms_norm_flops,
-    "aten::upsample_linear1d": _interpolation_flops(2),
-    "aten::_upsample_bilinear2d_aa": _interpolation_flops(4),
-    "aten::upsample_bicubic2d": _interpolation_flops(16),
-    "aten::_upsample_bicubic2d_aa": _interpolation_flops(16),
+    "aten::index_add": _added_elements,
+    "aten::index_add_": _added_elements,
+    "aten::scatter_add": _added_elements,
+    "aten::rms_norm": elementwise_flop_counter(2, 0),  # a square and a scale
+    "aten::upsample_linear1d": elementwise_flop_counter(0, 2),
+    "aten::_upsample_bilinear2d_aa": elementwise_flop_counter(0, 4),
+    "aten::upsample_bicubic2d": elementwise_flop_counter(0, 16),
+    "aten::_upsample_bicubic2d_aa": elementwise_flop_counter(0, 16),
 }
 """Operators counted here beside those that fvcore counts itself."""
 

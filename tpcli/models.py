@@ -16,7 +16,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from tpcli.checkpoints import load_weights
-from tpcli.errors import TpcliError, UserError, did_you_mean
+from tpcli.errors import TpcliError, UserError, did_you_mean, first_line
 from tpcli.files import check_output, read_json, replacing
 from tpcli.planning import pool
 from tpcli.surgery import PoolingSpec, check_supported, pooling_spec
@@ -216,11 +216,11 @@ def _create(spec: str, name: str, pretrained: bool, arguments: Mapping[str, Any]
             raise UserError(
                 f"timm has no pretrained weights for {spec!r}; add --no-pretrained or --checkpoint."
             ) from error
-        raise UserError(f"model {spec!r} could not be loaded: {_first_line(error)}.") from error
+        raise UserError(f"model {spec!r} could not be loaded: {first_line(error)}.") from error
     except (FileNotFoundError, AssertionError, KeyError, ValueError) as error:
         if type(error).__module__.startswith("huggingface_hub"):  # some are FileNotFoundErrors
             raise _not_fetched(spec, error) from error
-        raise UserError(f"model {spec!r} could not be loaded: {_first_line(error)}.") from error
+        raise UserError(f"model {spec!r} could not be loaded: {first_line(error)}.") from error
     except Exception as error:
         raise _not_fetched(spec, error) from error
     return model
@@ -228,10 +228,6 @@ def _create(spec: str, name: str, pretrained: bool, arguments: Mapping[str, Any]
 
 def _not_fetched(spec: str, error: Exception) -> TpcliError:
     return TpcliError(
-        f"the weights of {spec!r} could not be fetched ({_first_line(error)}); check the "
+        f"the weights of {spec!r} could not be fetched ({first_line(error)}); check the "
         "connection, or use --checkpoint, a model folder or --no-pretrained."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -162,13 +162,13 @@ def seeded(*key: int) -> Iterator[None]:
     """Python's, NumPy's and torch's (CPU) random state as a function of `key`, in the body only."""
     words = np.random.SeedSequence(key).generate_state(3)
     numpy = np.random.get_state()  # noqa: NPY002
-    python, cpu = random.getstate(), torch.get_rng_state()
+    python = random.getstate()
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))  # noqa: NPY002 -- timm draws from NumPy's global state
-    torch.default_generator.manual_seed(int(words[2]))
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(words[2]))
+            yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
-        torch.set_rng_state(cpu)
