@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Mutation:
-    """`old`, which stands in `file` of tpcli once, becomes `new`; then `tests` should fail."""
+    """`old`, which stands once in `file` of tpcli, becomes `new`; then `tests` should fail."""
 
     name: str
     file: str
@@ -34,7 +34,7 @@ MUTATIONS = (
         "pooling/starts.py",
         "distances / (inverse.unsqueeze(2) + inverse.unsqueeze(1))",
         "distances / (inverse.unsqueeze(2) - inverse.unsqueeze(1))",
-        "pooling/test_ward.py",
+        "pooling/test_ward.py::test_one_merge_a_round_is_exact_ward",
     ),
     Mutation(
         "a tie rule",
@@ -48,14 +48,14 @@ MUTATIONS = (
         "surgery/head.py",
         "mean = _mean(tokens, weights)",
         "mean = _mean(tokens, torch.ones_like(weights))",
-        "surgery/test_sizes.py",
+        "surgery/test_sizes.py::test_a_token_counts_as_often_as_its_size",
     ),
     Mutation(
         "a wrong FLOPs handle",
         "flops.py",
         "key[-2] * (query[-1] + value[-1])",
         "key[-2] * query[-1]",
-        "test_flops.py",
+        "test_flops.py::test_closed_form_of_a_plain_vit",
     ),
     Mutation(
         "a cache key",
@@ -69,35 +69,35 @@ MUTATIONS = (
         "locks.py",
         "yield _holder(path)",
         "yield None",
-        "pareto/test_cache.py",
+        "pareto/test_cache.py::test_claim_is_exclusive_and_dies_with_its_process",
     ),
     Mutation(
         "a resume step",
         "finetune/batches.py",
         "for step in range(self.first_step, self.steps):",
         "for step in range(self.steps):",
-        "finetune/test_data.py",
+        "finetune/test_data.py::test_batches_from_a_step_on_are_the_rest_of_the_epoch",
     ),
     Mutation(
         "a Wilson bound",
         "evaluation.py",
-        "centre - half",
-        "p - half",
-        "test_evaluation.py",
+        'method="wilson"',
+        'method="exact"',
+        "test_evaluation.py::test_wilson_interval",
     ),
     Mutation(
         "a schedule rounding",
         "schedule.py",
         "math.floor(left * rate + 1e-9)",
         "math.ceil(left * rate - 1e-9)",
-        "test_schedule.py",
+        "test_schedule.py::test_forms",
     ),
     Mutation(
         "an escape",
         "report/document.py",
         'autoescape=select_autoescape(["html"])',
         "autoescape=False",
-        "pareto/test_report.py",
+        "pareto/test_report.py::test_html_stands_alone_and_escapes",
     ),
 )
 
