@@ -116,23 +116,23 @@ def _blocks(
 def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
     """QK^T and its product with V: (..., L, E), (..., S, E), (..., S, Ev)."""
     query, key, value = map(get_shape, inputs[:3])
-    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    return int(math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
 
 
 def _baddbmm_flops(inputs: list[Any], outputs: list[Any]) -> int:
     """(B, N, D) x (B, D, M); the addition is part of the multiply-adds."""
     left, right = get_shape(inputs[1]), get_shape(inputs[2])
-    return math.prod(left) * int(right[-1])
+    return int(math.prod(left) * right[-1])
 
 
 def _cdist_flops(inputs: list[Any], outputs: list[Any]) -> int:
     """(..., N, D), (..., M, D): one multiply-add per channel and pair."""
-    return math.prod(get_shape(inputs[0])) * int(get_shape(inputs[1])[-2])
+    return int(math.prod(get_shape(inputs[0])) * get_shape(inputs[1])[-2])
 
 
 def _added_elements(inputs: list[Any], outputs: list[Any]) -> int:
     """(self, dim, index, source): one addition for each element of the source."""
-    return math.prod(get_shape(inputs[3]))
+    return int(math.prod(get_shape(inputs[3])))
 
 
 COUNTED: dict[str, Handle] = {
