@@ -145,9 +145,10 @@ def check_size(model: nn.Module, data: ImageData) -> None:
     Raises:
         UserError: says both sizes.
     """
-    if not hasattr(model, "patch_embed") and not hasattr(model, "embeds"):
+    try:
+        own, given = input_size(model), tuple(data.config["input_size"])
+    except (AttributeError, TypeError):  # no Vision Transformer of timm's, or one of any size
         return
-    own, given = input_size(model), tuple(data.config["input_size"])
     if own != given:
         raise UserError(
             f"images of {'x'.join(map(str, given))} don't go with a model of "

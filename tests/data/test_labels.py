@@ -89,12 +89,21 @@ def test_numbers_of_classes_of_an_unnamed_head() -> None:
         match("d", ["a", "b"], Head("mine", 0))
 
 
+def test_data_sets_of_timms_keep_their_order_unless_all_names_fit() -> None:
+    for classes in (["plane", "bird", "shark", "frog"], ["bird", "x", "y", "z"]):
+        assert match("torch/x", classes, HEAD, are_folders=False) == (0, 1, 2, 3)
+    assert match("torch/x", ["bird", "airplane"], HEAD, are_folders=False) == (1, 0)
+    with pytest.raises(UserError, match="has 3 classes, the head of mine has 4"):
+        match("torch/x", ["a", "b", "c"], HEAD, are_folders=False)
+
+
 def test_names_that_dont_fit_the_head_are_none() -> None:
     model = tiny_vit()
     model.pretrained_cfg = {"label_names": ["a", "b"]}  # of another head, by --num-classes
     assert Head.of(model, "m") == Head("m", 10)
-    model.pretrained_cfg = {"label_names": list("abcdefghij")}
-    assert Head.of(model, "m").names == tuple("abcdefghij")
+    for names in (list("abcdefghij"), {str(i): c for i, c in enumerate("abcdefghij")}):
+        model.pretrained_cfg = {"label_names": names}
+        assert Head.of(model, "m").names == tuple("abcdefghij")
     assert Head.of(torch.compile(model)).size == 10
 
 

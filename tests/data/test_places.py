@@ -114,8 +114,18 @@ def test_a_split_of_any_name_is_found_by_it(tmp_path: Path) -> None:
 
 def test_splits_in_one_archive_are_not_mixed(tmp_path: Path) -> None:
     tar = tar_of(make(tmp_path / "set", "train", "val"), tmp_path / "set.tar")
-    with pytest.raises(UserError, match="has cat/ in both train/ and val/"):
-        create(str(tar), CONFIG)
+    assert create(str(tar), CONFIG).count == 4
+    assert create(str(tar), CONFIG, split="train").count == 2
+    with pytest.raises(UserError, match="has no 'test' splits; it has train, val"):
+        create(str(tar), CONFIG, split="test")
+    single = tar_of(make(tmp_path / "one", "imagenette/train"), tmp_path / "one.tar")
+    with pytest.raises(UserError, match="has no 'validation' splits; it has train"):
+        create(str(single), CONFIG)
+    odd = tar_of(make(tmp_path / "odd", "a", "b"), tmp_path / "odd.tar")
+    with pytest.raises(UserError, match="has cat/ in both a/ and b/"):
+        create(str(odd), CONFIG)
+    trains = class_folders(tmp_path / "trains", classes=("bus", "train"))
+    assert create(str(tar_of(trains, tmp_path / "trains.tar")), CONFIG).count == 6
 
 
 def test_names_of_splits() -> None:

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset, TensorDataset
 
-from tpcli.data import ImageData
+from tpcli.data import Head, ImageData
 from tpcli.errors import UserError
-from tpcli.finetune import Recipe, TrainingData, open_data
+from tpcli.finetune import Recipe, TrainingData, match_data, open_data
 from tpcli.finetune.batches import Batches, EpochBatches, SeededImages, seeded, shard_positions
-from tpcli.finetune.data import check_data, training_transform
+from tpcli.finetune.data import check_data, label_names, training_transform
 from tpcli.finetune.measure import Turns
 from tpcli.finetune.objective import Objective
 
@@ -152,6 +152,66 @@ def test_splits_with_other_classes(tmp_path: Path) -> None:
     _folder(tmp_path / "val", ["a", "c"])
     with pytest.raises(UserError, match="'b' is in one of them only"):
         open_data(str(tmp_path), CONFIG, Recipe())
+
+
+def test_an_empty_class_folder_is_there(tmp_path: Path) -> None:
+    _folder(tmp_path / "train", ["a", "b", "c"])
+    _folder(tmp_path / "val", ["a", "c"])
+    (tmp_path / "val" / "b").mkdir()
+    source = match_data(open_data(str(tmp_path), CONFIG, Recipe()), Head("m", 3))
+    assert [target for _, target in source.validation.images] == [0, 0, 0, 2, 2, 2]
+    (tmp_path / "val" / "b").rmdir()
+    with pytest.raises(UserError, match="'b' is in one of them only"):
+        open_data(str(tmp_path), CONFIG, Recipe())
+
+
+def test_classes_are_matched_by_name_and_named_again(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        _folder(tmp_path / split, ["a", "b"])
+    opened = open_data(str(tmp_path), CONFIG, Recipe())
+    head = Head("m", 3, ("b", "x", "a"))
+    source = match_data(opened, head)
+    assert [target for _, target in source.train.images] == [2, 2, 2, 0, 0, 0]
+    assert label_names(source.train, head) == head.names
+    with pytest.raises(UserError, match=r"a/ in .* is no class of m"):
+        match_data(opened, Head("m", 2, ("b", "x")))
+    mapped = open_data(str(tmp_path), CONFIG, Recipe(), class_map={"a": 1, "b": 0})
+    source = match_data(mapped, Head("m", 2, ("cat", "dog")))
+    assert [target for _, target in source.validation.images] == [1, 1, 1, 0, 0, 0]
+    assert label_names(source.train, Head("m", 2, ("cat", "dog"))) == ("b", "a")
+    assert label_names(opened.train, Head("m", 2)) == ()
+
+
+@pytest.mark.parametrize("validation", ["images", "images/part"])
+def test_validation_on_training_images_is_refused(tmp_path: Path, validation: str) -> None:
+    _folder(tmp_path / "images" / "part", ["a", "b"])
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train").symlink_to(tmp_path / "images")
+    (tmp_path / "set" / "val").symlink_to(tmp_path / validation)
+    with pytest.raises(UserError, match="the same images would be trained on"):
+        open_data(str(tmp_path / "set"), CONFIG, Recipe())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_training_images_are_named(tmp_path: Path, workers: int) -> None:
+    for split in ("train", "val"):
+        _folder(tmp_path / split, ["a", "b"], 4)
+    for name in ("a/1.png", "b/3.png"):
+        (tmp_path / "train" / name).write_bytes(b"")
+    recipe = Recipe(batch_size=4, workers=workers)
+    batches = Batches(open_data(str(tmp_path), CONFIG, recipe), recipe, 1, 0, False)
+    assert batches.unreadable == []
+    seen = list(batches.epoch(0, 0))
+    assert [len(images) for images, _ in seen] == [4, 4]
+    assert batches.unreadable == ["a/1.png", "b/3.png"]
+
+
+def test_grey_images_under_every_augmentation() -> None:
+    config = {**CONFIG, "input_size": (1, 32, 32), "mean": (0.5,), "std": (0.5,)}
+    recipe = Recipe(batch_size=16, aa="rand-m9-mstd0.5-inc1", erasing=0.5, workers=0)
+    source = open_data("demo", config, recipe, limit=32)
+    for images, _ in Batches(source, recipe, 1, 0, False).epoch(0, 0):
+        assert images.shape == (16, 1, 32, 32)
 
 
 def test_one_class_only(tmp_path: Path) -> None:

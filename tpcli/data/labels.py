@@ -42,12 +42,19 @@ class Head:
         """The head of a timm model, with the `label_names` of its config where they fit."""
         size = int(model.num_classes)
         names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ()
+        if isinstance(names, Mapping):  # by their indices
+            names = list(names.values())
         fit = len(names) == size and not isinstance(names, str)
         return cls(name, size, tuple(map(str, names)) if fit else ())
 
 
 def match(
-    spec: str, classes: Sequence[str], head: Head, odd: Sequence[str] = ()
+    spec: str,
+    classes: Sequence[str],
+    head: Head,
+    odd: Sequence[str] = (),
+    *,
+    are_folders: bool = True,
 ) -> tuple[int, ...]:
     """The index in the head of each class.
 
@@ -57,6 +64,8 @@ def match(
 
     Args:
         odd: folders without images, for the error.
+        are_folders: whether people named them. A data set of timm's has names and an order of its
+            own, which stands where its names are not all the head's.
 
     Raises:
         UserError: a class is none of the head's, or numbers of classes differ.
@@ -72,11 +81,11 @@ def match(
         if len(known) == len(found):
             _check_distinct(spec, classes, known, head)
             return tuple(known)
-        if known:
+        if known and are_folders:
             unknown = [c for c, i in zip(classes, found, strict=True) if i is None]
             raise UserError(_unknown(spec, unknown, names, head))
     says_something = any(not PLACEHOLDER.fullmatch(name) for name in head.names)
-    if says_something and not _are_numbered(classes):
+    if are_folders and says_something and not _are_numbered(classes):
         raise UserError(_unknown(spec, classes, head.names, head))
     if len(classes) != head.size:
         raise UserError(_wrong_count(spec, classes, head, odd))

@@ -18,7 +18,7 @@ from .decoding import Prepared, mode_for
 from .files import in_folder
 from .images import UNREADABLE, FileImages, ImageData, NamedImages, Relabelled
 from .labels import Head, by_map, check_indices, match
-from .places import find_split
+from .places import find_split, keep_split
 from .tar import in_tar
 
 TIMM_PREFIXES = ("torch", "hfds", "hfids", "wds", "tfds")
@@ -77,7 +77,7 @@ def match_classes(data: ImageData, head: Head) -> ImageData:
         return data
     if not data.classes:
         return data
-    indices = match(data.spec, data.classes, head, data.empty_folders)
+    indices = match(data.spec, data.classes, head, data.empty_folders, are_folders=bool(data.names))
     if indices == tuple(range(len(indices))):
         return replace(data, indices=indices)
     return replace(data, images=Relabelled(data.images, indices), indices=indices)
@@ -149,6 +149,8 @@ def _local(
     if not root.is_dir() and not (root.is_file() and root.suffix.lower() == ".tar"):
         raise UserError(f"data {spec!r} is a file but no .tar; give a folder or a .tar file.")
     files = in_folder(root) if root.is_dir() else in_tar(root)
+    if root == path and path.is_file():
+        keep_split(files, split)
     found, indices = by_folder(files), None
     labels = found.labels
     if class_map is not None:

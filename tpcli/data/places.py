@@ -10,7 +10,7 @@ from pathlib import Path
 from tpcli.errors import UserError
 from tpcli.splits import SPLITS, main_name, splits_among
 
-from .files import entries, is_folder, is_hidden, is_image
+from .files import Files, entries, is_folder, is_hidden, is_image
 
 DEEPEST = 4
 """Levels of folders that splits are looked for in, as in ILSVRC/Data/CLS-LOC/train."""
@@ -47,6 +47,37 @@ def find_split(folder: Path, split: str) -> Path:
             f"{place} has no {split!r} split; it has {', '.join(e.name for e in there)}."
         )
     return wanted[0]
+
+
+def keep_split(archive: Files, split: str) -> None:
+    """Drop what is outside of `split`, where the folders of an archive are splits.
+
+    Raises:
+        UserError: they are, but not this one.
+    """
+    front = ""
+    for _ in range(DEEPEST):
+        inner = {f[len(front) :] for f in archive.folders if f.startswith(front)}
+        tops = {name.split("/")[0] for name in inner}
+        named = splits_among(tops)
+        is_deep = any("/" in name and name.split("/")[0] in named for name in inner)
+        if named and (is_deep or len(set(named.values())) > 1 or len(named) == len(tops)):
+            break
+        if len(tops) != 1:
+            return
+        front = f"{front}{tops.pop()}/"
+    else:
+        return
+    wanted = [name for name, main in named.items() if main_name(split) == main or name == split]
+    if len(wanted) != 1:
+        raise UserError(
+            f"{archive.root} has {'several' if wanted else 'no'} {split!r} splits; it has "
+            f"{', '.join(sorted(named))}."
+        )
+    inside = f"{front}{wanted[0]}/"
+    archive.members = [m for m in archive.members if m.name.startswith(inside)]
+    archive.folders = [f for f in archive.folders if f.startswith(inside)]
+    archive.left_out = [e for e in archive.left_out if e.name.startswith(inside)]
 
 
 def _place_of_splits(folder: Path) -> Path:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tpcli.budget import BudgetSolver
-from tpcli.data import ImageData, batches
+from tpcli.data import Head, ImageData, batches, match_classes
 from tpcli.devices import device_name, pick_device
 from tpcli.errors import UserError
 from tpcli.files import read_json, write_json
@@ -141,7 +141,8 @@ class Subject:
     """A model of the sweep with what its points share: hashes, images, FLOPs counts, searches."""
 
     def __init__(self, source: ModelSource, options: SweepOptions, cache: Path) -> None:
-        self.source = source
+        head = Head.of(source.loaded.model, source.loaded.name)
+        self.source = replace(source, data=match_classes(source.data, head))
         self.model = unpool(source.loaded.model)
         self.name = source.loaded.name
         self.options = options

@@ -29,7 +29,9 @@ def patch_grid(model: nn.Module) -> tuple[int, int]:
         _, height, width = input_size(model)
         patch_height, patch_width = model.embeds.patch_size
         return height // patch_height, width // patch_width
-    rows, columns = model.patch_embed.grid_size  # type: ignore[union-attr, misc]
+    stem: Any = model.patch_embed
+    is_padded = getattr(stem, "dynamic_img_pad", False)  # to whole patches
+    rows, columns = stem.dynamic_feat_size(stem.img_size) if is_padded else stem.grid_size
     return int(rows), int(columns)
 
 
