@@ -104,8 +104,9 @@ class FileImages(Dataset[Any]):
         return len(self.members)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
+        member = self.members[index]
         try:
-            image = decode(self.files.open(self.members[index]), self.prepared.mode)
+            image = decode(self.files.open(member), self.prepared.mode)
         except Exception:  # Pillow's decoders raise almost anything
             return np.zeros(self.input_size, dtype=np.uint8), UNREADABLE
         return self.prepared.transform(image), self.labels[index]
@@ -124,6 +125,8 @@ class NamedImages(Dataset[Any]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
+        if index >= len(self):
+            raise IndexError(index)  # which ends an iteration
         try:
             image, target = self.images[index]
         except Exception:

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from tpcli.errors import UserError, did_you_mean
 
-from .classes import Classes
-from .files import LeftOut
-
 WORDNET = re.compile(r"n\d{8}")
 PLACEHOLDER = re.compile(r"(LABEL_)?\d+")
 """Label names that say nothing."""
-
-NOT_MAPPED = "not in the class map"
 
 
 @dataclass(frozen=True)
@@ -92,25 +83,6 @@ def match(
     return tuple(range(head.size))
 
 
-def by_map(
-    spec: str, found: Classes, class_map: Mapping[str, int]
-) -> tuple[Classes, tuple[int, ...]]:
-    """The classes that a class map has, and the index of each; the other folders are left out.
-
-    Raises:
-        UserError: it has none of them.
-    """
-    kept = [i for i, name in enumerate(found.names) if name in class_map]
-    if not kept:
-        raise UserError(
-            f"the class map has none of the class folders of {spec}, such as {found.names[0]!r}; "
-            f"it has {', '.join(map(repr, list(class_map)[:3]))}."
-        )
-    indices = tuple(class_map[found.names[i]] for i in kept)
-    dropped = [LeftOut(name, NOT_MAPPED) for name in found.names if name not in class_map]
-    return found.of(kept, dropped), indices
-
-
 def check_indices(indices: Iterable[int], head: Head) -> None:
     """Raise where a class map goes beyond a head.
 
@@ -123,63 +95,6 @@ def check_indices(indices: Iterable[int], head: Head) -> None:
             f"the class map has index {largest}, the head of {head.model} has {head.size} classes; "
             f"indices go from 0 to {head.size - 1}."
         )
-
-
-def read_class_map(path: Path) -> dict[str, int]:
-    """Folder names and their indices in the head, from a file.
-
-    .txt: a name a line, in the order of the head, as timm's. .csv: lines `folder,index`. .json: an
-    object of names and indices, or a list of names.
-
-    Raises:
-        UserError: it can't be read, or is of another form; names the place.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        pairs = _PARSERS[path.suffix.lower()](text)
-    except KeyError:
-        raise UserError(f"class map {path} is no .txt, .csv or .json file; use one.") from None
-    except OSError as error:
-        raise UserError(f"class map {path} can't be read: {error.strerror}.") from None
-    except (ValueError, RecursionError, csv.Error) as error:
-        raise UserError(f"class map {path} can't be read: {error}.") from None
-    for name, index in pairs:
-        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
-            raise UserError(
-                f"class map {path} gives {name!r} the index {index!r}; give a whole number from 0."
-            )
-    for name, count in Counter(name for name, _ in pairs).items():
-        if count > 1:
-            raise UserError(f"class map {path} has {name!r} more than once; give it one index.")
-    if not pairs:
-        raise UserError(f"class map {path} is empty; give one folder name a line.")
-    return dict(pairs)
-
-
-def _of_lines(text: str) -> list[tuple[str, Any]]:
-    return [(line.strip(), i) for i, line in enumerate(text.splitlines()) if line.strip()]
-
-
-def _of_csv(text: str) -> list[tuple[str, Any]]:
-    rows = [row for row in csv.reader(io.StringIO(text)) if any(cell.strip() for cell in row)]
-    if rows and not rows[0][-1].strip().isdecimal():
-        rows = rows[1:]  # a header
-    for row in rows:
-        if len(row) != 2 or not row[1].strip().isdecimal():
-            raise ValueError(f"{','.join(row)!r} is not of the form folder,index")
-    return [(row[0].strip(), int(row[1])) for row in rows]
-
-
-def _of_json(text: str) -> list[tuple[str, Any]]:
-    document = json.loads(text, object_pairs_hook=list)
-    if isinstance(document, list) and all(isinstance(item, str) for item in document):
-        return [(name, i) for i, name in enumerate(document)]
-    if isinstance(document, list) and all(isinstance(item, tuple) for item in document):
-        return document
-    raise ValueError("it is neither an object of names and indices nor a list of names")
-
-
-_PARSERS = {".txt": _of_lines, ".csv": _of_csv, ".json": _of_json}
 
 
 def _names(classes: Sequence[str], head: Head) -> list[Sequence[str]]:

@@ -13,11 +13,12 @@ from torch.utils.data import IterableDataset, Subset
 from tpcli.errors import UserError
 from tpcli.splits import main_name
 
+from .class_map import by_map
 from .classes import by_folder
 from .decoding import Prepared, mode_for
 from .files import in_folder
 from .images import UNREADABLE, FileImages, ImageData, NamedImages, Relabelled
-from .labels import Head, by_map, check_indices, match
+from .labels import Head, check_indices, match
 from .places import find_split, keep_split
 from .tar import in_tar
 
