@@ -239,7 +239,7 @@ def test_batch_that_cant_be_cut(batch_size: int, processes: int, parts: int, mul
 
 
 def test_unknown_augmentation() -> None:
-    with pytest.raises(UserError, match="`aa` 'nope'"):
+    with pytest.raises(UserError, match="aa 'nope'"):
         training_transform(CONFIG, Recipe(aa="nope"))
 
 
