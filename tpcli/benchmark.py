@@ -241,10 +241,10 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
 
 def _forward(model: nn.Module, images: Tensor, options: BenchOptions) -> Tensor:
     dtype = DTYPES[options.dtype]
-    half: AbstractContextManager[Any] = nullcontext()
+    casting: AbstractContextManager[Any] = nullcontext()
     if dtype is not torch.float32:
-        half = torch.autocast(images.device.type, dtype=dtype)
-    with half:
+        casting = torch.autocast(images.device.type, dtype=dtype)
+    with casting:
         logits: Tensor = model(images)
     return logits
 

@@ -59,8 +59,10 @@ def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[obje
     """bfloat16 autocast, float16 on CUDA devices without it; nothing if not enabled."""
     if not enabled:
         return nullcontext()
-    half = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, dtype=torch.float16 if half else torch.bfloat16)
+    lacks_bfloat16 = device.type == "cuda" and not torch.cuda.is_bf16_supported(
+        including_emulation=False
+    )
+    return torch.autocast(device.type, dtype=torch.float16 if lacks_bfloat16 else torch.bfloat16)
 
 
 @contextmanager
