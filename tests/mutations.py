@@ -38,10 +38,10 @@ MUTATIONS = (
     ),
     Mutation(
         "a tie rule",
-        "pooling/ward.py",
-        "mutual & (position < partner)",
-        "mutual & (position > partner)",
-        "pooling/test_ward.py",
+        "pooling/order.py",
+        "torch.where(values > least.unsqueeze(-1), n, position).amin(-1)",
+        "torch.where(values > least.unsqueeze(-1), -1, position).amax(-1)",
+        "pooling/test_ties.py::test_order_is_by_value_then_position",
     ),
     Mutation(
         "a missing size in a head",
@@ -60,9 +60,9 @@ MUTATIONS = (
     Mutation(
         "a cache key",
         "pareto/subjects.py",
-        '"options": self.options.to_dict() if self.options else None,',
-        '"options": None,',
-        "pareto/test_cache.py",
+        '"strict": subject.options.strict,',
+        '"strict": None,',
+        "pareto/test_cache.py::test_key_depends_on_every_determinant",
     ),
     Mutation(
         "a lock",
