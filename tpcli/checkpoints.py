@@ -6,7 +6,7 @@ import argparse
 import inspect
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,24 @@ from tpcli.errors import UserError
 from tpcli.unwrapping import adopt_head, find_weights
 
 
-def load_weights(model: nn.Module, path: Path, adapt_head: bool = False) -> None:
+def load_weights(
+    model: nn.Module,
+    path: Path,
+    adapt_head: bool = False,
+    translate: Callable[[Any], Any] | None = None,
+) -> None:
     """Load a checkpoint file into `model`, through timm's own key clean-up and resampling.
 
     Args:
         adapt_head: give the model as many classes as the checkpoint has.
+        translate: what is in the file to something under timm's names.
 
     Raises:
         UserError: the file is missing, holds more than weights, or its keys or shapes don't fit.
     """
     own = model.state_dict()
-    found = find_weights(read_file(path), own.keys())
+    content = read_file(path)
+    found = find_weights(translate(content) if translate else content, own.keys())
     if found is None:
         raise UserError(
             f"checkpoint {path} holds no state_dict; save the model's state_dict alone."

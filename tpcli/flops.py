@@ -18,8 +18,8 @@ from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import Handle, elementwise_flop_counter, get_shape
 from torch import nn
 
-from tpcli.errors import TpcliError
-from tpcli.surgery import geometry
+from tpcli.errors import TpcliError, UserError
+from tpcli.surgery import check_supported, geometry
 from tpcli.surgery.geometry import POOLING_NAME, patch_tokens
 from tpcli.text import CONVENTION as MULTIPLY_ADDS
 
@@ -62,8 +62,15 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
         input_size: (channels, height, width); the model's own where left out.
 
     Raises:
+        UserError: the model is none that can be pooled, or is quantized.
         TpcliError: an operator is neither counted nor on the list of free ones.
     """
+    check_supported(model)
+    if any("quantized" in type(module).__module__ for module in model.modules()):
+        raise UserError(
+            f"FLOPs of a quantized {type(model).__name__} can't be counted; pool the model first, "
+            "then quantize it."
+        )
     parameter = next(model.parameters())
     size = input_size or geometry.input_size(model)
     image = torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype)

@@ -18,11 +18,13 @@ from torch import nn
 from tpcli.checkpoints import load_weights
 from tpcli.errors import TpcliError, UserError, did_you_mean, first_line
 from tpcli.files import check_output, read_json, replacing
+from tpcli.huggingface import describe
 from tpcli.planning import pool
 from tpcli.surgery import PoolingSpec, check_supported, pooling_spec
 from tpcli.surgery.geometry import input_size
 
 DEMO = Path(__file__).parent / "demo" / "model"
+HUB = ("hf-hub:", "hf_hub:")
 MODEL_FILES = ("config.json", "model.safetensors")
 """What `save` writes."""
 
@@ -45,10 +47,11 @@ def load(
     num_classes: int | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
-    """Load a Vision Transformer; pooled where its folder says so.
+    """Load a Vision Transformer; pooled where its folder or its repository says so.
 
     Args:
-        spec: `demo`, a timm name, `hf-hub:org/name`, or a folder in timm's local-dir layout.
+        spec: `demo`, a timm name, `hf-hub:org/name`, or a folder in timm's local-dir layout or
+            written by transformers (`TimmWrapper` and `ViT`).
         checkpoint: weights to load on top, .safetensors or a .pth of plain weights. Its number of
             classes becomes the model's unless `num_classes` is given.
         pretrained: take pretrained weights (not with a checkpoint).
@@ -63,18 +66,26 @@ def load(
     if num_classes is not None:
         arguments["num_classes"] = num_classes
     timm_name, folder = _timm_name(spec)
-    if folder is None and not timm_name.startswith("hf-hub:"):
+    config = {} if folder is None else _read_config(folder / "config.json")
+    if folder is None and not timm_name.startswith(HUB):
         _check_architecture(timm_name, arguments)
     use_pretrained = pretrained and checkpoint is None
-    model = _create(spec, timm_name, use_pretrained, arguments)
+    foreign = None if folder is None else describe(folder, config)
+    if foreign is None:
+        model = _create(spec, timm_name, use_pretrained, arguments)
+    else:
+        model = _create(spec, foreign.name, False, {**foreign.arguments, **arguments})
+        if use_pretrained:
+            load_weights(model, foreign.weights, translate=foreign.translate)
     check_supported(model)
     if checkpoint is not None:
         load_weights(model, Path(checkpoint), adapt_head=num_classes is None)
-    if folder is not None:
-        stored = read_json(folder / "config.json").get("token_pooling")
-        if stored is not None:
-            remembered = PoolingSpec.from_dict(stored)
-            pool(model, remembered.schedule, remembered.options)
+    if timm_name.startswith(HUB):
+        config = _hub_config(timm_name, arguments)
+    stored = config.get("token_pooling")
+    if stored is not None:
+        remembered = PoolingSpec.from_dict(stored)
+        pool(model, remembered.schedule, remembered.options)
     return LoadedModel(model, _display_name(spec), data_config(model))
 
 
@@ -146,7 +157,8 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for key, value in model.state_dict().items():
         digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        flat = value.detach().cpu().contiguous().reshape(-1)  # 0-dim tensors have no bytes to view
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -154,7 +166,7 @@ def _timm_name(spec: str) -> tuple[str, Path | None]:
     """The name for `timm.create_model`, and the folder if it is one."""
     if spec == "demo":
         return f"local-dir:{DEMO}", DEMO
-    if spec.startswith(("hf-hub:", "hf_hub:")):
+    if spec.startswith(HUB):
         return spec, None
     path = Path(spec.removeprefix("local-dir:"))
     if path.is_dir() or spec.startswith("local-dir:"):
@@ -167,6 +179,30 @@ def _timm_name(spec: str) -> tuple[str, Path | None]:
             f"--checkpoint {spec}."
         )
     return spec, None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path} describes no model: it holds no object with an architecture.")
+    return config
+
+
+def _hub_config(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a model that timm fetched from the hub a moment ago."""
+    from huggingface_hub import hf_hub_download
+
+    repository, _, revision = name.partition(":")[2].partition("@")
+    try:
+        file = hf_hub_download(
+            repository,
+            "config.json",
+            revision=revision or None,
+            cache_dir=arguments.get("cache_dir"),
+        )
+    except Exception as error:
+        raise _not_fetched(name, error) from error
+    return _read_config(Path(file))
 
 
 def base_name(spec: str) -> str:
@@ -222,6 +258,8 @@ def _create(spec: str, name: str, pretrained: bool, arguments: Mapping[str, Any]
             raise _not_fetched(spec, error) from error
         raise UserError(f"model {spec!r} could not be loaded: {first_line(error)}.") from error
     except Exception as error:
+        if name.startswith("local-dir:"):
+            raise UserError(f"model {spec!r} could not be loaded: {_first_line(error)}.") from error
         raise _not_fetched(spec, error) from error
     return model
 

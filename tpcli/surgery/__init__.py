@@ -1,15 +1,9 @@
 """Insert pooling into timm models and take it out again; the one place that knows timm's blocks."""
 
-from .insert import (
-    PoolingSpec,
-    check_supported,
-    insert,
-    pooling_spec,
-    unpool,
-    unpooled,
-    with_place,
-)
+from .insert import insert, unpool, unpooled, with_place
 from .layer import PooledTokens, TokenPooling
+from .spec import PoolingSpec, pooling_spec
+from .support import check_supported
 from .trace import trace
 
 __all__ = [

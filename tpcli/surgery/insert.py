@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from timm.models._features import FeatureGetterNet, FeatureHookNet, FeatureListNet
-from timm.models.beit import Beit
-from timm.models.eva import Eva
-from timm.models.naflexvit import NaFlexVit
-from timm.models.vision_transformer import VisionTransformer
-from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
 
 from tpcli.errors import TpcliError, UserError
-from tpcli.options import PoolingOptions, options_from_dict
+from tpcli.options import PoolingOptions
 from tpcli.pooling import get_method
 from tpcli.schedule import Schedule
 
@@ -27,77 +21,11 @@ from .geometry import patch_grid
 from .layer import TokenPooling
 from .overrides import override, restore
 from .scores import check_shows_attention
+from .spec import PoolingSpec, pooling_spec
+from .support import check_supported
+from .wrappers import write_pooling_of_wrapped
 
-CLASSES = (VisionTransformer, Eva, Beit, VisionTransformerRelPos, NaFlexVit)
 ModelT = TypeVar("ModelT", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class PoolingSpec:
-    """How a model is pooled; remembered on the model and in its `config.json`."""
-
-    schedule: Schedule
-    options: PoolingOptions
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the `token_pooling` key of `config.json`."""
-        return {
-            "format": "tpcli-pooling/1",
-            "schedule": self.schedule.spec,
-            "patch_tokens": self.schedule.patch_tokens,
-            "tokens": list(self.schedule.tokens),
-            "method": self.options.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> PoolingSpec:
-        """What `to_dict` wrote.
-
-        Raises:
-            UserError: the values are not what `to_dict` writes.
-        """
-        try:
-            schedule = Schedule(
-                tuple(values["tokens"]), int(values["patch_tokens"]), str(values["schedule"])
-            )
-            return cls(schedule, options_from_dict(values["method"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"config.json has a token_pooling that can't be read: {error}."
-            ) from None
-
-
-def pooling_spec(model: nn.Module) -> PoolingSpec | None:
-    """How `model` is pooled, or None."""
-    return vars(model).get("token_pooling_spec")
-
-
-def check_supported(model: nn.Module) -> None:
-    """Raise unless `pool` can work on this model.
-
-    Raises:
-        UserError: one sentence that says why not.
-    """
-    inner = getattr(model, "module", getattr(model, "_orig_mod", None))
-    if isinstance(inner, nn.Module):
-        raise UserError(
-            f"the model is wrapped in {type(model).__name__}; pool the model itself, then wrap it."
-        )
-    if isinstance(model, FeatureGetterNet | FeatureListNet | FeatureHookNet):
-        raise UserError(
-            "a model made with features_only=True returns one token per patch, which a pooled "
-            "model has not; create it without."
-        )
-    if not isinstance(model, CLASSES):
-        raise UserError(
-            f"{type(model).__name__} is no Vision Transformer that can be pooled; use a timm model "
-            f"of class VisionTransformerDistilled, {', '.join(c.__name__ for c in CLASSES[:-1])} "
-            f"or {CLASSES[-1].__name__}."
-        )
-    for block in model.blocks:
-        if type(block) not in FAMILIES:
-            raise UserError(f"blocks of class {type(block).__name__} can't be pooled.")
-    head.check_head(model)
 
 
 def insert(model: ModelT, spec: PoolingSpec) -> ModelT:
@@ -114,10 +42,24 @@ def insert(model: ModelT, spec: PoolingSpec) -> ModelT:
     plan, options = spec.schedule, spec.options
     _check_options(model, options)
     _check_counts(model, plan, options)
+    before = pooling_spec(model)
     unpool(model)
+    try:
+        _insert(model, spec)
+    except BaseException:
+        unpool(model)
+        if before is not None:
+            _insert(model, before)
+        raise
+    write_pooling_of_wrapped()
+    return model
+
+
+def _insert(model: nn.Module, spec: PoolingSpec) -> None:
+    plan, options = spec.schedule, spec.options
     model.token_pooling_spec = spec  # type: ignore[assignment]
     if not plan.pools:
-        return model
+        return
     head.install(model)
     blocks = list(model.blocks)  # type: ignore[arg-type]
     for i, block in enumerate(blocks):
@@ -126,7 +68,6 @@ def insert(model: ModelT, spec: PoolingSpec) -> ModelT:
         depth = i / len(blocks)
         _install(model, block, options, plan.tokens_in(i), plan.tokens[i], depth)
     model.forward_intermediates = forward_intermediates_refused  # type: ignore[assignment]
-    return model
 
 
 def with_place(model: nn.Module, options: PoolingOptions) -> PoolingOptions:

@@ -1,0 +1,138 @@
+"""What is said of models that can't be pooled as they are, and of poolings that fail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.tiny import VARIANTS, images, tiny_vit
+from tpcli import pool, unpool
+from tpcli.errors import UserError
+from tpcli.flops import count_flops
+from tpcli.options import PoolingOptions
+from tpcli.surgery import insert, pooling_spec, unpooled
+
+SCHEDULE = [50, 40, 30, 20]
+
+
+class Holder(nn.Module):
+    """One's own module around a ViT, under some name."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+def nested(path: str) -> nn.Module:
+    module: nn.Module = tiny_vit()
+    for name in reversed(path.split(".")):
+        module = Holder(**{name: module})
+    return module
+
+
+@pytest.mark.parametrize(
+    "path", ["visual.trunk", "timm_model", "base_model.model", "backbone", "model", "net.0.encoder"]
+)
+@pytest.mark.parametrize("use", [lambda m: pool(m, SCHEDULE), count_flops])
+def test_the_vit_inside_is_named(path: str, use: Any) -> None:
+    with pytest.raises(UserError, match=f"Holder is no timm .* pool its {path} instead"):
+        use(nested(path))
+
+
+def test_of_several_none_is_named() -> None:
+    with pytest.raises(UserError, match="Holder is no Vision Transformer that can be pooled"):
+        pool(Holder(a=tiny_vit(), b=tiny_vit()), SCHEDULE)
+
+
+def test_a_name_that_is_not_timms_is_said_in_full() -> None:
+    class VisionTransformer(nn.Module):
+        pass
+
+    with pytest.raises(UserError, match=r"test_support\..*VisionTransformer is no Vision"):
+        pool(VisionTransformer(), SCHEDULE)
+
+
+@pytest.mark.parametrize("use", [lambda m: pool(m, SCHEDULE), count_flops])
+def test_wrappers_are_taken_off_first(use: Any) -> None:
+    with pytest.raises(UserError, match=r"wrapped in DataParallel; .* its attribute module, then"):
+        use(nn.DataParallel(tiny_vit()))
+    with pytest.raises(UserError, match=r"wrapped in OptimizedModule; .* its attribute _orig_mod"):
+        use(torch.compile(tiny_vit()))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_flops_of_a_quantized_model() -> None:
+    quantized = torch.ao.quantization.quantize_dynamic(pool(tiny_vit(), SCHEDULE), {nn.Linear})
+    assert quantized(images()).shape == (2, 10)
+    with pytest.raises(UserError, match="pool the model first, then quantize it"):
+        count_flops(quantized)
+    with pytest.raises(UserError, match="pool the model first, then quantize it"):
+        pool(unpool(quantized), "flops:0.7")
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model(images())
+
+
+@pytest.mark.parametrize("variant", ["average", "class token"])
+@pytest.mark.parametrize("was_pooled", [True, False])
+def test_a_pooling_that_fails_midway_changes_nothing(variant: str, was_pooled: bool) -> None:
+    model = tiny_vit(**VARIANTS[variant])
+    if was_pooled:
+        pool(model, [60, 50, 40, 30], "k-means", weights="significance")
+    before, spec = logits(model), pooling_spec(model)
+
+    norm = model.blocks[2].attn.q_norm
+
+    def fail_once(*_: object) -> None:
+        del norm.register_forward_hook
+        raise MemoryError
+
+    norm.register_forward_hook = fail_once
+    with pytest.raises(MemoryError):
+        pool(model, SCHEDULE, metric="keys")
+    assert pooling_spec(model) == spec
+    assert torch.equal(logits(model), before)
+    if not was_pooled:
+        assert all("forward" not in vars(module) for module in model.modules())
+        assert sum(len(m._forward_hooks) for m in model.modules()) == 0
+
+
+@pytest.mark.parametrize("was_pooled", [True, False])
+def test_what_the_body_pools_goes_after_it(was_pooled: bool) -> None:
+    model = tiny_vit(global_pool="avg")
+    if was_pooled:
+        pool(model, SCHEDULE, "k-means")
+    before, spec = logits(model), pooling_spec(model)
+
+    def interrupted() -> None:
+        pool(model, [30] * 4, metric="keys")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), unpooled(model):
+        interrupted()
+    assert pooling_spec(model) == spec
+    assert torch.equal(logits(model), before)
+
+
+def test_options_beside_complete_options_count() -> None:
+    model = pool(tiny_vit(), SCHEDULE, PoolingOptions("ward"), metric="keys")
+    spec = pooling_spec(model)
+    assert spec is not None
+    assert spec.options.metric == "keys"
+    for wrong in ({"nonsense": 1}, {"iterations": -3}):
+        with pytest.raises(UserError):
+            pool(model, SCHEDULE, PoolingOptions("k-means"), **wrong)
+    assert pooling_spec(model) == spec
+
+
+def test_a_spec_is_inserted_as_it_is() -> None:
+    one = pool(tiny_vit(), SCHEDULE, "k-means")
+    spec = pooling_spec(one)
+    assert spec is not None
+    assert torch.equal(logits(insert(tiny_vit(), spec)), logits(one))
