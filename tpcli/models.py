@@ -259,7 +259,7 @@ def _create(spec: str, name: str, pretrained: bool, arguments: Mapping[str, Any]
         raise UserError(f"model {spec!r} could not be loaded: {first_line(error)}.") from error
     except Exception as error:
         if name.startswith("local-dir:"):
-            raise UserError(f"model {spec!r} could not be loaded: {_first_line(error)}.") from error
+            raise UserError(f"model {spec!r} could not be loaded: {first_line(error)}.") from error
         raise _not_fetched(spec, error) from error
     return model
 
