@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from tests.program import Run
 from tests.tiny import tiny_vit
 from tpcli import pool
 from tpcli.benchmark import BenchOptions, bench, cut, peak_memory
-from tpcli.cli.main import app
-from tpcli.errors import UserError
 from tpcli.options import pooling_options
 from tpcli.pooling import native
 from tpcli.surgery import TokenPooling, pooling_spec
@@ -58,20 +54,17 @@ def test_peak_memory_is_what_is_held_at_once() -> None:
         assert peak_memory(lambda: Grows()(x), torch.device("cpu")) == 1_200_000
 
 
-def test_the_command_writes_a_chart_and_a_table(tmp_path: Path) -> None:
+def test_the_command_writes_a_chart_and_a_table(
+    run: Run, model_folder: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "bench.png"
-    arguments = ["--method", "ward,tome", "--batch-size", "1", "--batch-size", "2"]
-    result = CliRunner().invoke(
-        app, ["bench", *arguments, "--seconds", "0", "--out", str(out), "--json"]
-    )
-    assert result.exit_code == 0, result.output
-    documents = json.loads(result.stdout)
+    rows = ("--method", "ward,tome", "--batch-size", 1, "--batch-size", 2, "--schedule", "r:10")
+    documents = run("bench", model_folder, *rows, "--seconds", 0, "--out", out, "--json").document
     table = pd.read_csv(out.with_suffix(".csv"))
     assert list(table["method"]) == [d["method"] for d in documents] == ["ward", "tome"] * 2
     assert (table["peak_memory"] > 0).all()
     assert out.read_bytes().startswith(b"\x89PNG")
-    refused = CliRunner().invoke(app, ["bench", "--out", str(tmp_path / "bench.xls")])
-    assert isinstance(refused.exception, UserError)
+    assert run("bench", "--out", tmp_path / "bench.xls").code == 2
 
 
 def test_the_table_says_where_the_compiled_loops_are_missing(
