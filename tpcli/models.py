@@ -21,7 +21,7 @@ from tpcli.files import check_output, read_json, replacing
 from tpcli.huggingface import describe
 from tpcli.planning import pool
 from tpcli.surgery import PoolingSpec, check_supported, pooling_spec
-from tpcli.surgery.geometry import input_size
+from tpcli.surgery.geometry import input_size, patch_tokens
 
 DEMO = Path(__file__).parent / "demo" / "model"
 HUB = ("hf-hub:", "hf_hub:")
@@ -85,7 +85,7 @@ def load(
     stored = config.get("token_pooling")
     if stored is not None:
         remembered = PoolingSpec.from_dict(stored)
-        pool(model, remembered.schedule, remembered.options)
+        pool(model, remembered.schedule.resized(patch_tokens(model)), remembered.options)
     return LoadedModel(model, _display_name(spec), data_config(model))
 
 

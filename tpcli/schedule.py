@@ -25,6 +25,11 @@ Tokens = tuple[int, ...]
 """Patch tokens that leave each block."""
 
 
+def share_of(tokens: int, kept: int, of: int) -> int:
+    """As large a share of `tokens` as `kept` is of `of`; at least 1."""
+    return max(1, round(tokens * kept / of))
+
+
 @dataclass(frozen=True)
 class Budget:
     """What a `flops:` form asks for.
@@ -71,6 +76,16 @@ class Schedule:
                     f"{block}; a block can keep or remove tokens, never add any."
                 )
             before = tokens
+
+    def resized(self, patch_tokens: int) -> Schedule:
+        """The same share of tokens at every block, for another image size."""
+        if patch_tokens == self.patch_tokens:
+            return self
+        left, tokens = patch_tokens, []
+        for before, after in zip((self.patch_tokens, *self.tokens), self.tokens, strict=False):
+            left = left if after == before else share_of(left, after, before)
+            tokens.append(left)
+        return Schedule(tuple(tokens), patch_tokens, method=self.method)
 
     @property
     def name(self) -> str:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from tests.coverage import zoo
 from tests.tiny import images, scramble, tiny_vit
-from tpcli import pool, unpool
+from tpcli import load, pool, save, trace, unpool
 from tpcli.errors import TpcliError, UserError
-from tpcli.surgery import TokenPooling
+from tpcli.surgery import pooling_spec
 
 SCHEDULE = [50, 40, 30, 20]
 Change = Callable[[nn.Module], object]
@@ -179,13 +181,53 @@ def test_features_that_lost_their_sizes_are_refused() -> None:
     assert model.forward_head(features * 1).shape == (2, 6)
 
 
-def test_a_layer_follows_another_image_size() -> None:
-    model = pool(tiny_vit(), [48, 32, 32, 16])
-    model.set_input_size(64)
-    left: list[int] = []
-    for module in model.modules():
-        if isinstance(module, TokenPooling):
-            module.register_forward_hook(lambda _, __, out: left.append(out.sizes.shape[1]))
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+def test_another_input_size_is_as_if_pooled_at_it(name: str) -> None:
+    early, late = tiny_vit(name), tiny_vit(name)
+    early.set_input_size(48)
+    pool(early, [108, 72, 72, 36], "k-means")
+    pool(late, [48, 32, 32, 16], "k-means").set_input_size(48)
     with torch.no_grad():
-        assert model(images(2, size=64)).isfinite().all()
-    assert left == [192, 128, 128, 64]
+        assert torch.equal(late(images(2, size=48)), early(images(2, size=48)))
+    spec = pooling_spec(late)
+    assert spec is not None
+    assert (spec.schedule.patch_tokens, spec.schedule.tokens) == (144, (108, 72, 72, 36))
+    assert "set_input_size" not in vars(unpool(late))
+
+
+def test_an_input_size_that_is_refused_changes_nothing() -> None:
+    model = pool(tiny_vit(), SCHEDULE)
+    before = output(model)
+    with pytest.raises(TypeError):
+        model.set_input_size(colour="red")
+    assert torch.equal(output(model), before)
+
+
+def test_saved_and_loaded_at_another_size(tmp_path: Path) -> None:
+    save(pool(tiny_vit(), [48, 32, 32, 16]), tmp_path / "mine")
+    model = load(str(tmp_path / "mine"), img_size=48).model
+    spec = pooling_spec(model)
+    assert spec is not None
+    assert spec.schedule.tokens == (108, 72, 72, 36)
+    save(model, tmp_path / "larger")
+    again = load(str(tmp_path / "larger")).model
+    with torch.no_grad():
+        batch = images(2, size=48)
+        assert torch.equal(again.eval()(batch), model.eval()(batch))
+
+
+def test_a_tracer_of_torch_fx_is_told_what_to_do() -> None:
+    model = pool(tiny_vit(), SCHEDULE)
+    with pytest.raises(TpcliError, match=r"vision_transformer\.Block a leaf module"):
+        torch.fx.symbolic_trace(model, concrete_args={"attn_mask": None, "is_causal": False})
+
+
+@pytest.mark.parametrize("kind", ["token", "avg"])
+def test_compiled_without_a_break(kind: str) -> None:
+    model = pool(tiny_vit(global_pool=kind, depth=2), [50, 30], metric="keys")
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images()), model(images()), rtol=0, atol=1e-4)
+        with trace(model) as record:
+            compiled(images())
+    assert len(record.assignments) == 2

@@ -17,7 +17,7 @@ from tpcli.schedule import Schedule
 from . import head
 from .families import FAMILIES
 from .forward import pooled_forward
-from .geometry import patch_grid
+from .geometry import patch_grid, patch_tokens
 from .layer import TokenPooling
 from .overrides import override, restore
 from .scores import check_shows_attention
@@ -68,6 +68,8 @@ def _insert(model: nn.Module, spec: PoolingSpec) -> None:
         depth = i / len(blocks)
         _install(model, block, options, plan.tokens_in(i), plan.tokens[i], depth)
     model.forward_intermediates = forward_intermediates_refused  # type: ignore[assignment]
+    if hasattr(type(model), "set_input_size"):
+        override(model, "set_input_size", set_input_size)
 
 
 def with_place(model: nn.Module, options: PoolingOptions) -> PoolingOptions:
@@ -86,7 +88,7 @@ def unpool(model: ModelT) -> ModelT:
         _uninstall(block)
     if pooling_spec(model) is not None:
         head.uninstall(model)
-        vars(model).pop("forward_intermediates", None)
+        restore(model, "forward_intermediates", "set_input_size")
         del model.token_pooling_spec
     return model
 
@@ -102,6 +104,19 @@ def unpooled(model: nn.Module) -> Iterator[None]:
         unpool(model)
         if spec is not None:
             insert(model, spec)
+
+
+def set_input_size(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """The model's own `set_input_size`; its blocks keep the same shares of their tokens."""
+    spec = pooling_spec(model)
+    assert spec is not None
+    schedule = spec.schedule
+    unpool(model)
+    try:
+        type(model).set_input_size(model, *args, **kwargs)  # type: ignore[attr-defined]
+        schedule = schedule.resized(patch_tokens(model))
+    finally:
+        insert(model, replace(spec, schedule=schedule))
 
 
 def _install(

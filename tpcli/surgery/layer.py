@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from tpcli.options import PoolingOptions
 from tpcli.pooling import Assignment, Clusters, get_method, merge_tokens
 from tpcli.pooling.clusters import medoids_near_mean
+from tpcli.schedule import share_of
 
 from .attention import AttentionInputs, patch_scores
 from .families import Family
@@ -113,7 +114,7 @@ class TokenPooling(nn.Module):
         """K for `tokens` patch tokens: the schedule's, or its share for another image size."""
         if tokens == self.tokens_in:
             return self.tokens_out
-        return max(1, round(tokens * self.tokens_out / self.tokens_in))
+        return share_of(tokens, self.tokens_out, self.tokens_in)
 
     def attention_mask(self, x: Tensor, sizes: Tensor | None) -> Tensor | None:
         """log(size) for every key, added to the attention logits (ToMe, eq. 1): (B, 1, 1, P + N).
