@@ -59,10 +59,14 @@ def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[obje
     """bfloat16 autocast, float16 on CUDA devices without it; nothing if not enabled."""
     if not enabled:
         return nullcontext()
-    lacks_bfloat16 = device.type == "cuda" and not torch.cuda.is_bf16_supported(
-        including_emulation=False
-    )
-    return torch.autocast(device.type, dtype=torch.float16 if lacks_bfloat16 else torch.bfloat16)
+    return torch.autocast(device.type, dtype=sixteen_bit_type(device))
+
+
+def sixteen_bit_type(device: torch.device) -> torch.dtype:
+    """bfloat16, or float16 on CUDA devices that only imitate it, slowly."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
 
 
 @contextmanager

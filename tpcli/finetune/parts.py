@@ -14,7 +14,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
-from tpcli.devices import pick_device
+from tpcli.devices import pick_device, sixteen_bit_type
 from tpcli.errors import UserError
 from tpcli.recipe import Recipe
 
@@ -30,12 +30,14 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
 
 
 def settle_precision(recipe: Recipe, device: str) -> Recipe:
-    """The recipe with a precision: bf16, or fp32 on a processor that only imitates bf16, slowly."""
+    """The recipe with a precision: bf16; where it is only imitated, fp16, and fp32 on CPUs."""
     if recipe.precision is not None:
         return recipe
-    on_cpu = pick_device(device).type == "cpu"
-    slow = on_cpu and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
-    return replace(recipe, precision="fp32" if slow else "bf16")
+    chosen = pick_device(device)
+    if sixteen_bit_type(chosen) is torch.float16:
+        return replace(recipe, precision="fp16")
+    slow = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
+    return replace(recipe, precision="fp32" if chosen.type == "cpu" and slow else "bf16")
 
 
 def make_accelerator(recipe: Recipe, device: str, out: Path) -> Accelerator:
