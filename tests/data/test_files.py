@@ -82,7 +82,7 @@ def test_an_empty_class_folder_is_named(folder: Path) -> None:
 def test_a_summary_names_some_of_each_kind() -> None:
     entries = [LeftOut(f"{i}.txt", "no image by its name") for i in range(5)]
     text = describe([*entries, LeftOut(".x", "hidden")])
-    assert text == "5 no image by its name (0.txt, 1.txt, 2.txt, ...); 1 hidden (.x)"
+    assert text == "no image by its name: 5 (0.txt, 1.txt, 2.txt, ...); hidden: 1 (.x)"
     assert describe([]) == ""
 
 

@@ -207,6 +207,6 @@ def test_the_command_line(tmp_path: Path, run: Any, model_folder: Path) -> None:
     assert result["count"] == 6
     assert result["left_out"] == [{"name": ".cache", "why": "hidden"}]
     assert "left out of" in done.err
-    assert "1 hidden (.cache)" in done.err
+    assert "hidden: 1 (.cache)" in done.err
     done = run("eval", model_folder, "--data", folder)
     assert done.code == 2

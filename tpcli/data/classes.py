@@ -11,7 +11,7 @@ from tpcli.errors import UserError
 from .files import Files, LeftOut, Member, natural_key
 
 BESIDE = "beside the class folders"
-EMPTY = "class folders without an image"
+EMPTY = "a class folder without an image"
 HOLDERS = ("images", "imgs", "image", "img")
 """Folders that are no class even where there is a single one."""
 

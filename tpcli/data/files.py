@@ -159,11 +159,11 @@ def natural_key(name: str) -> tuple[list[object], str]:
 
 
 def describe(left_out: Iterable[LeftOut], most: int = 3) -> str:
-    """How many were left out and why, with some names of each kind; empty where there is none."""
+    """Why things were left out, how many, and some of their names; empty where there are none."""
     kinds: dict[str, list[str]] = {}
     for entry in left_out:
         kinds.setdefault(entry.why, []).append(entry.name)
     return "; ".join(
-        f"{len(names)} {why} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
+        f"{why}: {len(names)} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
         for why, names in kinds.items()
     )

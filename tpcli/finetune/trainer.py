@@ -183,7 +183,7 @@ class Trainer:
         if count > len(known):
             names = ", ".join(self.progress.unreadable[:3]) + (", ..." if count > 3 else "")
             self.watcher.note(
-                f"{count} training images can't be read and are replaced by others: {names}"
+                f"training images that can't be read, replaced by others: {count} ({names})"
             )
 
     def save(self) -> None:
