@@ -11,18 +11,17 @@ from timm.data import create_dataset, create_transform
 from torch.utils.data import IterableDataset, Subset
 
 from tpcli.errors import UserError
+from tpcli.specs import DEMO, check_data, is_named
 from tpcli.splits import main_name
 
 from .class_map import by_map
 from .classes import by_folder
 from .decoding import Prepared, mode_for
-from .files import in_folder
+from .files import NO_FILE, in_folder
 from .images import UNREADABLE, FileImages, ImageData, NamedImages, Relabelled
 from .labels import Head, check_indices, match
 from .places import find_split, keep_split
 from .tar import in_tar
-
-TIMM_PREFIXES = ("torch", "hfds", "hfids", "wds", "tfds")
 
 
 def create(
@@ -53,9 +52,9 @@ def create(
         **_transform_arguments(config), is_training=False, use_prefetcher=True
     )
     prepared = Prepared(mode_for(config["input_size"][0]), transform)
-    if spec == "demo":
+    if spec == DEMO:
         data = _demo(split, config, prepared)
-    elif spec.partition("/")[0] in TIMM_PREFIXES and not Path(spec).exists():
+    elif is_named(spec):
         data = _named(spec, split, config, prepared, data_dir, download)
     else:
         data = _local(spec, split, config, prepared, class_map)
@@ -114,7 +113,7 @@ def _demo(split: str, config: dict[str, Any], prepared: Prepared) -> ImageData:
 
     split = main_name(split)
     images = Digits(split, prepared)
-    return ImageData("demo", split, images, (), [str(i) for i in range(10)], config)
+    return ImageData(DEMO, split, images, (), [str(i) for i in range(10)], config)
 
 
 def _named(
@@ -140,15 +139,11 @@ def _local(
     prepared: Prepared,
     class_map: Mapping[str, int] | None,
 ) -> ImageData:
+    check_data(spec)
     path = Path(spec)
-    if not spec or not path.exists():
-        raise UserError(
-            f"data {spec!r} does not exist; give a folder of class folders, of splits or of "
-            "<split>.tar files, a .tar file, or a timm data set such as torch/cifar10."
-        )
     root = find_split(path, split) if path.is_dir() else path
-    if not root.is_dir() and not (root.is_file() and root.suffix.lower() == ".tar"):
-        raise UserError(f"data {spec!r} is a file but no .tar; give a folder or a .tar file.")
+    if not root.is_dir() and not root.is_file():
+        raise UserError(f"{root} is {NO_FILE} and no folder; give a folder or a .tar file.")
     files = in_folder(root) if root.is_dir() else in_tar(root)
     if root == path and path.is_file():
         keep_split(files, split)
