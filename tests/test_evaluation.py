@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tests.pictures import CLASSES, class_folders, truncate
 from tests.tiny import tiny_vit
-from tpcli import evaluate, pool
+from tpcli import evaluate, load, pool
 from tpcli.data import ImageData, create
 from tpcli.devices import pick_device
 from tpcli.errors import TpcliError, UserError
@@ -219,3 +219,9 @@ def test_devices() -> None:
     assert isinstance(pick_device("auto"), torch.device)
     with pytest.raises(UserError, match=r"device 'gpu' can't be used \(.*\); try auto or cpu"):
         pick_device("gpu")
+
+
+def test_a_model_that_answers_for_each_token() -> None:
+    loaded = load("demo", pretrained=False, model_kwargs={"global_pool": ""})
+    with pytest.raises(UserError, match="has global_pool '', so it answers for each token"):
+        evaluate(loaded.model, create("demo", loaded.data_config, limit=4))

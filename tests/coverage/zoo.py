@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import tpcli
 from tpcli.flops import count_flops
+from tpcli.models import weights_hash
 from tpcli.surgery import PooledTokens, TokenPooling
 from tpcli.surgery.geometry import input_size, patch_tokens
 
@@ -89,6 +90,7 @@ def check(name: str) -> None:
         count = count_flops(model)
         assert 0 < count.pooling < count.total
         assert [b.tokens_out for b in count.blocks] == schedule(model)
+    assert len(weights_hash(model)) == 64
     model.train()
     for part in model.modules():
         if isinstance(part, nn.BatchNorm2d):  # in the stems of hybrids; it would learn from x

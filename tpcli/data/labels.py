@@ -30,8 +30,17 @@ class Head:
 
     @classmethod
     def of(cls, model: Any, name: str = "the model") -> Head:
-        """The head of a timm model, with the `label_names` of its config where they fit."""
+        """The head of a timm model, with the `label_names` of its config where they fit.
+
+        Raises:
+            UserError: it answers for each token, not for the image.
+        """
         size = int(model.num_classes)
+        if size and getattr(model, "global_pool", None) == "":
+            raise UserError(
+                f"{name} has global_pool '', so it answers for each token and not for the image; "
+                "use token, avg or another that its architecture takes."
+            )
         names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ()
         if isinstance(names, Mapping):  # by their indices
             names = list(names.values())
