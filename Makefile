@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 KERNELS = $(wildcard tpcli/pooling/native/*.[ch])
 
-.PHONY: demo test walk lint docs clean
+.PHONY: demo test walk sanitize lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/tpcli pareto --out pareto.png
@@ -15,6 +15,9 @@ test: $(VENV)/installed-dev
 
 walk: $(VENV)/installed-dev # every architecture of timm that can be pooled, every export
 	$(BIN)/python -m pytest -n auto --dist load -m walk tests/coverage
+
+sanitize: $(VENV)/installed-dev # the compiled loops under the sanitizers of gcc
+	PYTHON=$(abspath $(BIN))/python .ci/sanitize
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,7 +145,6 @@ def _write_onnx(model: nn.Module, images: Tensor, path: Path, opset: int | None)
             opset_version=opset,
             dynamo=True,
             verbose=False,
-            custom_translation_table=_translations(),
         )
     except TpcliError:
         raise
@@ -156,27 +153,6 @@ def _write_onnx(model: nn.Module, images: Tensor, path: Path, opset: int | None)
     assert program is not None
     program.save(str(path))
     return int(program.model.opset_imports[""])
-
-
-def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Operators that torch's exporter does not know: the stable sort.
-
-    ONNX defines TopK to put the lower index first among equals, which makes it a stable sort.
-    """
-    from onnxscript import INT64, opset18
-
-    op: Any = opset18
-
-    def stable_sort(
-        self: Any, stable: bool = True, dim: int = -1, descending: bool = False
-    ) -> tuple[Any, Any]:
-        if self.dtype.is_integer():  # TopK of ONNX Runtime takes no 8-bit integers
-            self = op.Cast(self, to=INT64.dtype)
-        length = op.Reshape(op.Gather(op.Shape(self), dim, axis=0), op.Constant(value_ints=[1]))
-        values, indices = op.TopK(self, length, axis=dim, largest=int(descending), sorted=1)
-        return values, indices
-
-    return {torch.ops.aten.sort.stable: stable_sort}
 
 
 def _run_onnx(path: Path, images: Tensor) -> Tensor | None:

@@ -243,7 +243,7 @@ def test_labels_that_are_no_k_clusters_are_refused(labels: list[int]) -> None:
 class TestStandAside:
     """Where somebody watches the operators, there are operators to see."""
 
-    model = pool(tiny_vit(), "r:10", "ward")
+    model = pool(tiny_vit(depth=2), "r:10", "ward")
     batch = images(2)
 
     def test_but_not_otherwise(self) -> None:

@@ -12,19 +12,18 @@ from torch import Tensor
 from tests.pooling import reference
 from tests.tiny import tokens
 from tpcli.errors import UserError
-from tpcli.pooling import Clusters, Method, get_method, native, reduce_tokens, register
+from tpcli.pooling import Clusters, Method, get_method, methods, native, reduce_tokens, register
 from tpcli.pooling.registry import Assignment
 from tpcli.pooling.starts import STARTS, start_medoids
 
 OPERATORS = "ward of operators"  # what ward is without the compiled loops
-METHODS = [
-    "k-medoids",
-    "wk-medoids",
-    "k-means",
-    "ward",
-    OPERATORS,
-]  # rivals have tests of their own
-every_method = pytest.mark.parametrize("method", METHODS)
+STARTED = ("k-medoids", "k-means")  # wk-medoids is k-medoids under other options
+CASES = [
+    *((method, start) for method in STARTED for start in STARTS),
+    ("ward", ""),  # takes no start
+    (OPERATORS, ""),
+]
+every_case = pytest.mark.parametrize(("method", "start"), CASES)
 every_start = pytest.mark.parametrize("start", STARTS)
 
 
@@ -33,17 +32,16 @@ def assign(method: str, start: str, z: Tensor, k: int, weights: Tensor | None = 
     with pytest.MonkeyPatch.context() as patch:
         if method == OPERATORS:
             patch.setattr(native, "kernels", None)
-        return get_method(method.split()[0])(
-            z, k, weights=weights, sizes=torch.ones(z.shape[:2]), start=start, iterations=3
-        )
+        return get_method(method.split()[0])(z, k, weights=weights, start=start, iterations=3)
 
 
-def test_the_methods_of_the_paper_are_there() -> None:
-    assert {"k-medoids", "k-means", "ward"} <= set(METHODS)
+def test_methods_are_listed_from_the_papers_own_on() -> None:
+    names = [method.name for method in methods()]
+    assert names[:4] == ["k-medoids", "wk-medoids", "k-means", "ward"]
+    assert len(set(names)) == len(names) == 13
 
 
-@every_method
-@every_start
+@every_case
 @given(data=st.data(), n=st.integers(2, 18), channels=st.integers(1, 3))
 def test_exactly_k_clusters(
     method: str, start: str, data: st.DataObject, n: int, channels: int
@@ -67,8 +65,7 @@ def test_exactly_k_clusters(
             assert sorted(leaders) == sorted(set(labels))
 
 
-@every_method
-@every_start
+@every_case
 @pytest.mark.parametrize("k", [1, 7, 24, 31])
 def test_a_sample_does_not_depend_on_its_batch(method: str, start: str, k: int) -> None:
     z, weights = tokens(5, 32, 8), torch.rand(5, 32) + 0.1
@@ -78,8 +75,7 @@ def test_a_sample_does_not_depend_on_its_batch(method: str, start: str, k: int) 
         assert torch.equal(alone[0], together[b])
 
 
-@every_method
-@every_start
+@every_case
 def test_deterministic(method: str, start: str) -> None:
     z, weights = tokens(3, 40, 8), torch.rand(3, 40) + 0.1
     first = assign(method, start, z, 13, weights).labels
@@ -87,7 +83,7 @@ def test_deterministic(method: str, start: str) -> None:
     assert torch.equal(assign(method, start, z, 13, weights).labels, first)
 
 
-@every_method
+@pytest.mark.parametrize("method", [*STARTED, "ward", OPERATORS])
 def test_inputs_stay_as_they_were(method: str) -> None:
     z, weights = tokens(2, 20, 4), torch.rand(2, 20) + 0.1
     z_before, weights_before = z.clone(), weights.clone()
@@ -113,8 +109,7 @@ def test_permuted_tokens_give_the_same_clusters(
     assert reference.partition(back.numpy()) == reference.partition(plain.numpy())
 
 
-@every_method
-@every_start
+@every_case
 @given(seed=st.integers(0, 10_000), n=st.integers(2, 24), data=st.data())
 def test_pooled_tokens(method: str, start: str, seed: int, n: int, data: st.DataObject) -> None:
     """Means lie between their members, sizes add up, order is that of the lowest member."""
@@ -137,12 +132,11 @@ def test_pooled_tokens(method: str, start: str, seed: int, n: int, data: st.Data
 
 
 @every_start
-@pytest.mark.parametrize("k", [1, 5, 16, 31])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("k", "weighted"), [(1, True), (5, False), (16, True), (31, True)])
 def test_starts_equal_plain_loops(start: str, k: int, weighted: bool) -> None:
     z = tokens(3, 32, 6, seed=k)
     weights = torch.rand(3, 32) + 0.1 if weighted else torch.ones(3, 32)
-    chosen = start_medoids(start, z, k, weights=weights, sizes=weights)
+    chosen = start_medoids(start, z, k, weights=weights)
     for b in range(3):
         expected = reference.start_positions(
             start, z[b].double().numpy(), k, weights[b].double().numpy()

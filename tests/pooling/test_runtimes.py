@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from tests.pooling.test_ties import CHANNELS, TOKENS, N, labels_of
 from tpcli.pooling import get_method, methods, native
 
-DEFAULT = "ward"
 Call = Callable[[Tensor], Tensor]
 
 
@@ -54,20 +53,22 @@ def exported(module: nn.Module, z: Tensor, folder: Path) -> list[Call]:
 RUNTIMES = {"inductor": compiled, "onnx": exported}
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param(method.name, marks=[] if method.name == DEFAULT else pytest.mark.slow)
-        for method in methods()
-    ],
-)
+DEFAULT = pytest.param("onnx", "ward", 33, id="onnx-ward-one round")
+OTHERS = [
+    pytest.param(runtime, method.name, 20, marks=pytest.mark.slow)
+    for runtime in RUNTIMES
+    for method in methods()
+    if method.name != "grid"  # decides nothing by values
+]
+
+
+@pytest.mark.parametrize(("runtime", "method", "k"), [DEFAULT, *OTHERS])
 def test_ties_are_decided_as_by_the_operators(
-    runtime: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runtime: str, method: str, k: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "kernels", None)
     with torch.no_grad():
-        module = Labels(method, 20).eval()
+        module = Labels(method, k).eval()
         for call in RUNTIMES[runtime](module, torch.rand(2, N, CHANNELS), tmp_path):
             for kind, z in TOKENS.items():
                 assert torch.equal(call(z), module(z)), kind

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -66,12 +68,18 @@ def test_a_token_of_weight_three_is_three_tokens() -> None:
 def test_objective_relative_to_k_means_restarts(k: int, iterations: int, bound: float) -> None:
     z = tokens(8, 64, 24, groups=12)
     labels = run(z, k, iterations)
-    mine, theirs = 0.0, 0.0
-    for b in range(8):
-        z64 = z[b].double().numpy()
-        mine += reference.mean_objective(z64, labels[b].numpy(), np.ones(64))
-        theirs += KMeans(k, n_init=10, random_state=0).fit(z64).inertia_
-    assert mine / theirs <= bound
+    mine = sum(
+        reference.mean_objective(z[b].double().numpy(), labels[b].numpy(), np.ones(64))
+        for b in range(8)
+    )
+    assert mine / best_of_restarts(k) <= bound
+
+
+@cache
+def best_of_restarts(k: int) -> float:
+    """The objective of the best of 10 K-Means, on the same tokens."""
+    z = tokens(8, 64, 24, groups=12).double().numpy()
+    return float(sum(KMeans(k, n_init=10, random_state=0).fit(sample).inertia_ for sample in z))
 
 
 @pytest.mark.parametrize("k", [1, 2, 10, 19])
