@@ -6,12 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from tpcli.cost import CostModel
+from tpcli.cost import CostModel, Floats
 from tpcli.errors import UserError
 from tpcli.options import PoolingOptions
 from tpcli.profile import Profile, default_profile, schedules
 from tpcli.schedule import Budget, Tokens, constant_removal
-from tpcli.surgery import with_place
 
 SURE = 2e-3
 """Estimates that are nearer to a budget than this share of the base's FLOPs are counted."""
@@ -25,7 +24,7 @@ class BudgetSolver:
     """
 
     def __init__(self, model: nn.Module, options: PoolingOptions) -> None:
-        self.cost = CostModel(model, with_place(model, options))
+        self.cost = CostModel(model, options)
 
     def solve(self, budget: Budget | float) -> Tokens:
         """Tokens per block whose FLOPs come closest to the budget without exceeding it.
@@ -65,6 +64,15 @@ def _chain(cost: CostModel, wanted: Iterable[Tokens]) -> list[Tokens]:
     return list(dict.fromkeys([unpooled, *(cost.followed(tokens) for tokens in wanted)]))
 
 
+def first_within(budget: float, costs: Floats) -> int:
+    """Where a falling row of costs is within `budget` for good; its length where it never is.
+
+    Costs rise a little where a block begins to pool, so the first that is within may not be it.
+    """
+    above = (costs > budget).nonzero()[0]
+    return int(above[-1]) + 1 if len(above) else 0
+
+
 def weakest_within(budget: float, chain: Sequence[Tokens], cost: CostModel) -> Tokens:
     """The first schedule of a falling `chain` whose counted FLOPs are within `budget`.
 
@@ -79,8 +87,7 @@ def weakest_within(budget: float, chain: Sequence[Tokens], cost: CostModel) -> T
     error = 0.0  # of the estimate, where it was counted last
     while within - above > 1:
         estimates = cost.estimates(chain[above + 1 : within]) + error
-        fitting = (estimates <= budget).nonzero()[0]
-        guess = above + 1 + int(fitting[0]) if len(fitting) else within - 1
+        guess = min(above + 1 + first_within(budget, estimates), within - 1)
         ratio = cost.exact(chain[guess])
         less, this = cost.estimates(chain[guess - 1 : guess + 1])
         error = ratio - this

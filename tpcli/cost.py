@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import nnls
 from torch import nn
 
 from tpcli.flops import FlopCount, count_flops
@@ -18,19 +19,19 @@ from tpcli.surgery.geometry import patch_grid, patch_tokens
 
 Floats = npt.NDArray[np.float64]
 
-CALIBRATION = ((0.9,), (0.75, 1.0))
+CALIBRATION = ((0.9,), (0.7, 1.0, 0.97))
 """Keep rates, block after block and over again, of the schedules that the estimate starts from."""
 
 
 class CostModel:
     """FLOPs of any schedule for one model and one set of pooling options, as shares of the base.
 
-    A block's FLOPs are a polynomial of its tokens in and out: attention and distances go with the
-    square, the rest with the number. It is fitted to all of fvcore's counts so far, after which a
-    schedule costs microseconds instead of a trace. `exact` is the count itself.
+    A block's FLOPs, and those of its pooling, are polynomials of its tokens in and out. They are
+    fitted to all of fvcore's counts so far, after which a schedule costs microseconds instead of a trace.
+    `exact` is the count itself.
 
-    options: complete ones (`surgery.with_place`). last_free: leave one patch token for the last
-    block's MLP. The model is left alone; its weights are shared, not copied.
+    last_free: leave one patch token for the last block's MLP. The model is left alone; its weights
+    are shared, not copied.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class CostModel:
         self.base_flops = base.total
         self._rest = base.total - sum(block.flops for block in base.blocks)
         self._exact: dict[Tokens, int] = {}
-        self._samples: list[tuple[int, int, int]] = []
+        self._samples: set[tuple[int, int, int, int]] = set()
         self._fitted: tuple[Floats, Floats] | None = None
         self._remember((self.patch_tokens,) * self.depth, base)
 
@@ -74,12 +75,13 @@ class CostModel:
         """`estimate` of each of S schedules: (S,)."""
         if self._fitted is None:
             self._fitted = self._fit()
-        plain, pooling = self._fitted
+        blocks, pooling = self._fitted
         after = np.asarray(schedules, dtype=np.float64) / self.patch_tokens
         before = np.concatenate([np.ones_like(after[:, :1]), after[:, :-1]], axis=1)
-        features = _features(before, after)  # (S, blocks, features)
-        blocks = np.where(after < before, features @ pooling, features @ plain)
-        shares: Floats = (self._rest + blocks.sum(1)) / self.base_flops
+        removed = before - after
+        flops = _block_features(before, after) @ blocks
+        flops += np.where(removed > 0, _pooling_features(before, removed) @ pooling, 0)
+        shares: Floats = (self._rest + flops.sum(1)) / self.base_flops
         return shares
 
     def exact(self, tokens: Sequence[int]) -> float:
@@ -93,38 +95,54 @@ class CostModel:
 
     def _remember(self, tokens: Tokens, count: FlopCount) -> None:
         self._exact[tokens] = count.total
-        self._samples += [
-            (block.tokens_in, block.tokens_out, block.flops) for block in count.blocks
-        ]
+        self._samples |= {
+            (
+                block.tokens_in,
+                block.tokens_out,
+                block.flops - block.pooling_flops,
+                block.pooling_flops,
+            )
+            for block in count.blocks
+        }
         self._fitted = None
 
     def _fit(self) -> tuple[Floats, Floats]:
-        """Coefficients of a block that does not pool, and of one that does."""
-        if not any(n > k for n, k, _ in self._samples):
+        """Coefficients of the features of a block, and of those of its pooling."""
+        if all(n == k for n, k, *_ in self._samples):
             for rates in CALIBRATION:
                 left, wanted = self.patch_tokens, []
                 for block in range(self.depth):
                     left = max(1, round(left * rates[block % len(rates)]))
                     wanted.append(left)
                 self.exact(self.followed(wanted))
-        samples = np.array(sorted(set(self._samples)), dtype=np.float64)
-        pools = samples[:, 0] > samples[:, 1]
-        return _least_squares(samples[~pools], self.patch_tokens), _least_squares(
-            samples[pools], self.patch_tokens
-        )
+        samples = np.array(sorted(self._samples), dtype=np.float64)
+        before, after = samples[:, 0] / self.patch_tokens, samples[:, 1] / self.patch_tokens
+        pools = after < before
+        blocks = _least_squares(_block_features(before, after), samples[:, 2])
+        features = _pooling_features(before, before - after)
+        return blocks, _least_squares(features[pools], samples[pools, 3])
 
 
-def _features(before: Floats, after: Floats) -> Floats:
-    """Of blocks with such shares of all tokens in and out: (...,) -> (..., 6)."""
-    ones = np.ones_like(before)
-    return np.stack([ones, before, after, before * before, before * after, after * after], axis=-1)
+def _block_features(before: Floats, after: Floats) -> Floats:
+    """Of blocks with such shares of all tokens in and out: (...,) -> (..., 4). Linear layers go
+    with the tokens, attention with their square too."""
+    return np.stack([np.ones_like(before), before, after, before * before], axis=-1)
 
 
-def _least_squares(samples: Floats, patch_tokens: int) -> Floats:
-    """Coefficients with the smallest relative errors on (tokens in, tokens out, FLOPs) rows."""
-    if not len(samples):
-        return np.zeros(6)
-    flops = samples[:, 2]
-    features = _features(samples[:, 0] / patch_tokens, samples[:, 1] / patch_tokens)
-    solution = np.linalg.lstsq(features / flops[:, None], np.ones(len(flops)))[0]
-    return np.asarray(solution, dtype=np.float64)
+def _pooling_features(before: Floats, removed: Floats) -> Floats:
+    """Of poolings: distances go with the square of all tokens, comparisons of a few candidates
+    with that of the removed ones: (...,) -> (..., 4)."""
+    products = (before * before, before * removed, removed * removed)
+    return np.stack([before, *products], axis=-1)
+
+
+def _least_squares(features: Floats, flops: Floats) -> Floats:
+    """Coefficients, none below 0, with the smallest relative errors: (S, F), (S,) -> (F,)."""
+    counted = flops > 0
+    if not counted.any():
+        return np.zeros(features.shape[1])
+    scale = flops.max()
+    solution, _ = nnls(
+        features[counted] * (scale / flops[counted, None]), np.ones(int(counted.sum()))
+    )
+    return np.asarray(solution * scale, dtype=np.float64)

@@ -18,7 +18,6 @@ from tpcli.profile import at_strength, curved, schedules
 from tpcli.schedule import Tokens
 from tpcli.search.checkpoint import Memory
 from tpcli.search.optimise import STARTS, fitted, optimise
-from tpcli.surgery import with_place
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +27,7 @@ def cost() -> CostModel:
 
 @pytest.mark.parametrize("method", ["ward", "k-medoids", "tome", "top-k", "grid"])
 def test_estimates_are_near_the_count(method: str) -> None:
-    model = tiny_vit()
-    cost = CostModel(model, with_place(model, pooling_options(method)))
+    cost = CostModel(tiny_vit(), pooling_options(method))
     chance = random.Random(0)
     for _ in range(4):
         left, wanted = 64.0, []

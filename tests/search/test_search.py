@@ -17,11 +17,14 @@ from tests.program import Run
 from tests.tiny import tiny_vit
 from tpcli import data, pool
 from tpcli.budget import solve_budget
+from tpcli.cost import CostModel
 from tpcli.errors import UserError
 from tpcli.options import pooling_options
-from tpcli.schedule import parse
+from tpcli.profile import DEFAULT_SHAPE
+from tpcli.schedule import Budget, Tokens, parse
 from tpcli.search import OBJECTIVES, SearchOptions, budgets_with, search
 from tpcli.search.objectives import Damage
+from tpcli.search.optimise import fitted
 from tpcli.search.search import calibration_images
 from tpcli.surgery import pooling_spec
 
@@ -70,8 +73,46 @@ def test_it_beats_constant_removal_on_images_that_it_has_not_seen() -> None:
     others = data.create("demo", CONFIG, split="validation", limit=200)
     images = calibration_images(others, replace(options, images=200), torch.device("cpu"))
     damage = Damage(model, pooling, images, "kl")
-    constant = damage.of(solve_budget(model, pooling, 0.35))
+    constant = damage.of(solve_budget(model, pooling, Budget(0.35, is_constant=True)))
     assert damage.of(result.schedule(0.35).tokens) < 0.8 * constant  # 0.0053 and 0.0077 measured
+
+
+def test_a_search_has_to_beat_the_default_schedule_by_more_than_noise(
+    model: nn.Module, digits: data.ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage with the same mean for every schedule, but for one that is better where it counts."""
+    pooling, noise = pooling_options("ward"), torch.rand(24, generator=torch.manual_seed(0))
+    options = SearchOptions(images=12, budgets=(0.5,), trials=12, batch_size=8, device="cpu")
+    cost = CostModel(model, pooling)
+    default, better = (fitted(shape, 0.5, cost, (1,) * 4) for shape in (DEFAULT_SHAPE, (-0.1, 0.5)))
+    gain = 0.0
+
+    def each(self: Damage, tokens: Tokens) -> torch.Tensor:
+        luck = 0.001 * (tokens == better)  # in what the search sees, and within the noise
+        return 1 + (noise if tokens == better else noise.flip(0)) - luck - gain * (tokens == better)
+
+    monkeypatch.setattr(Damage, "each", each)
+    result = search(model, digits, pooling, options)
+    assert result.members[1].tokens == default
+    assert result.verdict == "the default schedule is as good"
+    gain = 0.5
+    result = search(model, digits, pooling, options)
+    assert result.members[1].tokens == better
+    assert result.verdict.startswith("better than the default schedule at 0.5")
+
+
+def test_the_last_block_is_free_only_where_asked_and_exact(
+    model: nn.Module, digits: data.ImageData
+) -> None:
+    pooling, free = pooling_options("ward"), replace(SMALL, trials=2, last_free=True)
+    result = search(model, digits, pooling, free)
+    tokens = result.schedule(0.5).tokens
+    assert tokens[-1] == 1
+    assert result.last_free_saving(tokens) > 0.01
+    usual = search(model, digits, pooling, replace(free, last_free=False)).schedule(0.5)
+    assert usual.tokens[-1] > 1
+    with pytest.raises(UserError, match="last_free changes the answers"):
+        search(tiny_vit(global_pool="avg"), digits, pooling, free)
 
 
 def test_damage_is_nothing_without_pooling_and_grows(
@@ -155,7 +196,7 @@ def test_command(run: Run, tmp_path: Path) -> None:
     assert "exists already" in again.err
     wrong = run("schedule", "--method", "top-k", "--weights", "size")
     assert wrong.code == 2
-    assert "can't take --weights size" in wrong.err
+    assert "can't take weights 'size'" in wrong.err
 
 
 def test_methods_command(run: Run) -> None:

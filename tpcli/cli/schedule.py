@@ -22,13 +22,15 @@ from tpcli.cli.groups import (
 )
 from tpcli.cli.kinds import BUDGET, METHOD, SIZE, SPLIT
 from tpcli.cli.spread import add
-from tpcli.cli.values import MANY, Value, named_like, one_of, option, whole
+from tpcli.cli.values import MANY, Value, flag, named_like, one_of, option, whole
 from tpcli.files import check_output
 from tpcli.specs import DEMO, base_name
 
 if TYPE_CHECKING:
     from tpcli.data import ImageData
     from tpcli.models import LoadedModel
+    from tpcli.schedule import Tokens
+    from tpcli.search import SearchResult
 
 
 JUDGES = ("kl", "significance", "reconstruction")
@@ -79,6 +81,14 @@ def schedule(
         str, option(one_of(JUDGES), f"What a schedule is judged by: {', '.join(JUDGES)}.")
     ] = "kl",
     trials: Annotated[int, option(whole(1, MANY), "Schedules tried per budget.")] = 16,
+    last_free: Annotated[
+        bool,
+        flag(
+            "Leave one patch token for the last MLP: exact where only the class token is read, "
+            "but useless for dense features.",
+            "--last-free",
+        ),
+    ] = False,
     out: Annotated[Path | None, option(OUT, "File to write.", shown="MODEL-schedule.json")] = None,
     batch_size: Annotated[int, option(SIZE, "Images in a batch.")] = 64,
     device: DeviceOption = "auto",
@@ -105,6 +115,7 @@ def schedule(
         images=calibration.images,
         budgets=budgets_with(budget),
         trials=trials,
+        last_free=last_free,
         batch_size=batch_size,
         device=device,
     )
@@ -136,6 +147,15 @@ def schedule(
             ("FLOPs", f"{100 * float(str(ratio)):.2f}% of the base, budget {100 * budget:g}%"),
             ("judged by", f"{by}, {calibration.images} images of {data.spec}, {data.split}"),
             ("family", ", ".join(f"{member.ratio:.2f}" for member in result.members)),
+            *_last_free(result, found.tokens),
+            ("verdict", result.verdict),
             ("saved", f"{out}  (try: {render.eval_command(model, data.spec, schedule=out)})"),
         ]
     )
+
+
+def _last_free(result: SearchResult, tokens: Tokens) -> list[tuple[str, str]]:
+    if not result.cost.last_free:
+        return []
+    saved = 100 * result.last_free_saving(tokens)
+    return [("last block", f"one patch token is left for its MLP, which saves {saved:.2f}%")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -44,24 +43,31 @@ class Damage:
             self._wanted = [model(batch).float().log_softmax(-1) for batch in images]
 
     def of(self, tokens: Tokens) -> float:
-        """Damage done by one schedule."""
+        """Damage done by one schedule: the mean over all images."""
+        return float(self.each(tokens).mean())
+
+    def each(self, tokens: Tokens) -> Tensor:
+        """Damage done by one schedule to each of M images: (M,) float64, on the CPU."""
+        found: list[Tensor] = []
         insert(self._model, PoolingSpec(Schedule(tokens, self._patch_tokens), self._options))
-        total, count = 0.0, 0
         try:
             with torch.inference_mode(), self._watching_layers():
                 for batch, wanted in zip(self._images, self._wanted, strict=True):
                     logits = self._model(batch).float()
                     if self._by == "kl":
-                        found = logits.log_softmax(-1)
-                        self._losses = [F.kl_div(found, wanted, log_target=True, reduction="sum")]
-                    total += float(sum(self._losses))
-                    count += len(batch)
+                        terms = F.kl_div(
+                            logits.log_softmax(-1), wanted, log_target=True, reduction="none"
+                        )
+                        self._losses = [terms.sum(-1)]
+                    none = torch.zeros(len(batch), dtype=torch.float64)
+                    found.append(sum((loss.cpu().double() for loss in self._losses), none))
                     self._losses.clear()
         finally:
             unpool(self._model)
-        if not math.isfinite(total):
+        damages = torch.cat(found)
+        if not bool(damages.isfinite().all()):
             raise TpcliError("the model's output is not finite; check its weights.")
-        return total / count
+        return damages
 
     @contextmanager
     def _watching_layers(self) -> Iterator[None]:
@@ -87,4 +93,4 @@ class Damage:
             for tokens in (inputs[0], outputs[0])
         )
         nearest = squared_distances(before, after).amin(-1)  # (B, N)
-        self._losses.append((nearest if inputs[1] is None else nearest * inputs[1]).sum())
+        self._losses.append((nearest if inputs[1] is None else nearest * inputs[1]).sum(1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tpcli.budget import family_chain
+from tpcli.budget import family_chain, first_within
 from tpcli.cost import CostModel
 from tpcli.profile import DEFAULT_SHAPE, curved
 from tpcli.schedule import Tokens
@@ -81,5 +81,5 @@ def fitted(shape: Shape, budget: float, cost: CostModel, floor: Tokens) -> Token
     """The weakest schedule of this shape whose estimated cost is within `budget`; `floor`, which
     is, where none of the shape's is."""
     chain = family_chain(curved(cost.depth, *shape), cost, floor)
-    within = (cost.estimates(chain) <= budget * MARGIN).nonzero()[0]
-    return chain[int(within[0])] if len(within) else floor
+    first = first_within(budget * MARGIN, cost.estimates(chain))
+    return chain[first] if first < len(chain) else floor

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tpcli.budget import weakest_within
 from tpcli.cost import CostModel
-from tpcli.errors import UserError
 from tpcli.files import write_json
 from tpcli.options import PoolingOptions
 from tpcli.schedule import Schedule, Tokens
@@ -18,11 +19,15 @@ STEPS = 256
 
 @dataclass(frozen=True)
 class Member:
-    """One schedule of the family: its cost as a share of the base's, and its damage if measured."""
+    """One schedule of the family: its cost as a share of the base's, and its damage if measured.
+
+    beats_default: whether it is better than the default schedule of its cost by more than noise.
+    """
 
     tokens: Tokens
     ratio: float
     damage: float | None
+    beats_default: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,55 +52,53 @@ class SearchResult:
         Raises:
             UserError: not even the smallest schedule is within the budget; says what it costs.
         """
-        chain = self._chain()
-        correction = 1.0
-        while chain:
-            tokens, expected = chain[0]
-            if expected * correction <= budget or len(chain) == 1:
-                ratio = self.cost.exact(tokens)
-                if ratio <= budget:
-                    return self._schedule(tokens, budget, ratio)
-                correction = max(correction, ratio / expected)
-            chain = chain[1:]
-        smallest = self.members[-1].ratio
-        raise UserError(
-            f"budget {budget:g} can't be reached; the smallest that method {self.options.method} "
-            f"reaches on this model is {smallest:.3f}."
-        )
+        tokens = weakest_within(budget, self._chain(), self.cost)
+        return self._schedule(tokens, budget, self.cost.exact(tokens))
+
+    @property
+    def verdict(self) -> str:
+        """Whether the search was worth its time, in words."""
+        better = [f"{m.ratio:.2f}" for m in self.members if m.beats_default]
+        if not better:
+            return "the default schedule is as good"
+        return f"better than the default schedule at {', '.join(better)} of the FLOPs"
 
     def _schedule(self, tokens: Tokens, budget: float, ratio: float) -> Schedule:
         spec = "" if ratio < 1 else "none"
         made_by = {**self.made_by, "budget": budget, "ratio": ratio}
         return Schedule(tokens, self.cost.patch_tokens, spec, self.options.to_dict(), made_by)
 
-    def _chain(self) -> list[tuple[Tokens, float]]:
-        """The members and what lies between them, the most expensive first, with their costs.
-
-        Members' costs are counted; between them the estimate's error is taken to change evenly.
-        """
-        chain = [(self.members[0].tokens, self.members[0].ratio)]
-        for before, after in zip(self.members, self.members[1:], strict=False):
-            errors = [m.ratio / self.cost.estimate(m.tokens) for m in (before, after)]
+    def _chain(self) -> list[Tokens]:
+        """The members and what lies between them, the most expensive first."""
+        chain = [self.members[0].tokens]
+        for before, after in itertools.pairwise(self.members):
             for step in range(1, STEPS + 1):
-                share = step / STEPS
                 tokens = self.cost.followed(
-                    round(a + share * (b - a))
+                    round(a + step / STEPS * (b - a))
                     for a, b in zip(before.tokens, after.tokens, strict=True)
                 )
-                last = chain[-1][0]
+                last = chain[-1]
                 if tokens != last and all(t <= m for t, m in zip(tokens, last, strict=True)):
-                    error = errors[0] + share * (errors[1] - errors[0])
-                    chain.append((tokens, self.cost.estimate(tokens) * error))
+                    chain.append(tokens)
         return chain
+
+    def last_free_saving(self, tokens: Tokens) -> float:
+        """The share of the base's FLOPs that is saved in the last block, after its attention."""
+        return self.cost.estimate((*tokens[:-1], tokens[-2])) - self.cost.estimate(tokens)
 
     def document(self, budget: float) -> dict[str, Any]:
         """The schedule of `budget` as a schedule file holds it, with the whole family."""
         found = self.schedule(budget)
         family = [
-            {"ratio": member.ratio, "tokens": list(member.tokens), "damage": member.damage}
+            {
+                "ratio": member.ratio,
+                "tokens": list(member.tokens),
+                "damage": member.damage,
+                "beats_default": member.beats_default,
+            }
             for member in self.members
         ]
-        return {**found.to_dict(), "family": family}
+        return {**found.to_dict(), "family": family, "verdict": self.verdict}
 
     def save(self, path: Path, budget: float, force: bool = False) -> None:
         """Write the schedule of `budget` and the family, atomically."""

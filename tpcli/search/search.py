@@ -16,6 +16,7 @@ from tpcli.devices import borrowed, explain_out_of_memory, pick_device
 from tpcli.errors import UserError
 from tpcli.models import weights_hash
 from tpcli.options import PoolingOptions
+from tpcli.profile import DEFAULT_SHAPE
 from tpcli.schedule import Tokens
 from tpcli.surgery import unpooled, with_place
 from tpcli.surgery.head import last_pooling_is_free
@@ -23,7 +24,7 @@ from tpcli.version import __version__
 
 from .checkpoint import Memory
 from .objectives import Damage
-from .optimise import Shape, optimise
+from .optimise import Shape, fitted, optimise
 from .result import Member, SearchResult
 from .thresholds import Thresholds
 from .views import VIEWS, random_views
@@ -31,6 +32,8 @@ from .views import VIEWS, random_views
 OBJECTIVES = ("kl", "reconstruction", "significance")
 BUDGETS = (0.75, 0.55, 0.4, 0.28)
 """Where the family is searched for; budgets between them are interpolated."""
+SURE = 2.0
+"""Standard errors by which a searched schedule has to beat the default one."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +131,11 @@ def search(
             found = _by_threshold(model, images, options.budgets, cost)
         else:
             damage = Damage(model, pooling, random_views(images), options.by)
+            others = Damage(model, pooling, random_views(images, seed=1), options.by)
             made_by["views"] = VIEWS
             identity = {**made_by, "images": data.fingerprint, "method": pooling.to_dict()}
             memory = Memory(damage.of, checkpoint, identity)
-            found = _by_damage(memory, options, cost, smallest, on_trial)
+            found = _by_damage(memory, others, options, cost, smallest, on_trial)
     full = Member((cost.patch_tokens,) * cost.depth, 1.0, 0.0)
     ends = () if found[-1].tokens == smallest else (smallest,)
     last = [Member(tokens, cost.exact(tokens), None) for tokens in ends]
@@ -193,12 +197,17 @@ def calibration_images(
 
 def _by_damage(
     memory: Memory,
+    others: Damage,
     options: SearchOptions,
     cost: CostModel,
     smallest: Tokens,
     on_trial: Callable[[int, int], None] | None,
 ) -> list[Member]:
-    """From the smallest budget up, each schedule above the one before; returned falling."""
+    """From the smallest budget up, each schedule above the one before; returned falling.
+
+    Where what was found is not better than the default family's schedule by more than noise, on
+    `others` that took no part in finding it, the default stays.
+    """
     budgets = sorted(set(options.budgets))
     total = len(budgets) * options.trials
     floor = smallest
@@ -215,12 +224,22 @@ def _by_damage(
                 on_trial(done, total)
             return value
 
-        shape, floor, lost = optimise(
+        default = fitted(DEFAULT_SHAPE, budget, cost, floor)
+        shape, best, lost = optimise(
             budget, cost, damage, floor=floor, known=shapes, trials=options.trials
         )
-        shapes = [shape]
-        members.append(Member(floor, cost.exact(floor), lost))
+        gain = None if best == default else gained(others.each(default), others.each(best))
+        if gain is not None and gain[0] < SURE * gain[1]:
+            shape, best, lost = DEFAULT_SHAPE, default, memory(default)
+        shapes, floor = [shape], best
+        members.append(Member(best, cost.exact(best), lost, best != default))
     return members[::-1]
+
+
+def gained(before: Tensor, after: Tensor) -> tuple[float, float]:
+    """How much less damage each image takes on average, and the standard error: (M,), (M,)."""
+    less = before - after
+    return float(less.mean()), float(less.std() / len(less) ** 0.5)
 
 
 def _by_threshold(

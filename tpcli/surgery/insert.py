@@ -33,19 +33,19 @@ def insert(model: ModelT, spec: PoolingSpec) -> ModelT:
 
     Parameters and state_dict keys stay as they are. A model that is pooled already is pooled anew.
 
-    spec: tokens per block and complete options (`with_place`).
+    spec: tokens per block and options; remembered with their place (`with_place`).
 
     Raises:
         UserError: the model, the schedule or an option can't be used; names it.
     """
     check_supported(model)
-    plan, options = spec.schedule, spec.options
+    plan, options = spec.schedule, with_place(model, spec.options)
     _check_options(model, options)
     _check_counts(model, plan, options)
     before = pooling_spec(model)
     unpool(model)
     try:
-        _insert(model, spec)
+        _insert(model, PoolingSpec(plan, options))
     except BaseException:
         unpool(model)
         if before is not None:
