@@ -27,8 +27,8 @@ class CostModel:
     """FLOPs of any schedule for one model and one set of pooling options, as shares of the base.
 
     A block's FLOPs, and those of its pooling, are polynomials of its tokens in and out. They are
-    fitted to all of fvcore's counts so far, after which a schedule costs microseconds instead of a trace.
-    `exact` is the count itself.
+    fitted to all of fvcore's counts so far, after which a schedule costs microseconds instead of a
+    trace. `exact` is the count itself.
 
     last_free: leave one patch token for the last block's MLP. The model is left alone; its weights
     are shared, not copied.
