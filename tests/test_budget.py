@@ -16,7 +16,7 @@ from tpcli.budget import BudgetSolver, first_within, weakest_within
 from tpcli.errors import UserError
 from tpcli.options import pooling_options
 from tpcli.pooling import methods
-from tpcli.profile import curved, default_profile
+from tpcli.profile import STRONGEST, profile, schedules
 from tpcli.schedule import Budget, Tokens
 
 SHARES = (0.95, 0.8, 0.65, 0.5, 0.35)
@@ -88,21 +88,38 @@ def test_some_blocks_only_remove_what_all_would() -> None:
 
 
 @given(
+    patch_tokens=st.integers(1, 300),
     depth=st.integers(1, 40),
-    slope=st.floats(-2, 2),
-    curve=st.floats(-2, 2),
+    slope=st.floats(-1, 1),
+    curve=st.floats(-1, 1),
 )
-def test_profiles_have_a_mean_of_one(depth: int, slope: float, curve: float) -> None:
-    profile = curved(depth, slope, curve)
-    assert min(profile) > 0
-    assert sum(profile) / depth == pytest.approx(1)
+def test_a_family_falls_in_small_steps(
+    patch_tokens: int, depth: int, slope: float, curve: float
+) -> None:
+    chain = schedules(patch_tokens, depth, (slope, curve))
+    assert chain[0] == (patch_tokens,) * depth
+    assert chain[-1][-1] == 1
+    tokens = np.array(chain)
+    assert (np.diff(tokens, axis=0) <= 0).all()  # no block gains by a stronger cut
+    assert (np.diff(tokens, axis=1) <= 0).all()
+    assert len(set(chain)) == len(chain)
 
 
-def test_the_default_profile_is_convex_and_removes_most_at_the_first_block() -> None:
-    profile = default_profile(12)
-    assert max(profile) == profile[0]
-    assert all(a - b >= b - c for a, b, c in zip(profile, profile[1:], profile[2:], strict=False))
-    assert default_profile(4, (1, 3))[::2] == (0.0, 0.0)
+def test_the_default_family_is_never_bent_back() -> None:
+    """What rounding and the limit to falling tokens hide: in exact numbers it falls by itself."""
+    strength = np.linspace(0.001, STRONGEST, 3000)
+    for depth in (1, 2, 4, 12, 24, 40):
+        removed = strength[:, None] * profile(depth, strength).cumsum(1)
+        assert (np.diff(removed, axis=0) >= 0).all()
+
+
+def test_a_mild_cut_is_even_and_a_strong_one_takes_more_at_the_ends() -> None:
+    mild, strong = profile(12, np.array([0.01, 3.0]))
+    assert mild == pytest.approx(np.full(12, 1 / 12), rel=0.01)
+    assert strong[0] == strong.max() > 2 * strong.min()
+    assert strong[-1] > strong.min()
+    assert mild.sum() == pytest.approx(1)
+    assert profile(4, np.array([1.0]), blocks=(1, 3))[0, ::2].tolist() == [0, 0]
 
 
 class Costs:

@@ -13,7 +13,6 @@ from tpcli import count_flops, pool
 from tpcli.budget import BudgetSolver, constant_chain, family_chain, solve_budget
 from tpcli.errors import UserError
 from tpcli.options import pooling_options
-from tpcli.profile import default_profile
 from tpcli.schedule import FORMAT, Budget, Schedule, constant_removal, parse, parse_budget
 from tpcli.surgery import pooling_spec, unpool
 
@@ -232,7 +231,7 @@ def test_solver_comes_closest_without_exceeding(method: str, position: str) -> N
         tokens = solver.solve(budget)
         chain = constant_chain(cost)
         if not budget.is_constant:
-            chain = family_chain(default_profile(DEPTH, budget.blocks), cost, (1,) * DEPTH)
+            chain = family_chain(cost, budget.blocks)
         pool(model, list(tokens), options)
         flops = count_flops(model).total
         assert flops == round(cost.exact(tokens) * cost.base_flops)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from torch import nn
 
 from tpcli.cost import CostModel, Floats
 from tpcli.errors import UserError
 from tpcli.options import PoolingOptions
-from tpcli.profile import Profile, default_profile, schedules
+from tpcli.profile import DEFAULT, Shape, schedules
 from tpcli.schedule import Budget, Tokens, constant_removal
 
 SURE = 2e-3
@@ -35,11 +35,7 @@ class BudgetSolver:
         if not isinstance(budget, Budget):
             budget = Budget(budget)
         cost = self.cost
-        if budget.is_constant:
-            chain = constant_chain(cost)
-        else:
-            profile = default_profile(cost.depth, budget.blocks)
-            chain = family_chain(profile, cost, (1,) * cost.depth)
+        chain = constant_chain(cost) if budget.is_constant else family_chain(cost, budget.blocks)
         return weakest_within(budget.share, chain, cost)
 
 
@@ -48,9 +44,16 @@ def solve_budget(model: nn.Module, options: PoolingOptions, budget: Budget | flo
     return BudgetSolver(model, options).solve(budget)
 
 
-def family_chain(profile: Profile, cost: CostModel, floor: Tokens) -> list[Tokens]:
+def family_chain(
+    cost: CostModel,
+    blocks: Collection[int] | None = None,
+    *,
+    shape: Shape = DEFAULT,
+    floor: Tokens | None = None,
+) -> list[Tokens]:
     """The schedules of one shape as far as the method can follow them, the weakest first."""
-    return _chain(cost, schedules(profile, cost.patch_tokens, floor))
+    wanted = schedules(cost.patch_tokens, cost.depth, shape, blocks=blocks, floor=floor)
+    return _chain(cost, wanted)
 
 
 def constant_chain(cost: CostModel) -> list[Tokens]:

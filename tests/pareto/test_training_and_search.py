@@ -63,7 +63,9 @@ def test_every_point_is_trained_once(source: ModelSource, tmp_path: Path) -> Non
 
 
 def test_one_search_serves_all_budgets(source: ModelSource, tmp_path: Path) -> None:
-    options = SweepOptions([pooling_options("ward")], [0.7, 0.4], searched=True, device="cpu")
+    options = SweepOptions(
+        [pooling_options("ward")], [0.7, 0.4], families=("search",), device="cpu"
+    )
     result = sweep([source], options, tmp_path)
     for point, budget in zip(result.points[1:], (0.7, 0.4), strict=True):
         assert budget - 0.05 < point.gflops_ratio <= budget
@@ -71,7 +73,7 @@ def test_one_search_serves_all_budgets(source: ModelSource, tmp_path: Path) -> N
     assert all(a >= b for a, b in zip(first, second, strict=True))
     (stored,) = (tmp_path / "searches").glob("*.json")
     assert json.loads(stored.read_text())["tokens"] == {"0.7": list(first), "0.4": list(second)}
-    constant_r = sweep([source], replace(options, searched=False), tmp_path)
+    constant_r = sweep([source], replace(options, families=("default",)), tmp_path)
     assert constant_r.measured == 2
 
 

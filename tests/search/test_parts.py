@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from tests.tiny import tiny_vit
 from tpcli import pool
 from tpcli.cost import CostModel
 from tpcli.options import pooling_options
-from tpcli.profile import at_strength, curved, schedules
 from tpcli.schedule import Tokens
 from tpcli.search.checkpoint import Memory
 from tpcli.search.optimise import STARTS, fitted, optimise
@@ -43,25 +41,10 @@ def test_no_pooling_costs_the_base(cost: CostModel) -> None:
     assert cost.estimate((64,) * 4) == pytest.approx(1)
 
 
-def test_an_even_profile_keeps_the_same_share_everywhere() -> None:
-    halving = 0.6931472
-    assert at_strength(curved(4, 0.0, 0.0), halving, 64, (1,) * 4) == (32, 16, 8, 4)
-    assert at_strength((0.0, 2.0, 0.0, 2.0), halving, 64, (1,) * 4) == (64, 16, 16, 4)
-    assert at_strength(curved(4, 0.0, 0.0), halving, 64, (20, 20, 20, 1)) == (32, 20, 20, 4)
-
-
 @pytest.mark.parametrize("budget", [0.9, 0.6, 0.4])
 def test_a_profile_is_fitted_to_the_budget(cost: CostModel, budget: float) -> None:
     tokens = fitted((0.3, 0.1), budget, cost, (1,) * 4)
     assert budget - 0.01 < cost.estimate(tokens) <= budget
-
-
-def test_every_schedule_of_a_shape_is_there_once_and_falls() -> None:
-    """Each differs from the one before by a token at one block, so budgets are met closely."""
-    chain = list(schedules(curved(4, 0.5, 0.5), 64, (1,) * 4))
-    assert chain[-1] == (1, 1, 1, 1)
-    for weaker, stronger in pairwise([(64,) * 4, *chain]):
-        assert sorted(a - b for a, b in zip(weaker, stronger, strict=True)) == [0, 0, 0, 1]
 
 
 def test_the_last_block_keeps_one_token_where_only_the_class_token_is_read() -> None:

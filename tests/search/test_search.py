@@ -20,7 +20,7 @@ from tpcli.budget import solve_budget
 from tpcli.cost import CostModel
 from tpcli.errors import UserError
 from tpcli.options import pooling_options
-from tpcli.profile import DEFAULT_SHAPE
+from tpcli.profile import DEFAULT
 from tpcli.schedule import Budget, Tokens, parse
 from tpcli.search import OBJECTIVES, SearchOptions, budgets_with, search
 from tpcli.search.objectives import Damage
@@ -84,7 +84,7 @@ def test_a_search_has_to_beat_the_default_schedule_by_more_than_noise(
     pooling, noise = pooling_options("ward"), torch.rand(24, generator=torch.manual_seed(0))
     options = SearchOptions(images=12, budgets=(0.5,), trials=12, batch_size=8, device="cpu")
     cost = CostModel(model, pooling)
-    default, better = (fitted(shape, 0.5, cost, (1,) * 4) for shape in (DEFAULT_SHAPE, (-0.1, 0.5)))
+    default, better = (fitted(shape, 0.5, cost, (1,) * 4) for shape in (DEFAULT, (-0.1, 0.5)))
     gain = 0.0
 
     def each(self: Damage, tokens: Tokens) -> torch.Tensor:

@@ -39,7 +39,7 @@ DEFAULT_BUDGETS = "0.9,0.8,0.7,0.6,0.5,0.4,0.3"
 DEFAULT_METHODS = ("ward", "k-medoids", "k-means", "wk-medoids")
 
 
-SEARCHED = "search"
+SEARCHED, BOTH = "search", "both"
 FINETUNE_PANEL = "Fine-tuning"
 
 
@@ -135,6 +135,15 @@ def pareto(
             panel=POOLING_PANEL,
         ),
     ] = None,
+    family: Annotated[
+        str,
+        option(
+            one_of((BOTH, "default", "constant")),
+            "Schedules that budgets are met in: the default family, constant r, or both, where the "
+            "better one is the method's entry.",
+            panel=POOLING_PANEL,
+        ),
+    ] = BOTH,
     pooling: MethodGroup,
     source: DataGroup,
     run: RunGroup,
@@ -177,7 +186,7 @@ def pareto(
     from tpcli.cli import render
     from tpcli.devices import pick_device
     from tpcli.models import told_apart
-    from tpcli.pareto import ModelSource, SweepOptions
+    from tpcli.pareto import FAMILIES, ModelSource, SweepOptions
     from tpcli.pareto.cache import default_folder
     from tpcli.report import write_report
     from tpcli.report.document import check_report
@@ -192,7 +201,7 @@ def pareto(
         methods=methods,
         budgets=_budgets(budget) if searched or not schedules else [],
         schedules=schedules,
-        searched=searched,
+        families=(SEARCHED,) if searched else FAMILIES if family == BOTH else (family,),
         recipe=recipe,
         batch_size=run.batch_size,
         device=device,
@@ -250,9 +259,11 @@ def _run(sources: list[ModelSource], options: SweepOptions, cache: Path) -> Swee
     from tpcli.cli.live import LiveSweep
     from tpcli.pareto import sweep
 
-    curves = len(options.methods) * (len(options.budgets) + len(options.schedules))
-    passes = 1 if options.recipe is None else 2
-    with LiveSweep(passes * len(sources) * (1 + curves)) as live:
+    budgets, others = len(options.budgets), len(options.schedules)
+    points = 1 + len(options.methods) * (budgets * len(options.families) + others)
+    if options.recipe is not None:
+        points += 1 + len(options.methods) * (budgets + others)
+    with LiveSweep(len(sources) * points) as live:
         return sweep(sources, options, cache, on_job=live.start, on_point=live.add)
 
 

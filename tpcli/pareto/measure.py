@@ -66,6 +66,7 @@ def measure(job: Job, on_job: OnJob | None = None) -> Point:
         count=result.count,
         unreadable=result.unreadable,
         epochs=job.recipe.epochs if job.recipe else 0,
+        family=job.family,
         correct=result.correct,
     )
 

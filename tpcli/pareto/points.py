@@ -39,6 +39,7 @@ CSV_COLUMNS = [
     "params",
     "count",
     "on_frontier",
+    "family",
 ]
 
 
@@ -49,7 +50,8 @@ class Point:
     budget: the share of the base's FLOPs that was asked for, None for other schedules. gflops:
     multiply-adds per image. top1, top1_lo, top1_hi, top5: percent. correct: (count,) bool, which
     images were right, for paired comparisons. epochs: of fine-tuning; `method` then ends in
-    FINETUNED.
+    FINETUNED. family: of schedules that the budget was met in ("default", "constant", "search"),
+    nothing for other schedules.
     """
 
     model: str
@@ -71,6 +73,7 @@ class Point:
     count: int
     unreadable: tuple[str, ...] = ()
     epochs: int = 0
+    family: str = ""
     on_frontier: bool = False
     correct: npt.NDArray[np.bool_] = field(
         default_factory=lambda: np.zeros(0, bool), repr=False, compare=False
@@ -122,6 +125,16 @@ class Point:
         values["tokens"] = tuple(map(operator.index, values["tokens"]))
         values["unreadable"] = tuple(map(str, values["unreadable"]))
         return cls(**values)
+
+
+def entries(points: Iterable[Point]) -> list[Point]:
+    """Of points that differ in their family alone, the most accurate; the first where some are."""
+    best: dict[tuple[str, str, str, int], Point] = {}
+    for point in points:
+        key = (point.model, point.method, point.asked, point.epochs)
+        if key not in best or point.top1 > best[key].top1:
+            best[key] = point
+    return list(best.values())
 
 
 def frontier(points: Iterable[Point]) -> list[Point]:

@@ -23,7 +23,7 @@ from tpcli.models import LoadedModel, weights_hash
 from tpcli.options import PoolingOptions
 from tpcli.planning import resolve
 from tpcli.recipe import Recipe
-from tpcli.schedule import Schedule
+from tpcli.schedule import CONSTANT, Budget, Schedule
 from tpcli.surgery import unpool
 from tpcli.surgery.geometry import patch_tokens
 
@@ -33,8 +33,9 @@ from .points import BASE, FINETUNED
 if TYPE_CHECKING:
     from tpcli.finetune import TrainingData
 
-SEARCHED = "search"
-"""The schedule spec that stands for one found by `tpcli.search`."""
+DEFAULT, SEARCHED = "default", "search"
+FAMILIES = (DEFAULT, "constant")
+"""Families of schedules that a budget is met in; `search` finds one with `tpcli.search`."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,16 @@ class SweepOptions:
     """What to measure besides the models.
 
     methods: pooling options, one curve each. budgets: shares of the base FLOPs, one point each.
-    schedules: further schedule specs, one point each. searched: find the schedules of the budgets
-    by a search, one for each method, instead of constant r. recipe: fine-tune every point, the
-    models without pooling too, and measure it before and after.
+    schedules: further schedule specs, one point each. families: that each budget is measured in;
+    the best of them is its method's entry. search stands for one that is found by a search, one for
+    each method. recipe: fine-tune every point of the first family, the models without pooling too,
+    and measure it before and after.
     """
 
     methods: Sequence[PoolingOptions]
     budgets: Sequence[float] = ()
     schedules: Sequence[str] = ()
-    searched: bool = False
+    families: Sequence[str] = (DEFAULT,)
     recipe: Recipe | None = None
     batch_size: int = 128
     device: str = "auto"
@@ -82,6 +84,7 @@ class Job:
     schedule: str
     budget: float | None
     recipe: Recipe | None = None
+    family: str = ""
 
     @property
     def method(self) -> str:
@@ -126,15 +129,21 @@ class Job:
 
     @property
     def is_risky(self) -> bool:
-        """Whether its schedule may be one that the model can't have: any but a weaker budget."""
+        """Whether resolving its schedule can fail. Where the smallest budget can be reached, all
+        can, so only that one is."""
         if self.options is None or self.recipe is not None or self.searched:
             return False
         return self.budget is None or self.budget == min(self.subject.options.budgets)
 
     @property
+    def is_spare(self) -> bool:
+        """Whether another family's point stands in where this one's budget can't be reached."""
+        return self.family not in ("", self.subject.options.families[0])
+
+    @property
     def searched(self) -> bool:
         """Whether its schedule has to be searched."""
-        return self.schedule.startswith(SEARCHED)
+        return self.family == SEARCHED
 
 
 class Subject:
@@ -177,6 +186,14 @@ class Subject:
         """
         resolve(self.model, self.schedule(job, None), job.options)
 
+    def reaches(self, job: Job) -> bool:
+        """Whether the job's budget can be reached in its family."""
+        try:
+            self.check(job)
+        except UserError:
+            return False
+        return True
+
     def schedule(self, job: Job, on_trial: Callable[[int, int], None] | None) -> Schedule | str:
         """The job's schedule; budgets of one method share their FLOPs counts, or their search."""
         if job.budget is None or job.options is None:
@@ -186,7 +203,8 @@ class Subject:
         else:
             if job.options not in self._solvers:
                 self._solvers[job.options] = BudgetSolver(self.model, job.options)
-            tokens = self._solvers[job.options].solve(job.budget)
+            budget = Budget(job.budget, is_constant=job.family == "constant")
+            tokens = self._solvers[job.options].solve(budget)
         return Schedule(tokens, patch_tokens(self.model))
 
     def _searched(
@@ -249,15 +267,25 @@ class Subject:
 def jobs(sources: Sequence[ModelSource], options: SweepOptions, cache: Path) -> list[Job]:
     """All points: each model, then its curves; those that need training last."""
     wanted: list[Job] = []
-    spec = SEARCHED if options.searched else "flops"
+    ends = {DEFAULT: "", "constant": CONSTANT}
     for source in sources:
         subject = Subject(source, options, cache)
         wanted.append(Job(subject, None, "none", None))
         for method in options.methods:
-            wanted += [Job(subject, method, f"{spec}:{b:g}", b) for b in options.budgets]
+            wanted += [
+                Job(
+                    subject,
+                    method,
+                    f"search:{b:g}" if family == SEARCHED else f"flops:{b:g}{ends[family]}",
+                    b,
+                    family=family,
+                )
+                for b in options.budgets
+                for family in options.families
+            ]
             wanted += [Job(subject, method, schedule, None) for schedule in options.schedules]
     if options.recipe is not None:
-        wanted += [replace(job, recipe=options.recipe) for job in wanted]
+        wanted += [replace(job, recipe=options.recipe) for job in wanted if not job.is_spare]
     return wanted
 
 

@@ -15,15 +15,17 @@ from .cache import PointCache
 from .compare import Comparison, compare
 from .headline import Headline, headline
 from .measure import OnJob, measure
-from .points import FINETUNED, Point, frontier
+from .points import FINETUNED, Point, entries, frontier
 from .subjects import Job, ModelSource, SweepOptions, jobs
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """All points in the order they were asked for, the frontier, and a headline per method."""
+    """All entries in the order they were asked for, the frontier, and a headline per method."""
 
     points: tuple[Point, ...]
+    others: tuple[Point, ...]
+    """What was measured in families of schedules that another was better than."""
     frontier: tuple[Point, ...]
     headlines: tuple[Headline, ...]
     comparisons: tuple[Comparison, ...]
@@ -66,8 +68,10 @@ def _sweep(
 ) -> SweepResult:
     cache = PointCache(cache_folder)
     wanted = jobs(sources, options, cache_folder)
-    for job in wanted:
-        if job.is_risky and cache.get(job.key) is None:
+    for job in list(wanted):
+        if job.is_spare and cache.get(job.key) is None and not job.subject.reaches(job):
+            wanted.remove(job)
+        elif job.is_risky and cache.get(job.key) is None:
             job.subject.check(job)
     points: dict[Job, Point] = {}
     measured = 0
@@ -92,12 +96,16 @@ def _sweep(
         if waiting:
             time.sleep(0.5)
         pending = waiting
-    best = {id(p) for p in frontier(points.values())}
-    ordered = tuple(replace(points[job], on_frontier=id(points[job]) in best) for job in wanted)
+    everything = [points[job] for job in wanted]
+    entered = entries(everything)
+    best = {id(p) for p in frontier(entered)}
+    ordered = tuple(replace(p, on_frontier=id(p) in best) for p in entered)
+    kept = {id(p) for p in entered}
     names = list(dict.fromkeys(o.method for o in options.methods))
     curves = names + [name + FINETUNED for name in names if options.recipe is not None]
     return SweepResult(
         points=ordered,
+        others=tuple(p for p in everything if id(p) not in kept),
         frontier=tuple(p for p in ordered if p.on_frontier),
         headlines=tuple(headline(ordered, name) for name in curves),
         comparisons=tuple(compare(ordered, names[0])) if names else (),

@@ -103,6 +103,7 @@ def report_document(
         "convention": PER_IMAGE,
         "measured": result.measured,
         "points": [p.to_dict() for p in result.points],
+        "others": [p.to_dict() for p in result.others],
         "frontier": [p.to_dict() for p in result.frontier],
         "comparisons": [c.to_dict() for c in result.comparisons],
         "headline": {h.method: h.to_dict() for h in result.headlines},

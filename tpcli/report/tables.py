@@ -62,7 +62,11 @@ def _row(p: Point, base: Point) -> dict[str, str]:
     return {
         "model": p.model,
         "method": _curve(p),
-        "budget": "" if p.is_base else p.asked,
+        "budget": ""
+        if p.is_base
+        else f"{p.asked}, constant r"
+        if p.family == "constant"
+        else p.asked,
         "gflops": f"{p.gflops:.3f}" if p.gflops >= 0.1 else f"{p.gflops:.4f}",
         "ratio": f"{100 * p.gflops_ratio:.1f}%",
         "top1": f"{p.top1:.2f}",

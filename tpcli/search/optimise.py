@@ -6,15 +6,12 @@ from collections.abc import Callable, Sequence
 
 from tpcli.budget import family_chain, first_within
 from tpcli.cost import CostModel
-from tpcli.profile import DEFAULT_SHAPE, curved
+from tpcli.profile import DEFAULT, Shape
 from tpcli.schedule import Tokens
 
-Shape = tuple[float, float]
-"""Slope and curvature of a profile."""
-
 STARTS: tuple[Shape, ...] = (
-    DEFAULT_SHAPE,
-    *((DEFAULT_SHAPE[0] + a, DEFAULT_SHAPE[1] + b) for a in (0, 0.6, -0.6) for b in (0, 0.6, -0.6)),
+    DEFAULT,
+    *((slope, curve) for slope in (0, 0.6, -0.6) for curve in (0, 0.6, -0.6) if slope or curve),
 )
 """The default family's shape, and those around it."""
 
@@ -57,8 +54,7 @@ def optimise(
         if tokens in tried or len(tried) >= trials:
             return False
         tried[tokens] = damage(tokens)
-        away = sum((own - usual) ** 2 for own, usual in zip(shape, DEFAULT_SHAPE, strict=True))
-        price = tried[tokens] * (1 + PRIOR * away)
+        price = tried[tokens] * (1 + PRIOR * (shape[0] ** 2 + shape[1] ** 2))
         if best is None or price < best[0]:
             best = (price, shape, tokens)
             return True
@@ -80,6 +76,6 @@ def optimise(
 def fitted(shape: Shape, budget: float, cost: CostModel, floor: Tokens) -> Tokens:
     """The weakest schedule of this shape whose estimated cost is within `budget`; `floor`, which
     is, where none of the shape's is."""
-    chain = family_chain(curved(cost.depth, *shape), cost, floor)
+    chain = family_chain(cost, shape=shape, floor=floor)
     first = first_within(budget * MARGIN, cost.estimates(chain))
     return chain[first] if first < len(chain) else floor

@@ -16,7 +16,7 @@ from tpcli.devices import borrowed, explain_out_of_memory, pick_device
 from tpcli.errors import UserError
 from tpcli.models import weights_hash
 from tpcli.options import PoolingOptions
-from tpcli.profile import DEFAULT_SHAPE
+from tpcli.profile import DEFAULT, Shape
 from tpcli.schedule import Tokens
 from tpcli.surgery import unpooled, with_place
 from tpcli.surgery.head import last_pooling_is_free
@@ -24,7 +24,7 @@ from tpcli.version import __version__
 
 from .checkpoint import Memory
 from .objectives import Damage
-from .optimise import Shape, fitted, optimise
+from .optimise import fitted, optimise
 from .result import Member, SearchResult
 from .thresholds import Thresholds
 from .views import VIEWS, random_views
@@ -224,13 +224,13 @@ def _by_damage(
                 on_trial(done, total)
             return value
 
-        default = fitted(DEFAULT_SHAPE, budget, cost, floor)
+        default = fitted(DEFAULT, budget, cost, floor)
         shape, best, lost = optimise(
             budget, cost, damage, floor=floor, known=shapes, trials=options.trials
         )
         gain = None if best == default else gained(others.each(default), others.each(best))
         if gain is not None and gain[0] < SURE * gain[1]:
-            shape, best, lost = DEFAULT_SHAPE, default, memory(default)
+            shape, best, lost = DEFAULT, default, memory(default)
         shapes, floor = [shape], best
         members.append(Member(best, cost.exact(best), lost, best != default))
     return members[::-1]
