@@ -16,7 +16,7 @@ Shape = tuple[float, float]
 
 DEFAULT: Shape = (0.0, 0.0)
 
-BEND = 0.25
+BEND = 0.2
 """Slope and curvature of the default family for each unit of strength: chosen on several models,
 each time without the one that it was tried on (docs/schedules.md)."""
 

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tpcli import data
+from tpcli.errors import UserError
 from tpcli.models import load
 from tpcli.options import pooling_options
 from tpcli.pareto import ModelSource, Point, SweepOptions, sweep
@@ -53,6 +55,31 @@ def test_points_keep_their_budget_and_count_pooling(source: ModelSource, tmp_pat
     assert {h.method for h in result.headlines} == {"k-means", "ward"}
 
 
+def test_the_better_of_two_families_is_the_entry(source: ModelSource, tmp_path: Path) -> None:
+    both = replace(options(0.5, 0.31, methods=("ward",)), families=("default", "constant"))
+    result = sweep([source], both, tmp_path)
+    assert [(p.budget, p.asked) for p in result.points[1:]] == [(0.5, "0.5"), (0.31, "0.31")]
+    for entry, other in zip(result.points[1:], result.others, strict=False):
+        assert {entry.family, other.family} == {"default", "constant"}
+        assert entry.tokens != other.tokens
+        assert entry.top1 >= other.top1
+    alone = sweep([source], replace(both, families=("constant",), budgets=(0.5,)), tmp_path)
+    assert alone.measured == 0
+    assert alone.points[1].family == "constant"
+    assert not alone.others
+
+
+def test_a_budget_that_constant_removal_cannot_reach_is_the_default_familys(
+    source: ModelSource, tmp_path: Path
+) -> None:
+    wanted = replace(options(0.1, methods=("tome",)), families=("default", "constant"))
+    result = sweep([source], wanted, tmp_path)
+    assert [p.family for p in result.points[1:]] == ["default"]
+    assert not result.others
+    with pytest.raises(UserError, match=r"budget 0\.1 can't be reached"):
+        sweep([source], replace(wanted, families=("constant",)), tmp_path)
+
+
 def test_schedules_can_stand_in_for_budgets(source: ModelSource, tmp_path: Path) -> None:
     chosen = SweepOptions([pooling_options("ward")], schedules=["r:4", "keep:0.5@2"], device="cpu")
     result = sweep([source], chosen, tmp_path)
@@ -69,7 +96,7 @@ runpy.run_module("tpcli", run_name="__main__")
 """
 COMMAND = [
     *(sys.executable, "-c", START, "pareto", "--limit", "40", "--workers", "0"),
-    *("--method", "k-medoids", "--budget", "0.9,0.8,0.7,0.6,0.5,0.4"),
+    *("--method", "k-medoids", "--family", "default", "--budget", "0.9,0.8,0.7,0.6,0.5,0.4"),
 ]
 
 

@@ -40,6 +40,7 @@ DEFAULT_METHODS = ("ward", "k-medoids", "k-means", "wk-medoids")
 
 
 SEARCHED, BOTH = "search", "both"
+FAMILIES = ("default", "constant")
 FINETUNE_PANEL = "Fine-tuning"
 
 
@@ -138,7 +139,7 @@ def pareto(
     family: Annotated[
         str,
         option(
-            one_of((BOTH, "default", "constant")),
+            one_of((BOTH, *FAMILIES)),
             "Schedules that budgets are met in: the default family, constant r, or both, where the "
             "better one is the method's entry.",
             panel=POOLING_PANEL,
@@ -186,7 +187,7 @@ def pareto(
     from tpcli.cli import render
     from tpcli.devices import pick_device
     from tpcli.models import told_apart
-    from tpcli.pareto import FAMILIES, ModelSource, SweepOptions
+    from tpcli.pareto import ModelSource, SweepOptions
     from tpcli.pareto.cache import default_folder
     from tpcli.report import write_report
     from tpcli.report.document import check_report

@@ -3,11 +3,10 @@
 from .compare import Comparison, compare
 from .headline import Headline, Saving, headline
 from .points import Point, frontier
-from .subjects import FAMILIES, ModelSource, SweepOptions
+from .subjects import ModelSource, SweepOptions
 from .sweep import SweepResult, sweep
 
 __all__ = [
-    "FAMILIES",
     "Comparison",
     "Headline",
     "ModelSource",

@@ -18,6 +18,9 @@ BASE = "none"
 FINETUNED = "+finetuned"
 """What is added to the method of a point that was measured after fine-tuning."""
 
+DEFAULT, CONSTANT, SEARCHED = "default", "constant", "search"
+"""Families of schedules that a budget is met in; the last is what `tpcli.search` finds."""
+
 NUMBERS = [
     *("gflops", "gflops_ratio", "pooling_gflops", "top1", "top1_lo", "top1_hi", "top5", "loss"),
     *("images_per_second", "params", "count", "epochs"),

@@ -23,19 +23,15 @@ from tpcli.models import LoadedModel, weights_hash
 from tpcli.options import PoolingOptions
 from tpcli.planning import resolve
 from tpcli.recipe import Recipe
-from tpcli.schedule import CONSTANT, Budget, Schedule
+from tpcli.schedule import Budget, Schedule
 from tpcli.surgery import unpool
 from tpcli.surgery.geometry import patch_tokens
 
 from .cache import claimed, point_key
-from .points import BASE, FINETUNED
+from .points import BASE, CONSTANT, DEFAULT, FINETUNED, SEARCHED
 
 if TYPE_CHECKING:
     from tpcli.finetune import TrainingData
-
-DEFAULT, SEARCHED = "default", "search"
-FAMILIES = (DEFAULT, "constant")
-"""Families of schedules that a budget is met in; `search` finds one with `tpcli.search`."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +199,7 @@ class Subject:
         else:
             if job.options not in self._solvers:
                 self._solvers[job.options] = BudgetSolver(self.model, job.options)
-            budget = Budget(job.budget, is_constant=job.family == "constant")
+            budget = Budget(job.budget, is_constant=job.family == CONSTANT)
             tokens = self._solvers[job.options].solve(budget)
         return Schedule(tokens, patch_tokens(self.model))
 
@@ -267,7 +263,7 @@ class Subject:
 def jobs(sources: Sequence[ModelSource], options: SweepOptions, cache: Path) -> list[Job]:
     """All points: each model, then its curves; those that need training last."""
     wanted: list[Job] = []
-    ends = {DEFAULT: "", "constant": CONSTANT}
+    specs = {DEFAULT: "flops:{:g}", CONSTANT: "flops:{:g}/constant", SEARCHED: "search:{:g}"}
     for source in sources:
         subject = Subject(source, options, cache)
         wanted.append(Job(subject, None, "none", None))
@@ -276,7 +272,7 @@ def jobs(sources: Sequence[ModelSource], options: SweepOptions, cache: Path) -> 
                 Job(
                     subject,
                     method,
-                    f"search:{b:g}" if family == SEARCHED else f"flops:{b:g}{ends[family]}",
+                    specs[family].format(b),
                     b,
                     family=family,
                 )

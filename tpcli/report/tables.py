@@ -9,7 +9,7 @@ from pandas import DataFrame
 from tpcli.pareto import Point, SweepResult
 from tpcli.pareto.compare import top1_at
 from tpcli.pareto.headline import Saving
-from tpcli.pareto.points import CSV_COLUMNS, FINETUNED
+from tpcli.pareto.points import CONSTANT, CSV_COLUMNS, FINETUNED
 from tpcli.text import as_cell, as_markdown
 
 HEADINGS = {
@@ -62,11 +62,7 @@ def _row(p: Point, base: Point) -> dict[str, str]:
     return {
         "model": p.model,
         "method": _curve(p),
-        "budget": ""
-        if p.is_base
-        else f"{p.asked}, constant r"
-        if p.family == "constant"
-        else p.asked,
+        "budget": "" if p.is_base else p.asked + (", constant r" if p.family == CONSTANT else ""),
         "gflops": f"{p.gflops:.3f}" if p.gflops >= 0.1 else f"{p.gflops:.4f}",
         "ratio": f"{100 * p.gflops_ratio:.1f}%",
         "top1": f"{p.top1:.2f}",
