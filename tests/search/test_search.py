@@ -21,7 +21,7 @@ from tpcli.cost import CostModel
 from tpcli.errors import UserError
 from tpcli.options import pooling_options
 from tpcli.profile import DEFAULT
-from tpcli.schedule import Budget, Tokens, parse
+from tpcli.schedule import Tokens, parse
 from tpcli.search import OBJECTIVES, SearchOptions, budgets_with, search
 from tpcli.search.objectives import Damage
 from tpcli.search.optimise import fitted
@@ -65,39 +65,38 @@ def test_a_family_of_nested_schedules_within_their_budgets(
         assert all(a >= b for a, b in zip(larger.tokens, smaller.tokens, strict=True))
 
 
-def test_it_beats_constant_removal_on_images_that_it_has_not_seen() -> None:
+def test_it_does_no_more_damage_than_the_default_on_images_that_it_has_not_seen() -> None:
     model, pooling = tpcli.load("demo").model, pooling_options("ward")
     options = SearchOptions(images=48, budgets=(0.35,), batch_size=48, device="cpu")
     train = data.create("demo", CONFIG, split="train", limit=48)
-    result = search(model, train, pooling, options)
+    found = search(model, train, pooling, options).schedule(0.35).tokens
     others = data.create("demo", CONFIG, split="validation", limit=200)
     images = calibration_images(others, replace(options, images=200), torch.device("cpu"))
     damage = Damage(model, pooling, images, "kl")
-    constant = damage.of(solve_budget(model, pooling, Budget(0.35, is_constant=True)))
-    assert damage.of(result.schedule(0.35).tokens) < 0.8 * constant  # 0.0053 and 0.0077 measured
+    assert damage.of(found) < 1.02 * damage.of(solve_budget(model, pooling, 0.35))
 
 
 def test_a_search_has_to_beat_the_default_schedule_by_more_than_noise(
     model: nn.Module, digits: data.ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Damage with the same mean for every schedule, but for one that is better where it counts."""
+    """Damage with the same mean for all schedules but those that remove much at the first block."""
     pooling, noise = pooling_options("ward"), torch.rand(24, generator=torch.manual_seed(0))
     options = SearchOptions(images=12, budgets=(0.5,), trials=12, batch_size=8, device="cpu")
-    cost = CostModel(model, pooling)
-    default, better = (fitted(shape, 0.5, cost, (1,) * 4) for shape in (DEFAULT, (-0.1, 0.5)))
+    default = fitted(DEFAULT, 0.5, CostModel(model, pooling), (1,) * 4)
     gain = 0.0
 
     def each(self: Damage, tokens: Tokens) -> torch.Tensor:
-        luck = 0.001 * (tokens == better)  # in what the search sees, and within the noise
-        return 1 + (noise if tokens == better else noise.flip(0)) - luck - gain * (tokens == better)
+        removes_much = tokens[0] < default[0] - 2
+        luck = 0.001 + gain  # 0.001: what the search sees, and nothing beside the noise
+        return 2 + (noise - luck if removes_much else noise.flip(0))
 
     monkeypatch.setattr(Damage, "each", each)
     result = search(model, digits, pooling, options)
-    assert result.members[1].tokens == default
+    assert result.members[1].tokens[0] >= default[0] - 2
     assert result.verdict == "the default schedule is as good"
-    gain = 0.5
+    gain = 1.0
     result = search(model, digits, pooling, options)
-    assert result.members[1].tokens == better
+    assert result.members[1].tokens[0] < default[0] - 2
     assert result.verdict.startswith("better than the default schedule at 0.5")
 
 
