@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -17,18 +18,6 @@ from tests.tiny import tiny_vit
 from tpcli import evaluation
 from tpcli.cli import main as main_module
 from tpcli.errors import UserError
-
-
-def start(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the program as a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "tpcli", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -190,17 +179,17 @@ MISTAKES = [
     ("flops MODEL --schedule gone.json", "gone.json does not exist"),
     ("flops MODEL --schedule r:5 --method kmean", "method 'kmean' is unknown"),
     ("flops MODEL --schedule r:5 --metric key", "--metric 'key' is unknown"),
-    ("flops MODEL --schedule r:5 --iterations -1", "--iterations -1 is negative"),
+    ("flops MODEL --schedule r:5 --iterations -1", "--iterations '-1' is out of range"),
     ("flops MODEL --model-kwargs depth", "'depth' is not of the form name=value"),
-    ("flops MODEL --checkpoint gone.pth", "gone.pth does not exist"),
+    ("flops MODEL --checkpoint gone.pth", "'gone.pth' does not exist"),
     ("flops gone/", "'gone/' is unknown to timm"),
     ("eval MODEL", "needs data of its own; add --data"),
     ("eval MODEL --data gone", "data 'gone' does not exist"),
     ("eval MODEL --data EMPTY", "holds no images in class folders"),
     ("eval MODEL --data SEVEN", "has 7 classes, the head of mine has 10"),
-    ("eval MODEL --data SEVEN --device gpu", "device 'gpu' can't be used"),
-    ("eval MODEL --data SEVEN --limit 0", "--limit 0 is below 1"),
-    ("eval --split test", "the demo data has no 'test' split"),
+    ("eval MODEL --data SEVEN --device gpu", "--device 'gpu' is unknown"),
+    ("eval MODEL --data SEVEN --limit 0", "--limit '0' is out of range"),
+    ("eval --split test", "data 'demo' has no 'test' split"),
     ("apply MODEL --out EMPTY", "exists already; choose another --out or add --force"),
     ("apply MODEL --out FILE/out", "is a file; choose another --out"),
     ("apply MODEL --schedule nonsense", "schedule 'nonsense' is unknown"),
@@ -282,15 +271,7 @@ def test_interrupts_and_bugs(
     assert "Traceback" not in found.err
 
 
-# --- as a process of its own
-
-
-def test_a_mistake_has_no_traceback(tmp_path: Path) -> None:
-    found = start("flops", "--schedule", "half", cwd=tmp_path)
-    assert (found.returncode, found.stdout) == (2, "")
-    assert found.stderr.startswith("error: schedule 'half' is unknown")
-    assert found.stderr.count("\n") == 1
-    assert os.listdir(tmp_path) == []
+# --- the program itself
 
 
 @pytest.mark.parametrize("place", [0, 1, 3])
@@ -304,36 +285,85 @@ def test_debug_shows_a_traceback(monkeypatch: pytest.MonkeyPatch, place: int) ->
 
 
 LIGHT = """
-import sys
-sys.argv = ["tpcli", *{arguments!r}]
-try:
-    from tpcli.cli.main import main
-    main()
-except SystemExit as stopped:
-    assert not stopped.code, stopped.code
-heavy = {{"torch", "timm", "pandas", "matplotlib", "sklearn", "numpy", "fvcore", "jinja2"}}
-print("heavy:", sorted(heavy & sys.modules.keys()))
+import sys, tpcli
+dir(tpcli)
+from tpcli.cli.main import main
+heavy = {"torch", "timm", "pandas", "matplotlib", "numpy", "fvcore", "jinja2"}
+for line in ("--help", "eval --help", "--version", "methods", "flops --schedule half"):
+    sys.argv = ["tpcli", *line.split()]
+    try:
+        main()
+    except SystemExit as stopped:
+        print(f"{line}: {stopped.code} {sorted(heavy & sys.modules.keys())}", file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["eval", "--help"], ["--version"]])
-def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+def test_what_needs_no_model_imports_nothing_heavy(tmp_path: Path) -> None:
+    """And, in a process of its own, a mistake is one sentence and leaves nothing behind."""
     found = subprocess.run(
-        [sys.executable, "-c", LIGHT.format(arguments=arguments)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", LIGHT], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert found.stdout.splitlines()[-1] == "heavy: []"
+    *fine, mistake, last = found.stderr.splitlines()
+    assert fine == [f"{line}: 0 []" for line in ("--help", "eval --help", "--version", "methods")]
+    assert mistake.startswith("error: schedule 'half' is unknown")
+    assert last == "flops --schedule half: 2 []"
+    assert os.listdir(tmp_path) == []
 
 
-def test_importing_the_library_imports_no_torch(tmp_path: Path) -> None:
-    code = "import sys, tpcli; dir(tpcli); print('torch' in sys.modules)"
-    found = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert found.stdout == "False\n"
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("flops --method w", "wk-medoids ward"),
+        ("eval --metric ", "tokens normalized keys"),
+        ("apply --weights s", "size significance"),
+        ("bench --start ", "top-k matching even ward"),
+        ("pareto --reduce m", "mean medoid"),
+        ("schedule --position ", "block attention"),
+        ("finetune --opt adamw", "adamw adamwlegacy"),
+        ("finetune --precision f", "fp16 fp32"),
+        ("eval --device c", "cpu cuda"),
+        ("bench --dtype b", "bfloat16"),
+        ("export --format t", "torch-export"),
+        ("eval --split va", "validation"),
+        ("flops --by ", "block module op"),
+        ("schedule --by ", "kl significance reconstruction"),
+        ("pareto --x t", "throughput"),
+        ("flops deit3_hug", "deit3_huge_patch14_224"),
+    ],
+)
+def test_the_shell_completes_values(
+    run: Run, monkeypatch: pytest.MonkeyPatch, line: str, offered: str
+) -> None:
+    words = ["tpcli", *line.split()]
+    monkeypatch.setenv("_TPCLI_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", " ".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - (not line.endswith(" "))))
+    assert run().out.split() == offered.split()
+
+
+def test_help_names_all_values(run: Run) -> None:
+    """And an example, and no line that is broken where its source is."""
+    from tpcli.methods import METHODS
+    from tpcli.recipe import OPTIMIZERS
+
+    said = run("finetune", "--help").out
+    for name in (*METHODS, *OPTIMIZERS, "normalized", "attention", "medoid", "even", "bf16", "xpu"):
+        assert re.search(rf"[\s(]{re.escape(name)}[\s,.:]", said), name
+    assert "[[" not in said
+    for name in main_module.COMMANDS:
+        assert "Example: tpcli" in run(name, "--help").out
+    paragraph = "was, and several processes with the same --cache share the work."
+    assert paragraph in " ".join(run("pareto", "--help").out.split())
+
+
+def test_verbose_says_what_the_library_logs(run: Run) -> None:
+    logging.getLogger("tpcli").handlers.clear()
+    assert run("-v", "methods").code == 0
+    assert logging.getLogger("tpcli").level == logging.DEBUG
+    record = logging.LogRecord("tpcli", 10, "", 0, "loops\x1b[2J\n", None, None)
+    assert main_module.Visible("%(message)s").format(record) == r"loops\x1b[2J\n"
+    assert run("methods").code == 0
+    assert logging.getLogger("tpcli").level == logging.WARNING
 
 
 def test_help_and_version(run: Run) -> None:

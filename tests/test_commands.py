@@ -62,9 +62,9 @@ def test_the_same_weights_in_two_folders_are_two_curves(
         ("--schedule gone.json", "gone.json does not exist"),
         ("--schedule r:99", "schedule 'r:99' removes more than half"),
         ("--budget 0.5,0.01", "budget 0.01 can't be reached"),
-        ("--device meta", "device 'meta' can't be used"),
-        ("--device ''", "device '' can't be used"),
-        ("--num-classes -3", "should be greater than or equal to 0"),
+        ("--device meta", "--device 'meta' is unknown"),
+        ("--device ''", "--device '' is unknown"),
+        ("--num-classes -3", "--num-classes '-3' is out of range"),
     ],
 )
 def test_mistakes_come_before_any_measurement(

@@ -189,7 +189,7 @@ class Failing(nn.Module):
 )
 def test_out_of_memory_says_the_batch_size_to_try(folder: Path, error: BaseException) -> None:
     model = Failing(error)
-    with pytest.raises(UserError, match="out of memory at batch size 24; try --batch-size 12"):
+    with pytest.raises(UserError, match="out of memory at batch size 24; try `batch_size=12`"):
         evaluate(model, open_data(model.inner, folder), batch_size=24, device="cpu")
 
 

@@ -103,7 +103,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_existing_output_needs_force(tmp_path: Path) -> None:
     target = tmp_path / "s.json"
     write_json(target, {"a": 1}, force=False)
-    with pytest.raises(UserError, match=r"s\.json exists already; choose another --out or add"):
+    with pytest.raises(UserError, match=r"s\.json exists already; choose another `out` or add"):
         write_json(target, {"a": 2}, force=False)
     assert read_json(target) == {"a": 1}
     write_json(target, {"a": 2}, force=True)
@@ -112,7 +112,7 @@ def test_existing_output_needs_force(tmp_path: Path) -> None:
 
 def test_output_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file is a file; choose another --out"):
+    with pytest.raises(UserError, match="file is a file; choose another `out`"):
         check_output(tmp_path / "file" / "x" / "out.json")
 
 
@@ -129,7 +129,7 @@ def test_output_without_permission_is_refused(
         return opened(path, *args, **kwargs)
 
     monkeypatch.setattr(os, "open", refuse)
-    expected = f"can't be written: Permission denied in {tmp_path}; choose another --out"
+    expected = f"can't be written: Permission denied in {tmp_path}; choose another `out`"
     with pytest.raises(UserError, match=expected):
         check_output(tmp_path / below)
     assert names(tmp_path) == []

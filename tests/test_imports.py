@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
@@ -98,3 +99,15 @@ def test_schedules_options_and_files_import_no_torch() -> None:
                 found = imports(name, everywhere=False)
                 assert not any(i.split(".")[0] in ("torch", "timm") for i in found), (module, name)
                 ahead += [*found, *packages_of(name)]
+
+
+def test_errors_of_the_library_name_arguments_and_no_flags() -> None:
+    """The command line puts flags in their place; it alone knows how they are spelled."""
+    spoken = re.compile(r"(?<![\w-])--[a-z]")
+    for module, path in FILES.items():
+        if module.startswith("tpcli.cli"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = re.sub(r"(tpcli|docker) [^\n]*", "", node.value)  # a whole command
+                assert not spoken.search(text), (module, node.lineno, node.value)

@@ -17,8 +17,9 @@ from torch import nn
 from tests.tiny import SMALL, images, tiny_vit
 from tpcli import load, models, pool, save, unpool
 from tpcli.errors import TpcliError, UserError
-from tpcli.models import base_name, load_weights, parse_model_kwargs, weights_hash
+from tpcli.models import load_weights, weights_hash
 from tpcli.options import pooling_options
+from tpcli.specs import base_name, parse_model_kwargs
 from tpcli.surgery import pooling_spec
 
 SCHEDULE = [50, 40, 30, 20]
@@ -86,7 +87,7 @@ def test_config_says_how_the_model_is_pooled(tmp_path: Path) -> None:
 def test_saving_refuses_an_existing_folder(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious").write_text("")
-    with pytest.raises(UserError, match="mine exists already; choose another --out or add --force"):
+    with pytest.raises(UserError, match="mine exists already; choose another `out` or add `force`"):
         save(tiny_vit(), tmp_path / "mine")
     assert os.listdir(tmp_path / "mine") == ["precious"]
     save(tiny_vit(), tmp_path / "mine", force=True)
@@ -138,7 +139,7 @@ def test_model_kwargs(items: list[str], values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("item", ["depth", "=4", "4=x", "no space=1"])
 def test_model_kwargs_that_are_wrong(item: str) -> None:
-    with pytest.raises(UserError, match=f"--model-kwargs '{item}' is not of the form name=value"):
+    with pytest.raises(UserError, match=f"model argument '{item}' is not of the form name=value"):
         parse_model_kwargs([item])
 
 
@@ -303,14 +304,14 @@ def test_no_vit_is_refused_before_any_download(name: str, monkeypatch: pytest.Mo
 def test_weights_that_cannot_be_fetched_are_one_sentence() -> None:
     """Offline, and in no cache: a failure, not the user's mistake."""
     name = "vit_small_patch32_384.augreg_in21k_ft_in1k"
-    with pytest.raises(TpcliError, match=f"weights of '{name}' could.* --no-pretrained") as caught:
+    with pytest.raises(TpcliError, match=f"weights of '{name}' .* `pretrained=False`") as caught:
         load(name)
     assert caught.value.exit_code == 1
 
 
 def test_a_name_without_weights_says_so() -> None:
     name = "vit_small_patch16_18x2_224"
-    with pytest.raises(UserError, match=f"no pretrained weights for '{name}'; add --no-pretrained"):
+    with pytest.raises(UserError, match=f"no pretrained weights for '{name}'; add `pretrained"):
         load(name)
 
 
@@ -336,7 +337,7 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
 
 def test_a_weights_file_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(b"")
-    with pytest.raises(UserError, match=r"is a file; give a folder .* --checkpoint .*w\.pth"):
+    with pytest.raises(UserError, match=r"is a file; give a folder .* `checkpoint`"):
         load(str(tmp_path / "w.pth"))
 
 

@@ -91,7 +91,7 @@ def explain_out_of_memory(batch_size: int) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        advice = f"try --batch-size {batch_size // 2}" if batch_size > 1 else "use a smaller model"
+        advice = f"try `batch_size={batch_size // 2}`" if batch_size > 1 else "use a smaller model"
         raise UserError(f"out of memory at batch size {batch_size}; {advice}.") from error
 
 

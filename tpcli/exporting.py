@@ -65,7 +65,7 @@ def export_model(
     if file_format == "onnx" and weights >= LARGEST_ONNX:
         raise UserError(
             f"the model's weights take {weights / 2**30:.1f} GB, and one ONNX file holds less than "
-            "2; use --format torch-export."
+            "2; use `file_format=torch-export`."
         )
     size = input_size(model)
     parameter = next(model.parameters())
@@ -110,7 +110,7 @@ def check_export(
         raise UserError(f"format {file_format!r} is unknown; use one of {', '.join(FORMATS)}.")
     if opset is not None and (file_format != "onnx" or opset < LEAST_OPSET):
         raise UserError(
-            f"--opset {opset} can't be used; it is for ONNX alone, and at least {LEAST_OPSET}."
+            f"opset {opset} can't be used; it is for ONNX alone, and at least {LEAST_OPSET}."
         )
     if out.suffix != FORMATS[file_format]:
         raise UserError(f"{out} needs the suffix {FORMATS[file_format]} to hold {file_format}.")

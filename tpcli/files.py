@@ -35,20 +35,20 @@ def check_output(path: Path, force: bool = True, is_folder: bool = False) -> Non
     clear_litter(path.absolute().parent, path.name)
     if path.exists() and path.is_dir() != is_folder:
         found = "a file" if is_folder else "a folder"
-        raise UserError(f"{path} is {found}; choose another --out.")
+        raise UserError(f"{path} is {found}; choose another `out`.")
     if path.exists() and not force:
-        raise UserError(f"{path} exists already; choose another --out or add --force.")
+        raise UserError(f"{path} exists already; choose another `out` or add `force`.")
     folder = path.resolve().parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
-        raise UserError(f"{path} can't be written: {folder} is a file; choose another --out.")
+        raise UserError(f"{path} can't be written: {folder} is a file; choose another `out`.")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(
-            f"{path} can't be written: {error.strerror} in {folder}; choose another --out."
+            f"{path} can't be written: {error.strerror} in {folder}; choose another `out`."
         ) from None
 
 

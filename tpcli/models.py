@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from timm.data.model_config import resolve_input_data_config
 from timm.models import save_for_hf
 from torch import nn
 
+from tpcli import specs
 from tpcli.checkpoints import load_weights
 from tpcli.errors import TpcliError, UserError, did_you_mean, first_line
 from tpcli.files import check_output, read_json, replacing
@@ -24,7 +24,6 @@ from tpcli.surgery import PoolingSpec, check_supported, pooling_spec
 from tpcli.surgery.geometry import input_size, patch_tokens
 
 DEMO = Path(__file__).parent / "demo" / "model"
-HUB = ("hf-hub:", "hf_hub:")
 MODEL_FILES = ("config.json", "model.safetensors")
 """What `save` writes."""
 
@@ -67,7 +66,7 @@ def load(
         arguments["num_classes"] = num_classes
     timm_name, folder = _timm_name(spec)
     config = {} if folder is None else _read_config(folder / "config.json")
-    if folder is None and not timm_name.startswith(HUB):
+    if folder is None and not timm_name.startswith(specs.HUB):
         _check_architecture(timm_name, arguments)
     use_pretrained = pretrained and checkpoint is None
     foreign = None if folder is None else describe(folder, config)
@@ -80,13 +79,13 @@ def load(
     check_supported(model)
     if checkpoint is not None:
         load_weights(model, Path(checkpoint), adapt_head=num_classes is None)
-    if timm_name.startswith(HUB):
+    if timm_name.startswith(specs.HUB):
         config = _hub_config(timm_name, arguments)
     stored = config.get("token_pooling")
     if stored is not None:
         remembered = PoolingSpec.from_dict(stored)
         pool(model, remembered.schedule.resized(patch_tokens(model)), remembered.options)
-    return LoadedModel(model, _display_name(spec), data_config(model))
+    return LoadedModel(model, specs.display_name(spec), data_config(model))
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:
@@ -134,24 +133,6 @@ def save(model: nn.Module, folder: Path, force: bool = False, **extra: Any) -> N
             raise UserError(f"the model can't be saved: {error}") from error
 
 
-def parse_model_kwargs(items: Sequence[str]) -> dict[str, Any]:
-    """`k=v` items to keyword arguments; values are Python literals, else strings.
-
-    Raises:
-        UserError: an item has no `=`.
-    """
-    values: dict[str, Any] = {}
-    for item in items:
-        key, equals, text = item.partition("=")
-        if not equals or not key.isidentifier():
-            raise UserError(f"--model-kwargs {item!r} is not of the form name=value.")
-        try:
-            values[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            values[key] = text
-    return values
-
-
 def weights_hash(model: nn.Module) -> str:
     """SHA-256 over all weights and their names."""
     digest = hashlib.sha256()
@@ -164,21 +145,13 @@ def weights_hash(model: nn.Module) -> str:
 
 def _timm_name(spec: str) -> tuple[str, Path | None]:
     """The name for `timm.create_model`, and the folder if it is one."""
-    if spec == "demo":
+    specs.check_model(spec)
+    if spec == specs.DEMO:
         return f"local-dir:{DEMO}", DEMO
-    if spec.startswith(HUB):
+    if specs.is_plain(spec) or spec.startswith(specs.HUB):
         return spec, None
-    path = Path(spec.removeprefix("local-dir:"))
-    if path.is_dir() or spec.startswith("local-dir:"):
-        if not (path / "config.json").is_file():
-            raise UserError(f"{path} is no model folder: it has no config.json.")
-        return f"local-dir:{path.resolve()}", path
-    if path.exists():
-        raise UserError(
-            f"model {spec!r} is a file; give a folder with config.json, or an architecture with "
-            f"--checkpoint {spec}."
-        )
-    return spec, None
+    path = Path(spec.removeprefix(specs.LOCAL))
+    return f"local-dir:{path.resolve()}", path
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -203,16 +176,6 @@ def _hub_config(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     except Exception as error:
         raise _not_fetched(name, error) from error
     return _read_config(Path(file))
-
-
-def base_name(spec: str) -> str:
-    """A name for files made from `spec`: the last part of a folder or hub name."""
-    return Path(_display_name(spec).split(":")[-1]).name
-
-
-def _display_name(spec: str) -> str:
-    path = Path(spec.removeprefix("local-dir:"))
-    return path.resolve().name if path.is_dir() and spec != "demo" else spec
 
 
 def _check_architecture(name: str, arguments: Mapping[str, Any]) -> None:
@@ -250,7 +213,8 @@ def _create(spec: str, name: str, pretrained: bool, arguments: Mapping[str, Any]
     except RuntimeError as error:
         if "No pretrained weights" in str(error):
             raise UserError(
-                f"timm has no pretrained weights for {spec!r}; add --no-pretrained or --checkpoint."
+                f"timm has no pretrained weights for {spec!r}; add "
+                "`pretrained=False` or `checkpoint`."
             ) from error
         raise UserError(f"model {spec!r} could not be loaded: {first_line(error)}.") from error
     except (FileNotFoundError, AssertionError, KeyError, ValueError) as error:
@@ -267,5 +231,5 @@ def _create(spec: str, name: str, pretrained: bool, arguments: Mapping[str, Any]
 def _not_fetched(spec: str, error: Exception) -> TpcliError:
     return TpcliError(
         f"the weights of {spec!r} could not be fetched ({first_line(error)}); check the "
-        "connection, or use --checkpoint, a model folder or --no-pretrained."
+        "connection, or use `checkpoint`, a model folder or `pretrained=False`."
     )

@@ -25,7 +25,7 @@ OPTIMIZERS = tuple(
 """timm's, but for those that need another package (bnb..., fused...) or a second backward pass."""
 SCHEDULERS = ("constant", "cosine", "multistep", "poly", "rsqrt", "step", "tanh", "wsd")
 AUGMENTATIONS = re.compile(
-    r"none|rand(-(m|n|mmax)\d{1,3}|-(p|mstd)\d{1,3}(\.\d+)?|-inc[01]|-t(weights|3a))*"
+    r"none|rand(-(m|n|mmax)\d{1,3}|-(p|mstd)\d{1,3}(\.\d+)?|-inc[01]|-t(weights|3aw?))*"
     r"|augmix(-(m|w|d)\d{1,3}|-(a|mstd)\d{1,3}(\.\d+)?|-b[01])*"
     r"|(v0r?|originalr?|3a)(-mstd\d{1,3}(\.\d+)?)?"
 )

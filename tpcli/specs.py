@@ -40,7 +40,7 @@ def check_model(spec: str) -> None:
             f"model {spec!r} is a file; give a folder with config.json, or an architecture and "
             "the file as its `checkpoint`."
         )
-    elif not re.fullmatch(r"[\w.-]+", spec, re.ASCII):
+    elif not re.fullmatch(r"[\w.-]{1,200}", spec, re.ASCII):
         raise UserError(
             f"model {spec!r} is unknown to timm, and no such folder exists; give a name that timm "
             "has, hf-hub:org/name, or a folder with config.json."
@@ -115,10 +115,11 @@ def parse_model_kwargs(items: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"model argument {item!r} is not of the form name=value.")
         try:
             values[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            if text.startswith(("(", "[", "{")):
+                raise UserError(
+                    f"model argument {item[:60]!r} has a bracket that Python can't read; close it, "
+                    "or give a plain value."
+                ) from None
             values[key] = text
-        except (RecursionError, MemoryError):
-            raise UserError(
-                f"model argument {item[:60]!r}... is nested too deeply; give a plain value."
-            ) from None
     return values

@@ -106,7 +106,7 @@ def test_features_only_says_why_not() -> None:
 
 def test_attention_that_hides_its_queries_and_keys() -> None:
     model = zoo.small("beit_base_patch16_224")
-    with pytest.raises(UserError, match=r"Beit's attention .* use --weights size or uniform"):
+    with pytest.raises(UserError, match=r"Beit's attention .* use `weights=size` or uniform"):
         tpcli.pool(model, KEEP, weights="significance")
 
 

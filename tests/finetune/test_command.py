@@ -105,13 +105,13 @@ def test_a_base_model_from_nothing(
         ),
         (["--schedule", "none"], "--distill learns from the model before pooling"),
         (["--precision", "fp16"], "--precision fp16 is not there on a CPU"),
-        (["--opt", "adamww"], "--opt 'adamww' is not known to timm"),
-        (["--sched", "cosin"], "--sched 'cosin' is not known to timm"),
+        (["--opt", "adamww"], "--opt 'adamww' is unknown"),
+        (["--sched", "cosin"], "--sched 'cosin' is unknown"),
         (["--num-classes", 7], "--num-classes 10"),
         (["--data", "nowhere"], "data 'nowhere' does not exist"),
         (["--out", Path(__file__) / "out"], "test_command.py is a file"),
         (["--train-split", "test"], "no 'test' split"),
-        (["--epochs", 0], "--epochs 0 is out of range"),
+        (["--epochs", 0], "--epochs '0' is out of range"),
     ],
 )
 def test_bad_input(

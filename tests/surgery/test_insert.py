@@ -215,13 +215,13 @@ def test_a_model_that_is_no_vit_is_refused(name: str) -> None:
 def test_a_block_without_a_middle_says_so(variant: str) -> None:
     model = tiny_vit(**VARIANTS[variant])
     before = logits(model)
-    with pytest.raises(UserError, match=f"in block 0: {variant} .*use --position block"):
+    with pytest.raises(UserError, match=f"in block 0: {variant} .*use `position=block`"):
         pool(model, FALLING, position="attention")
     assert torch.equal(logits(model), before)
 
 
 def test_class_weights_need_a_class_token() -> None:
-    with pytest.raises(UserError, match="--weights class needs a class token"):
+    with pytest.raises(UserError, match="`weights=class` needs a class token"):
         pool(tiny_vit(**VARIANTS["average, no class token"]), FALLING, weights="class")
 
 

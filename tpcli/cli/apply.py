@@ -7,14 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tpcli.cli.groups import (
-    DEFAULT_SCHEDULE,
-    ForceOption,
-    JsonOption,
-    ModelArgument,
-    ModelGroup,
-    PoolingGroup,
-)
+from tpcli.cli.groups import ForceOption, JsonOption, ModelArgument, ModelGroup
+from tpcli.cli.pooling_options import DEFAULT_SCHEDULE, PoolingGroup
 from tpcli.cli.spread import add
 from tpcli.cli.values import FOLDER, option
 from tpcli.files import check_output, check_replaceable

@@ -7,20 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpcli.cli.groups import (
+from tpcli.cli.groups import DeviceOption, JsonOption, ModelArgument, ModelGroup
+from tpcli.cli.kinds import SCHEDULE, SIZE, SOME_METHODS
+from tpcli.cli.pooling_options import (
     DEFAULT_SCHEDULE,
     METHODS_HELP,
     POOLING_PANEL,
     SCHEDULE_HELP,
-    DeviceOption,
-    JsonOption,
     MethodGroup,
-    ModelArgument,
-    ModelGroup,
     PoolingGroup,
     method_names,
 )
-from tpcli.cli.kinds import SCHEDULE, SIZE, SOME_METHODS
 from tpcli.cli.spread import add
 from tpcli.cli.values import FIGURE, flag, number, one_of, option, whole
 from tpcli.files import check_output
@@ -30,6 +27,7 @@ if TYPE_CHECKING:
     from tpcli.schedule import Schedule
 
 
+SPARE = ("MiB", "p95 ms", "base", "pooling", "kept", "ideal")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -130,7 +128,7 @@ def bench(
     else:
         _print(loaded.name, results)
         if out is not None:
-            print(f"written: {out}, {out.with_suffix('.csv')}")
+            render.say(f"written: {out}, {out.with_suffix('.csv')}")
 
 
 def _write(out: Path, documents: list[dict[str, Any]], results: list[BenchResult]) -> None:
@@ -207,4 +205,4 @@ def _print(model: str, results: list[BenchResult]) -> None:
             " Pooling ran in torch's operators, for want of a C compiler when tpcli was installed; "
             "install it again with one for faster pooling."
         )
-    render.print_table(f"{model}, schedule {first.schedule}", columns, rows, caption)
+    render.print_table(f"{model}, schedule {first.schedule}", columns, rows, caption, SPARE)

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from tpcli.cli.groups import (
-    DataGroup,
-    JsonOption,
-    ModelArgument,
-    ModelGroup,
-    PoolingGroup,
-    RunGroup,
-)
+from tpcli.cli.groups import DataGroup, JsonOption, ModelArgument, ModelGroup, RunGroup
+from tpcli.cli.pooling_options import PoolingGroup
 from tpcli.cli.spread import add
 
 

@@ -7,13 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tpcli.cli.groups import (
-    ForceOption,
-    JsonOption,
-    ModelArgument,
-    ModelGroup,
-    PoolingGroup,
-)
+from tpcli.cli.groups import ForceOption, JsonOption, ModelArgument, ModelGroup
+from tpcli.cli.pooling_options import PoolingGroup
 from tpcli.cli.spread import add
 from tpcli.cli.values import PLACE, one_of, option, whole
 from tpcli.errors import UserError

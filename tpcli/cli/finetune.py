@@ -16,9 +16,9 @@ from tpcli.cli.groups import (
     JsonOption,
     ModelArgument,
     ModelGroup,
-    PoolingGroup,
 )
 from tpcli.cli.kinds import DEVICES, SPLIT
+from tpcli.cli.pooling_options import PoolingGroup
 from tpcli.cli.recipe_options import RecipeGroup, open_training, read_config
 from tpcli.cli.spread import add
 from tpcli.cli.values import FILE, FOLDER, flag, one_of, option

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from tpcli.cli.groups import JsonOption, ModelArgument, ModelGroup, PoolingGroup
+from tpcli.cli.groups import JsonOption, ModelArgument, ModelGroup
+from tpcli.cli.pooling_options import PoolingGroup
 from tpcli.cli.spread import add
 from tpcli.cli.values import one_of, option
 

@@ -28,14 +28,14 @@ def _device(text: str) -> str:
 
 
 def _methods(text: str) -> str:
-    names = text.split(",")
-    if "" in map(str.strip, names):
+    names = [name.strip(" ") for name in text.split(",")]
+    if "" in names:
         raise ValueError(
             f"has an empty name; give one of {', '.join(METHODS)}, or several with one comma "
             "between them."
         )
     for name in names:
-        describe(name.strip())
+        describe(name)
     return text
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import sys
+from functools import cache
 from importlib import import_module
+from typing import Any
 
 import typer
 
@@ -87,6 +89,12 @@ for _name in COMMANDS:
     import_module(f"tpcli.cli.{_name}").register(app)
 
 
+@cache
+def program() -> Any:
+    """The commands and their options, read from the signatures once."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Run the program and exit: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
     arguments = [a for a in sys.argv[1:] if a != DEBUG]
@@ -95,7 +103,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = program()(args=arguments, prog_name="tpcli", standalone_mode=False)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:

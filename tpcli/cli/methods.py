@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from tpcli.cli.groups import JsonOption
 from tpcli.cli.spread import add
-
-if TYPE_CHECKING:
-    from tpcli.pooling import Method
+from tpcli.methods import METHODS, Description
+from tpcli.options import DEFAULT_METHOD, pooling_options
 
 CLASS_TOKEN = {"class": "needed", "attention": "used if there"}
 
@@ -25,10 +24,9 @@ def methods(as_json: JsonOption = False) -> None:
 
     Example: tpcli methods --json
     """
-    from tpcli import pooling
     from tpcli.cli import render
 
-    entries = [describe(method) for method in pooling.methods()]
+    entries = [describe(method) for method in METHODS.values()]
     if as_json:
         render.print_json(entries)
         return
@@ -43,10 +41,8 @@ def methods(as_json: JsonOption = False) -> None:
     )
 
 
-def describe(method: Method) -> dict[str, Any]:
+def describe(method: Description) -> dict[str, Any]:
     """One method, in plain values."""
-    from tpcli.options import DEFAULT_METHOD, pooling_options
-
     chosen = pooling_options(method.name).to_dict()
     weights = chosen["weights"] if "weights" in method.options else None
     return {

@@ -61,4 +61,5 @@ def models(
         f"removes; prefix: class, distillation and register tokens, which it keeps. "
         f"GFLOPs in closed form ({render.CONVENTION}); tpcli flops counts them."
     )
-    render.print_table("Models that can be pooled", columns, rows, caption)
+    spare = ["class", "weights", "prefix", "pixels"]
+    render.print_table("Models that can be pooled", columns, rows, caption, spare)

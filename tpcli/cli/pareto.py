@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tpcli.cli.groups import (
-    METHODS_HELP,
-    POOLING_PANEL,
-    DataGroup,
-    JsonOption,
-    MethodGroup,
-    ModelGroup,
-    RunGroup,
-    method_names,
-)
+from tpcli.cli.groups import DataGroup, JsonOption, ModelGroup, RunGroup
 from tpcli.cli.kinds import MODEL, SCHEDULE, SOME_METHODS, SPLIT
+from tpcli.cli.pooling_options import METHODS_HELP, POOLING_PANEL, MethodGroup, method_names
 from tpcli.cli.spread import add
 from tpcli.cli.values import FIGURE, FILE, FOLDER, Value, checked, one_of, option, whole
 from tpcli.errors import UserError
@@ -180,7 +172,7 @@ def pareto(
     schedules = [spec for spec in schedule or [] if spec != SEARCHED]
     specs = models or [DEMO]
     for model in specs:
-        source.require_for(model, source.split, training.train_split if recipe else None)
+        source.require_for(model, source.split, training.train_split)
         if specs.count(model) > 1:
             raise UserError(f"model {model!r} is there twice; name each model once.")
 
@@ -308,7 +300,8 @@ def _print(result: SweepResult, context: ReportContext, out: Path) -> None:
     keys = ["model", "method", "budget", "gflops", "ratio", "top1", "difference", "speed"]
     rows = [[row[key] for key in keys] for row in table_rows(result)]
     caption = f"{context.count} images of {context.data}. {render.CONVENTION}."
-    render.print_table(context.title, columns, rows, caption)
+    spare = ["images/s", "budget", "difference", "GFLOPs"]
+    render.print_table(context.title, columns, rows, caption, spare)
     for entry in result.headlines:
-        print(entry.words)
-    print("written: " + ", ".join(str(path) for path in report_paths(out).values()))
+        render.say(entry.words)
+    render.say("written: " + ", ".join(str(path) for path in report_paths(out).values()))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpcli.cli.values import Value, checked, flag, number, one_of, option, whole
+from tpcli.cli.values import NUMBERS, Value, checked, flag, number, one_of, option, whole
 from tpcli.errors import UserError, did_you_mean
 from tpcli.recipe import Recipe, recipe, types_of
 from tpcli.specs import DEMO
@@ -145,12 +145,17 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
             )
         if isinstance(value, dict):
             raise UserError(f"--config {path}: {key} is a table; give options as plain keys.")
-        option = options[name]
-        if getattr(option, "is_flag", False) != isinstance(value, bool):
-            wanted = "true or false" if option.is_flag else "a value of its kind"
-            raise UserError(f"--config {path}: {key} = {value!r} can't be used; give {wanted}.")
-        if getattr(option, "multiple", False) != isinstance(value, list):
-            wanted = "a list" if option.multiple else "one value"
+        is_flag = getattr(options[name], "is_flag", False)
+        is_list = getattr(options[name], "multiple", False)
+        wanted = ""
+        if is_flag != isinstance(value, bool):
+            wanted = "true or false" if is_flag else "a value of its kind"
+        elif is_list != isinstance(value, list):
+            wanted = "a list" if is_list else "one value"
+        elif not is_flag and getattr(options[name], "metavar", None) not in NUMBERS:
+            items = value if is_list else [value]
+            wanted = "" if all(isinstance(item, str) for item in items) else "text in quotes"
+        if wanted:
             raise UserError(f"--config {path}: {key} = {value!r} can't be used; give {wanted}.")
         defaults[name] = value
     context.default_map = defaults

@@ -107,6 +107,11 @@ def say_left_out(*sources: ImageData | None) -> None:
             sys.stderr.write(visible(text) + "\n")
 
 
+def say(text: str) -> None:
+    """A line on stdout."""
+    print(visible(text))
+
+
 def eval_command(model: str | Path, data: str, schedule: Path | None = None) -> str:
     """The command that measures what was just made."""
     more = ["--schedule", str(schedule)] if schedule else []

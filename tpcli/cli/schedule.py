@@ -10,17 +10,15 @@ import typer
 
 from tpcli.cli.groups import (
     DATA_PANEL,
-    METHOD_HELP,
-    POOLING_PANEL,
     DeviceOption,
     ForceOption,
     JsonOption,
-    MethodGroup,
     ModelArgument,
     ModelGroup,
     SourceGroup,
 )
 from tpcli.cli.kinds import BUDGET, METHOD, SIZE, SPLIT
+from tpcli.cli.pooling_options import METHOD_HELP, POOLING_PANEL, MethodGroup
 from tpcli.cli.spread import add
 from tpcli.cli.values import MANY, Value, flag, named_like, one_of, option, whole
 from tpcli.files import check_output

@@ -6,6 +6,9 @@ import re
 
 from tpcli.text import visible as visible
 
+FLAGS = {"file_format": "format", "compiled": "compile"}
+"""Options that are not called as the library's arguments are."""
+
 
 def with_flags(message: str) -> str:
     """A message of the library, which names arguments in backticks, with flags in their place.
@@ -17,7 +20,7 @@ def with_flags(message: str) -> str:
 
 
 def _flag(found: re.Match[str]) -> str:
-    name, value = found[1].replace("_", "-"), found[2]
+    name, value = FLAGS.get(found[1], found[1]).replace("_", "-"), found[2]
     if value == "False":
         return f"--no-{name}"
     return f"--{name}" if value in (None, "True") else f"--{name} {value}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from tpcli.errors import did_you_mean
@@ -18,6 +19,12 @@ def usage(error: Any) -> str:
         known = [name for p in context.command.params for name in (*p.opts, *p.secondary_opts)]
         near = did_you_mean(error.option_name, known)
         return f"{command} has no option {error.option_name}; see {command} --help.{near}"
+    if kind == "BadOptionUsage":
+        name = error.option_name
+        typed = [a.partition("=")[2] for a in sys.argv if a.startswith(f"{name}=")]
+        if typed:
+            return f"{name} takes no value, and {typed[0]!r} was given; leave that out."
+        return f"{name} needs a value; give one, or leave the option out."
     message = error.format_message().removesuffix(".")
     if "such command" in message:
         name = message.split("'")[1]

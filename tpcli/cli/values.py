@@ -16,6 +16,8 @@ from tpcli.errors import did_you_mean
 
 SHOWN = 100
 """Characters of a wrong value that a message shows."""
+NUMBERS = ("N", "X")
+"""What stands for numbers in the help."""
 FIGURES = (".png", ".svg", ".pdf")
 MANY = 10**6
 """More than anyone means of what is counted in ones; below what overflows or fills a memory."""

@@ -137,12 +137,12 @@ class Checkpoints:
         if source is None:
             for path in self.all():
                 raise TpcliError(
-                    f"checkpoint {path} {what_is_wrong(path)}; start over with --force."
+                    f"checkpoint {path} {what_is_wrong(path)}; start over with `force`."
                 )
             return None
         wrong = what_is_wrong(source, thoroughly=True)
         if wrong is not None:
-            raise TpcliError(f"checkpoint {source} {wrong}; start over with --force.")
+            raise TpcliError(f"checkpoint {source} {wrong}; start over with `force`.")
         try:
             self.accelerator.load_state(str(source))
             document = read_json(source / PROGRESS)
@@ -150,7 +150,7 @@ class Checkpoints:
             progress = Progress(**document)
         except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise TpcliError(
-                f"checkpoint {source} can't be read ({error}); start over with --force."
+                f"checkpoint {source} can't be read ({error}); start over with `force`."
             ) from error
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -187,7 +187,7 @@ class Checkpoints:
     def _check_best(self, progress: Progress) -> None:
         path, written = self.folder / BEST, progress.best.get("file")  # older versions wrote none
         if not path.is_file() or (written is not None and _sum(path) != written):
-            raise TpcliError(f"{path} is not what was written; start over with --force.")
+            raise TpcliError(f"{path} is not what was written; start over with `force`.")
 
     def load_best(self, progress: Progress) -> dict[str, Tensor]:
         """The best weights of `progress`.

@@ -43,14 +43,14 @@ def settle_precision(recipe: Recipe, device: str) -> Recipe:
 def make_accelerator(recipe: Recipe, device: str, out: Path) -> Accelerator:
     chosen = pick_device(device)
     if recipe.precision == "fp16" and chosen.type == "cpu":
-        raise UserError("--precision fp16 is not there on a CPU; use bf16 or fp32.")
+        raise UserError("`precision=fp16` is not there on a CPU; use bf16 or fp32.")
     if recipe.tracker == "tensorboard":
         from accelerate.utils import is_tensorboard_available as available
     else:
         from accelerate.utils import is_wandb_available as available
     if recipe.tracker is not None and not available():
         raise UserError(
-            f"--tracker {recipe.tracker} is not installed; pip install it, or leave it out."
+            f"tracker {recipe.tracker} is not installed; pip install it, or leave it out."
         )
     AcceleratorState._reset_state()  # each run in a process may have a precision of its own
     accelerator = Accelerator(
@@ -61,7 +61,7 @@ def make_accelerator(recipe: Recipe, device: str, out: Path) -> Accelerator:
         project_dir=str(out),
     )
     if accelerator.device.type != chosen.type:
-        raise UserError(f"--device {device} is not where this process was started; use auto.")
+        raise UserError(f"device {device} is not where this process was started; use auto.")
     return accelerator
 
 
@@ -83,7 +83,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         )
     except (ValueError, AssertionError) as error:
         raise UserError(
-            f"--opt {recipe.opt!r} is not known to timm; use one such as adamw."
+            f"optimizer {recipe.opt!r} is not known to timm; use one such as adamw."
         ) from error
 
 
@@ -102,6 +102,6 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int)
         )
     except ValueError as error:
         raise UserError(
-            f"--sched {recipe.sched!r} is not known to timm; use one such as cosine."
+            f"sched {recipe.sched!r} is not known to timm; use one such as cosine."
         ) from error
     return scheduler

@@ -53,7 +53,7 @@ COLUMNS = (
 
 
 class RunFolder:
-    """`--out` of a run.
+    """`out` of a run.
 
     A run that replaces another one grows in a hidden folder beside it, which takes its place when
     the run is complete.
@@ -110,13 +110,13 @@ class RunFolder:
         entries = list(self.out.iterdir()) if self.out.exists() else []
         if all(entry.match(f".*{PARTIAL}") for entry in entries):
             if resume:
-                raise UserError(f"{self.out} holds no run to resume; leave out --resume.")
+                raise UserError(f"{self.out} holds no run to resume; leave out `resume`.")
         elif force:
             check_replaceable(self.out, "a fine-tuning run", PARTS, RUN)
             self.path = self._beside / self.out.resolve().name
         elif not (self.out / RUN).is_file():
             raise UserError(
-                f"{self.out} exists and is no fine-tuning run; choose another --out, or move away "
+                f"{self.out} exists and is no fine-tuning run; choose another `out`, or move away "
                 "what it holds."
             )
         else:
@@ -124,8 +124,8 @@ class RunFolder:
             if difference:
                 raise UserError(
                     f"{self.out} holds a run with {difference}; repeat the options of that run "
-                    f"(--config {self.out / CONFIG}), choose another --out, or start over by "
-                    "--force."
+                    f"(`config={self.out / CONFIG}`), choose another `out`, or start over by "
+                    "`force`."
                 )
 
     def begin(self, config: Mapping[str, Any]) -> None:
@@ -137,7 +137,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"{self.path} can't be written ({error.strerror}); choose another --out."
+                f"{self.path} can't be written ({error.strerror}); choose another `out`."
             ) from error
         clear_litter(self.path)
         if not (self.path / RUN).is_file():

@@ -79,8 +79,8 @@ def finetune(
     source = match_data(source, Head.of(loaded.model, loaded.name))
     if recipe.distill and not (spec is not None and spec.schedule.pools):
         raise UserError(
-            "--distill learns from the model before pooling, and nothing is pooled here; leave it "
-            "out, or give a --schedule."
+            "`distill` learns from the model before pooling, and nothing is pooled here; leave it "
+            "out, or give a `schedule`."
         )
     join(device)
     state = PartialState()

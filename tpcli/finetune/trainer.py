@@ -138,7 +138,7 @@ class Trainer:
         raise TpcliError(
             f"the {what} at step {self.progress.step + 1}, learning rate {self.current_lr():.3g}; "
             f"{f'the last good checkpoint is {kept}' if kept else 'there is no checkpoint yet'}; "
-            "start over with a smaller --lr, a smaller --clip-grad or --precision fp32."
+            "start over with a smaller `lr`, a smaller `clip_grad` or `precision=fp32`."
         )
 
     def current_lr(self) -> float:

@@ -64,7 +64,7 @@ def check_report(plot: Path) -> None:
     beside = [path for name, path in paths.items() if name != "plot" and path.exists()]
     if beside and not _is_report(paths["json"]):
         raise UserError(
-            f"{beside[0]} exists and belongs to no report; choose another --out, since a report's "
+            f"{beside[0]} exists and belongs to no report; choose another `out`, since a report's "
             "files go beside its figure."
         )
 

@@ -59,7 +59,7 @@ class SearchOptions:
 
     def __post_init__(self) -> None:
         if self.by not in OBJECTIVES:
-            raise UserError(f"--by {self.by!r} is unknown; use one of {', '.join(OBJECTIVES)}.")
+            raise UserError(f"by {self.by!r} is unknown; use one of {', '.join(OBJECTIVES)}.")
         for name, value in (("images", self.images), ("trials", self.trials)):
             if value < 1:
                 raise UserError(f"--{name} {value} is below 1; use 1 or more.")
@@ -191,7 +191,7 @@ def calibration_images(
             return found
     raise UserError(
         f"the {data.split} split of {data.spec} has only {options.images - missing} images that "
-        f"can be read, --images asks for {options.images}; ask for fewer, or give more data."
+        f"can be read, {options.images} are asked for; ask for fewer, or give more data."
     )
 
 

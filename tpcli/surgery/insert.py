@@ -180,7 +180,7 @@ def _check_counts(model: nn.Module, plan: Schedule, options: PoolingOptions) -> 
 def _check_options(model: nn.Module, options: PoolingOptions) -> None:
     if options.weights == "class" and _class_token(model) is None:
         raise UserError(
-            "--weights class needs a class token, which this model has not; "
+            "`weights=class` needs a class token, which this model has not; "
             "use size, significance or uniform."
         )
     if options.needs_scores or options.metric == "keys":
@@ -189,8 +189,8 @@ def _check_options(model: nn.Module, options: PoolingOptions) -> None:
         family = FAMILIES[type(block)]
         if options.position == "attention" and family.halves is None:
             raise UserError(
-                f"--position attention is not there in block {i}: {type(block).__name__} runs "
-                "attention and MLP side by side; use --position block."
+                f"`position=attention` is not there in block {i}: {type(block).__name__} runs "
+                "attention and MLP side by side; use `position=block`."
             )
 
 

@@ -28,7 +28,7 @@ def check_shows_attention(model: nn.Module) -> None:
         if not hasattr(FAMILIES[type(block)].attention(block), "q_norm"):
             raise UserError(
                 f"{type(model).__name__}'s attention doesn't show its queries and keys; use "
-                "--weights size or uniform, --metric tokens or normalized, --reduce mean or medoid."
+                "`weights=size` or uniform, `metric=tokens` or normalized, `reduce=mean` or medoid."
             )
 
 

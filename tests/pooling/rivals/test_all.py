@@ -66,10 +66,10 @@ def test_parameters_follow_the_name() -> None:
 
 def test_options_without_effect_are_refused() -> None:
     for method, given, text in (
-        ("tome", {"weights": "class"}, r"method tome takes no --weights; leave it out \(it takes"),
-        ("power-bert", {"weights": "class"}, "can't take --weights class; use one of significance"),
-        ("top-k", {"weights": "size"}, "can't take --weights size; use one of attention, class"),
-        ("random", {"metric_dim": 8}, "takes no --metric-dim"),
+        ("tome", {"weights": "class"}, r"method tome takes no weights; leave it out \(it takes"),
+        ("power-bert", {"weights": "class"}, "can't take weights 'class'; use one of significance"),
+        ("top-k", {"weights": "size"}, "can't take weights 'size'; use one of attention, class"),
+        ("random", {"metric_dim": 8}, "takes no metric_dim"),
     ):
         with pytest.raises(UserError, match=text):
             pooling_options(method, **given)

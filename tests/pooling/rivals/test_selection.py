@@ -78,7 +78,7 @@ def test_top_k_reads_the_class_token_or_all_tokens() -> None:
         significance = pool(tiny_vit(**without), "r:8", "power-bert")(x)
     assert torch.equal(with_class, asked)
     assert torch.equal(received, significance)
-    with pytest.raises(UserError, match="--weights class needs a class token"):
+    with pytest.raises(UserError, match="`weights=class` needs a class token"):
         pool(tiny_vit(**without), "r:8", "top-k", weights="class")
 
 
