@@ -122,6 +122,15 @@ def check_export(
             f"{'is' if len(missing) == 1 else 'are'} not installed; "
             "run: pip install 'tpcli[export]'."
         )
+    if opset is not None:
+        from onnx.defs import onnx_opset_version
+
+        newest = onnx_opset_version()
+        if opset > newest:
+            raise UserError(
+                f"opset {opset} is newer than the installed onnx has; use {LEAST_OPSET} to "
+                f"{newest}."
+            )
 
 
 def _traced(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:

@@ -96,6 +96,7 @@ def test_a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ("m.onnx", {"file_format": "tflite"}, "format 'tflite' is unknown; use one of onnx"),
         ("m.onnx", {"opset": 17}, "opset 17 can't be used; .* at least 18"),
+        ("m.onnx", {"opset": 999}, "opset 999 is newer than the installed onnx has; use 18 to"),
         ("m.pt2", {"file_format": "torch-export", "opset": 20}, "opset 20 can't be used"),
         ("m.pt", {}, r"m\.pt needs the suffix \.onnx to hold onnx"),
         ("old.onnx", {}, r"old\.onnx exists already; .* `force`"),
