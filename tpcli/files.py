@@ -227,7 +227,7 @@ def read_json(path: Path) -> Any:
     if not path.exists():
         raise UserError(f"{path} does not exist; check the path.")
     if not path.is_file():  # a pipe would be waited for
-        raise UserError(f"{path} is no file; check the path.")
+        raise UserError(f"{path} is not a readable JSON file: it is no file at all.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -32,7 +32,7 @@ def check_model(spec: str) -> None:
             raise UserError(f"model {spec!r} names none on the hub; write it hf-hub:org/name.")
         return
     path = spec.removeprefix(LOCAL)
-    if os.path.isdir(path):
+    if os.path.isdir(path) or spec.startswith(LOCAL):
         if not os.path.isfile(os.path.join(path, "config.json")):
             raise UserError(f"{path} is no model folder: it has no config.json.")
     elif os.path.exists(path):
