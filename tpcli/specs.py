@@ -34,7 +34,7 @@ def check_model(spec: str) -> None:
     path = spec.removeprefix(LOCAL)
     if os.path.isdir(path) or spec.startswith(LOCAL):
         if not os.path.isfile(os.path.join(path, "config.json")):
-            raise UserError(f"{path} is no model folder: it has no config.json.")
+            raise UserError(f"model {spec!r} is no model folder: it has no config.json.")
     elif os.path.exists(path):
         raise UserError(
             f"model {spec!r} is a file; give a folder with config.json, or an architecture and "
