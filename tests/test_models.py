@@ -101,6 +101,14 @@ def test_a_model_that_cannot_be_described_is_not_half_saved(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == []
 
 
+def test_weights_that_timm_would_not_know_are_not_saved(tmp_path: Path) -> None:
+    model = tiny_vit()
+    torch.nn.utils.parametrizations.weight_norm(model.head)
+    with pytest.raises(UserError, match=r"head\.parametrizations\..* is none of timm's; merge"):
+        save(model, tmp_path / "mine")
+    assert os.listdir(tmp_path) == []
+
+
 def test_the_demo_is_there() -> None:
     loaded = load()
     assert loaded.name == "demo"

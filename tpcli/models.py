@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from tpcli.surgery import PoolingSpec, check_supported, pooling_spec
 from tpcli.surgery.geometry import input_size, patch_tokens
 
 DEMO = Path(__file__).parent / "demo" / "model"
+FOREIGN = re.compile(r"\.(base_layer|lora_\w+|parametrizations|_packed_params)(\.|$)")
+"""In names of weights that adapters, parametrizations and quantization put into a model."""
 MODEL_FILES = ("config.json", "model.safetensors")
 """What `save` writes."""
 
@@ -116,9 +119,15 @@ def save(model: nn.Module, folder: Path, force: bool = False, **extra: Any) -> N
 
     Raises:
         UserError: the folder exists and `force` is off, or the model was built with arguments that
-            JSON can't hold.
+            JSON can't hold, or has weights that timm would not know.
     """
     check_output(folder, force, is_folder=True)
+    foreign = next((key for key in model.state_dict() if FOREIGN.search(key)), None)
+    if foreign is not None:
+        raise UserError(
+            f"the model can't be saved: its weight {foreign} is none of timm's; merge adapters "
+            "(merge_and_unload) and parametrizations first, and save before quantizing."
+        )
     spec = pooling_spec(model)
     config = dict(extra)
     labels = model.pretrained_cfg.get("label_names")  # type: ignore[operator, union-attr]
