@@ -108,19 +108,19 @@ class CostModel:
 
     def _fit(self) -> tuple[Floats, Floats]:
         """Coefficients of the features of a block, and of those of its pooling."""
-        if all(n == k for n, k, *_ in self._samples):
-            for rates in CALIBRATION:
-                left, wanted = self.patch_tokens, []
-                for block in range(self.depth):
-                    left = max(1, round(left * rates[block % len(rates)]))
-                    wanted.append(left)
-                self.exact(self.followed(wanted))
+        for rates in CALIBRATION:
+            left, wanted = self.patch_tokens, []
+            for block in range(self.depth):
+                left = max(1, round(left * rates[block % len(rates)]))
+                wanted.append(left)
+            self.exact(self.followed(wanted))  # once: it is remembered
         samples = np.array(sorted(self._samples), dtype=np.float64)
         before, after = samples[:, 0] / self.patch_tokens, samples[:, 1] / self.patch_tokens
         pools = after < before
-        blocks = _least_squares(_block_features(before, after), samples[:, 2])
-        features = _pooling_features(before, before - after)
-        return blocks, _least_squares(features[pools], samples[pools, 3])
+        blocks = _least_squares(_block_features(before, after), samples[:, 2], np.ones(len(pools)))
+        features = _pooling_features(before, before - after)[pools]
+        kept = (after / before)[pools]  # cuts of many rounds are no polynomial, and count less
+        return blocks, _least_squares(features, samples[pools, 3], kept)
 
 
 def _block_features(before: Floats, after: Floats) -> Floats:
@@ -136,13 +136,12 @@ def _pooling_features(before: Floats, removed: Floats) -> Floats:
     return np.stack([before, *products], axis=-1)
 
 
-def _least_squares(features: Floats, flops: Floats) -> Floats:
-    """Coefficients, none below 0, with the smallest relative errors: (S, F), (S,) -> (F,)."""
+def _least_squares(features: Floats, flops: Floats, weights: Floats) -> Floats:
+    """Coefficients, none below 0, with the smallest weighted relative errors: (S, F) -> (F,)."""
     counted = flops > 0
     if not counted.any():
         return np.zeros(features.shape[1])
     scale = flops.max()
-    solution, _ = nnls(
-        features[counted] * (scale / flops[counted, None]), np.ones(int(counted.sum()))
-    )
+    relative = weights[counted] * scale / flops[counted]
+    solution, _ = nnls(features[counted] * relative[:, None], weights[counted])
     return np.asarray(solution * scale, dtype=np.float64)

@@ -36,6 +36,12 @@ def test_estimates_are_near_the_count(method: str) -> None:
         assert cost.estimate(tokens) == pytest.approx(cost.exact(tokens), rel=0.02)
 
 
+def test_estimates_stay_near_where_the_strongest_schedule_was_counted_first() -> None:
+    cost = CostModel(tiny_vit(), pooling_options("ward"))
+    cost.exact((1, 1, 1, 1))
+    assert cost.estimate((50, 40, 30, 20)) == pytest.approx(cost.exact((50, 40, 30, 20)), rel=0.02)
+
+
 def test_no_pooling_costs_the_base(cost: CostModel) -> None:
     assert cost.exact((64,) * 4) == 1
     assert cost.estimate((64,) * 4) == pytest.approx(1)

@@ -73,7 +73,7 @@ def test_it_does_no_more_damage_than_the_default_on_images_that_it_has_not_seen(
     others = data.create("demo", CONFIG, split="validation", limit=200)
     images = calibration_images(others, replace(options, images=200), torch.device("cpu"))
     damage = Damage(model, pooling, images, "kl")
-    assert damage.of(found) < 1.02 * damage.of(solve_budget(model, pooling, 0.35))
+    assert damage.of(found) < 1.05 * damage.of(solve_budget(model, pooling, 0.35))
 
 
 def test_a_search_has_to_beat_the_default_schedule_by_more_than_noise(
