@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from tpcli.errors import TpcliError, UserError
-from tpcli.files import check_output, read_json, replacing, write_json, write_text
+from tpcli.files import (
+    PARTIAL,
+    check_output,
+    check_replaceable,
+    read_json,
+    replacing,
+    swap,
+    why_not_written,
+    write_json,
+    write_text,
+)
+from tpcli.locks import locked
 
 
 def names(folder: Path) -> list[str]:
@@ -161,3 +176,139 @@ def test_reading_what_is_not_there_or_not_json(tmp_path: Path) -> None:
         read_json(tmp_path / "bad.json")
     with pytest.raises(UserError, match="is not a readable JSON file"):
         read_json(tmp_path)
+
+
+def killed_writer(folder: Path, name: str) -> Path:
+    """What a process leaves that was killed while it wrote `name`."""
+    work = folder / f".{name}.x7_3{PARTIAL}"
+    work.mkdir()
+    (work / ".lock").write_text("")
+    (work / name).write_text("half")
+    return work
+
+
+def test_what_killed_writers_left_is_cleared_by_the_next_of_the_same_file(tmp_path: Path) -> None:
+    killed_writer(tmp_path, "a.json")
+    other = killed_writer(tmp_path, "b.json")
+    (tmp_path / f".a.json.none{PARTIAL}").mkdir()  # killed before it had a lock
+    write_json(tmp_path / "a.json", {})
+    assert names(tmp_path) == [other.name, "a.json"]
+
+
+def test_what_a_living_writer_has_stays(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a.json") as fresh:
+        fresh.write_text("mine")
+        write_json(tmp_path / "a.json", {"theirs": 1})
+        assert fresh.read_text() == "mine"
+    assert names(tmp_path) == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "mine"
+
+
+def test_a_folder_whose_replacement_was_cut_off_is_put_back(tmp_path: Path) -> None:
+    work = killed_writer(tmp_path, "model")
+    (work / "replaced" / "model").mkdir(parents=True)
+    (work / "replaced" / "model" / "precious").write_text("old")
+    with pytest.raises(UserError, match="model exists already"):
+        check_output(tmp_path / "model", force=False, is_folder=True)
+    assert names(tmp_path) == ["model"]
+    assert names(tmp_path / "model") == ["precious"]
+
+
+def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(FileNotFoundError):
+        swap(tmp_path / "gone", tmp_path / "model", tmp_path / "aside")
+    assert "model" in names(tmp_path)
+
+
+def test_modes_are_those_of_new_files(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "model") as fresh:
+            fresh.mkdir()
+            (fresh / "weights").write_text("")
+            (fresh / "weights").chmod(0o600)  # as safetensors does
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model" / "weights").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(
+    ("held", "told"),
+    [
+        (["run.json", "notes.txt"], r"holds 'notes.txt', which is no part of a run"),
+        (["holiday.jpg"], r"holds 'holiday.jpg' and is not a run"),
+        (["weights"], r"holds 'weights' and is not a run"),
+        (["run.json", "weights"], None),
+        ([], None),
+    ],
+)
+def test_only_what_may_be_lost_is_replaced(
+    tmp_path: Path, held: list[str], told: str | None
+) -> None:
+    for name in held:
+        (tmp_path / name).write_text("")
+    if told is None:
+        check_replaceable(tmp_path, "a run", {"run.json", "weights"}, mark="run.json")
+        return
+    with pytest.raises(UserError, match=told):
+        check_replaceable(tmp_path, "a run", {"run.json", "weights"}, mark="run.json")
+
+
+@pytest.mark.parametrize("place", [".", "..", "../.."])
+def test_where_one_is_is_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    here = tmp_path / "a" / "b"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    with pytest.raises(UserError, match="is the current folder or one above it"):
+        check_replaceable(Path(place), "a run", {"a", "b"}, mark="a")
+
+
+@pytest.mark.parametrize(
+    ("error", "free", "told"),
+    [
+        (OSError(28, "No space left on device"), 0, "No space left on device"),
+        (OSError(122, "Disk quota exceeded"), 10**9, "No space left on device"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected"), 100, "No space"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . x"), 10**9, r"\[enforce fail"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), 10**9, "No space"),
+        (PermissionError(13, "Permission denied"), 10**9, "Permission denied"),
+        (RuntimeError("shapes differ"), 0, None),
+    ],
+)
+def test_why_something_was_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, free: int, told: str | None
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    reason = why_not_written(error, tmp_path)
+    if told is None:
+        assert reason is None
+    else:
+        assert re.match(told, reason or "")
+
+
+def test_a_file_name_that_is_no_text_is_written_as_it_is(tmp_path: Path) -> None:
+    write_text(tmp_path / "names.csv", os.fsdecode(b"caf\xe9"))
+    assert (tmp_path / "names.csv").read_bytes() == b"caf\xe9"
+
+
+def test_the_second_is_told_who_holds_a_lock(tmp_path: Path) -> None:
+    with locked(tmp_path / "lock") as first, locked(tmp_path / "lock") as second:
+        assert first is None
+        assert second is not None
+        assert second.startswith(f"process {os.getpid()} on {socket.gethostname()}, since 20")
+    assert names(tmp_path) == []
+
+
+def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        with locked(tmp_path / "lock"):
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert names(tmp_path) == ["lock"]
+    with locked(tmp_path / "lock") as holder:
+        assert holder is None
+    assert names(tmp_path) == []

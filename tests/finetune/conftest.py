@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +61,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Run = Callable[..., FinetuneResult]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run(tiny: Path) -> Run:
     """Fine-tune the tiny model: run(out, watcher=..., schedule=..., **changes of the recipe)."""
 
@@ -90,20 +87,12 @@ def run(tiny: Path) -> Run:
     return start
 
 
-def command(*arguments: object, processes: int = 1, **popen: Any) -> subprocess.Popen[str]:
-    """Start `tpcli` in a process of its own, or in several under torchrun."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        launcher += ["--master_port", "0", "--standalone"]
-    return subprocess.Popen(
-        [*launcher, "-m", "tpcli", *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **popen,
-    )
+@pytest.fixture(scope="session")
+def straight(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to; only looked at."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    run(out)
+    return out
 
 
 def quick_options(model: Path, out: Path) -> list[object]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
-import json
+import os
+import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from tests.finetune.conftest import LIMIT, Run, command, quick_options
+from tests import forks
+from tests.finetune.conftest import LIMIT, Run, quick_options
+from tests.program import Outcome
 
 
 def metrics(out: Path) -> list[dict[str, float]]:
@@ -18,14 +23,35 @@ def metrics(out: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
+def two_processes(folder: Path, options: list[object]) -> Outcome:
+    """What torchrun does: two processes that learn from their environment which they are."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group: dict[str, object] = {
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+
+    def join(rank: int) -> None:
+        named = {**group, "RANK": rank, "LOCAL_RANK": rank}
+        os.environ.update({name: str(value) for name, value in named.items()})
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    started = [forks.start(folder, options, prepare=partial(join, rank)) for rank in (0, 1)]
+    first, second = (process.wait() for process in started)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    return first
+
+
 @pytest.fixture(scope="module")
 def two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The run of two processes, and what it printed."""
     out = tmp_path_factory.mktemp("two") / "out"
     options = [*quick_options(tiny, out), "--drop-path", 0, "--json"]
-    printed, log = command(*options, processes=2).communicate(timeout=180)
-    assert (out / "result.json").exists(), log
-    return out, json.loads(printed)
+    return out, two_processes(out.parent, options).document
 
 
 def test_same_curve_as_one_process(
@@ -70,8 +96,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     with pytest.raises(Interrupted):
         run(tmp_path / "out", drop_path=0.0, watcher=Stopper(3, terminate))
     options = [*quick_options(tiny, tmp_path / "out"), "--drop-path", 0]
-    _, log = command(*options, processes=2).communicate(timeout=180)
-    assert "after step 3" in log
+    assert "after step 3" in two_processes(tmp_path, options).err
     assert [r["train_loss"] for r in metrics(tmp_path / "out")[1:]] == pytest.approx(
         [r["train_loss"] for r in metrics(two[0])[1:]], rel=1e-5
     )

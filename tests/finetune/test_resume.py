@@ -6,6 +6,7 @@ import csv
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,9 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.finetune.conftest import Run, command, quick_options
+from tests import forks
+from tests.finetune.conftest import Run, quick_options
 from tpcli.errors import TpcliError, UserError
 from tpcli.finetune import Interrupted, Watcher
+from tpcli.finetune.trainer import Trainer
 
 STEPS = 8  # 2 epochs of 4
 
@@ -58,10 +61,9 @@ def lines(out: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def straight(run: Run, tmp_path: Path) -> Path:
-    """A run that nothing happened to."""
-    run(tmp_path / "straight")
-    return tmp_path / "straight"
+def copied(straight: Path, tmp_path: Path) -> Path:
+    """That run, to be changed."""
+    return shutil.copytree(straight, tmp_path / "copied")
 
 
 @pytest.mark.parametrize("step", [1, 4, 6])
@@ -79,35 +81,38 @@ def test_sigterm_and_resume_end_with_the_same_weights(
     assert [row["epoch"] for row in lines(out)] == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize("seed", range(2))
 def test_sigkill_at_random_steps_and_resume_end_with_the_same_weights(
-    straight: Path, tiny: Path, tmp_path: Path
+    straight: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Killed in processes of their own, with a checkpoint after each step."""
     out = tmp_path / "killed"
     options = [*quick_options(tiny, out), "--save-minutes", 0]
-    for _ in range(2):
-        process = command(*options)
-        before = {p.name for p in (out / "checkpoints").glob("step-*")}
-        until = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < until:
-            if {p.name for p in (out / "checkpoints").glob("step-*")} - before:
-                break
-            time.sleep(0.005)
-        time.sleep(random.random() * 0.2)
-        process.kill()
-        process.communicate()
-    process = command(*options)
-    _, log = process.communicate(timeout=120)
-    assert process.returncode == 0, log
+    saved = Trainer.save_if_due
+    first, second = sorted(random.Random(seed).sample(range(1, STEPS), 2))
+
+    for step in (first, second):
+
+        def save_or_die(trainer: Trainer, step: int = step) -> None:
+            if trainer.progress.step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            saved(trainer)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "save_if_due", save_or_die)
+            assert forks.run(tmp_path, *options).code == -signal.SIGKILL
+    last = forks.run(tmp_path, *options)
+    assert last.code == 0, last.err
+    assert f"after step {second - 1}" in last.err
     assert_same_weights(straight, out)
     assert lines(out) == lines(straight)
 
 
-def test_a_complete_run_is_not_repeated(run: Run, straight: Path) -> None:
-    stamp = (straight / "model.safetensors").stat().st_mtime_ns
-    result = run(straight)
-    assert (straight / "model.safetensors").stat().st_mtime_ns == stamp
-    assert result == run(straight, resume=True)
+def test_a_complete_run_is_not_repeated(run: Run, copied: Path) -> None:
+    stamp = (copied / "model.safetensors").stat().st_mtime_ns
+    result = run(copied)
+    assert (copied / "model.safetensors").stat().st_mtime_ns == stamp
+    assert result == run(copied, resume=True)
 
 
 def test_only_one_checkpoint_stays(straight: Path) -> None:
@@ -167,8 +172,10 @@ def test_resume_insists_on_a_run(run: Run, tmp_path: Path) -> None:
         run(tmp_path / "out", resume=True)
 
 
-def test_force_starts_over(run: Run, straight: Path) -> None:
-    assert run(straight, epochs=1, force=True).epochs == 1
+def test_force_starts_over(run: Run, copied: Path) -> None:
+    assert run(copied, epochs=1, force=True).epochs == 1
+    assert [row["epoch"] for row in lines(copied)] == ["0", "1"]
+    assert sorted(os.listdir(copied.parent)) == [copied.name]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run: Run, tmp_path: Path) -> None:
@@ -205,13 +212,13 @@ def test_sigterm_to_the_process_group(tiny: Path, tmp_path: Path) -> None:
     """As schedulers send it: to the processes that decode images too."""
     out = tmp_path / "out"
     options = [*quick_options(tiny, out), "--epochs", 1000, "--save-minutes", 0, "--workers", 1]
-    process = command(*options, start_new_session=True)
+    process = forks.start(tmp_path, options, prepare=os.setsid)
     until = time.monotonic() + 60
     while not list((out / "checkpoints").glob("step-*")) and time.monotonic() < until:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGTERM)
-    _, log = process.communicate(timeout=60)
-    assert process.returncode == 130, log
-    assert "stopped by SIGTERM after" in log
-    assert "Traceback" not in log
+    stopped = process.wait()
+    assert stopped.code == 130, stopped.err
+    assert "stopped by SIGTERM after" in stopped.err
+    assert "Traceback" not in stopped.err
     assert list((out / "checkpoints").glob("step-*"))

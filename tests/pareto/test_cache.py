@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import base64
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
-from tpcli.pareto.cache import PointCache, code_version, point_key
+from tpcli import data
+from tpcli.errors import UserError
+from tpcli.files import PARTIAL
+from tpcli.models import load
+from tpcli.options import pooling_options
+from tpcli.pareto import ModelSource, SweepOptions, sweep
+from tpcli.pareto import cache as cache_module
+from tpcli.pareto.cache import PointCache, code_version
+from tpcli.pareto.subjects import jobs
+from tpcli.pooling import native
 
 from .points import point
 
@@ -32,35 +48,205 @@ def test_half_written_entry_counts_as_missing(tmp_path: Path) -> None:
     assert cache.get("k") is None
 
 
-def test_key_depends_on_every_determinant() -> None:
-    assert point_key(weights="a", amp=False) == point_key(amp=False, weights="a")
-    assert len({point_key(weights=w, amp=a) for w in "ab" for a in (False, True)}) == 4
+@pytest.fixture(scope="module")
+def source() -> ModelSource:
+    loaded = load("demo")
+    return ModelSource(loaded, data.create("demo", loaded.data_config, limit=8))
+
+
+def key(source: ModelSource, at: int = 1, **changes: Any) -> str:
+    """The key of a point: at 0 of the model, at 1 of its first pooled one."""
+    named = {"methods": [pooling_options("ward")], "budgets": [0.6], "device": "cpu", **changes}
+    return jobs([source], SweepOptions(**named), Path("unused"))[at].key
+
+
+def other_source(source: ModelSource, what: str) -> ModelSource:
+    loaded = load("demo")
+    if what == "weights":
+        with torch.no_grad():
+            loaded.model.head.bias[0] += 1  # type: ignore[index, operator, union-attr]
+        return replace(source, loaded=loaded)
+    config = dict(loaded.data_config)
+    if what == "preprocessing":
+        config["mean"] = (0.1, 0.1, 0.1)
+    limit = 9 if what == "images" else 8
+    return replace(source, data=data.create("demo", config, limit=limit))
+
+
+def test_key_depends_on_every_determinant(
+    source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert key(source) == key(replace(source, loaded=load("demo")))
+    found = [
+        key(source),
+        key(source, at=0),
+        key(source, methods=[pooling_options("ward", metric="tokens")]),
+        key(source, methods=[pooling_options("k-means")]),
+        key(source, budgets=[0.5]),
+        key(source, amp=True),
+        key(source, strict=True),
+        key(source, batch_size=7),
+        *(key(other_source(source, what)) for what in ("weights", "preprocessing", "images")),
+    ]
+    for name, value in (
+        ("tpcli.pareto.subjects.device_name", lambda device: "another machine"),
+        ("torch.get_num_threads", lambda: 77),
+        ("torch.__version__", "0"),
+        ("timm.__version__", "0"),
+        ("tpcli.pareto.cache.code_version", lambda is_trained: "other code"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, value)
+            found.append(key(source))
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("changed", ["pooling/native/ward.c", "flops.py", "no loops"])
+def test_the_code_is_all_that_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    """C sources too, and whether they were built."""
+    home = tmp_path / "tpcli"
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", "model")
+    shutil.copytree(Path(cache_module.__file__).parents[1], home, ignore=ignored)
+    monkeypatch.setattr(cache_module, "__file__", str(home / "pareto" / "cache.py"))
+    code_version.cache_clear()
+    before = code_version()
+    code_version.cache_clear()
+    if changed == "no loops":
+        monkeypatch.setattr(native, "kernels", object() if native.kernels is None else None)
+    else:
+        with (home / changed).open("a") as file:
+            file.write(" ")
+    assert code_version() != before
+    code_version.cache_clear()
+
+
+def damaged(entry: Path, how: str) -> None:
+    """Damage the file of a point."""
+    document = json.loads(entry.read_text())
+    changes: dict[str, Any] = {
+        "null": {"top1": None}, "infinite": {"loss": float("nan")}, "count": {"count": 999},
+        "many": {"count": 10**9}, "no count": {"count": "x"}, "short": {"correct": "AAAA"},
+        "other answers": {"correct": base64.b64encode(bytes(125)).decode()},
+        "no base64": {"correct": "\u00e9"}, "true": {"top1": True}, "no name": {"model": 3},
+        "budget": {"budget": "much"}, "tokens": {"tokens": [1.5]}, "no tokens": {"tokens": None},
+    }  # fmt: skip
+    if how in changes:
+        entry.write_text(json.dumps({**document, **changes[how]}))
+    elif how == "older":
+        del document["epochs"]
+        entry.write_text(json.dumps(document))
+    elif how == "folder":
+        entry.unlink()
+        entry.mkdir()
+    else:
+        contents = {"binary": b"\xff\xfe\x00", "empty": b"", "list": b"[]", "text": b'"x"'}
+        entry.write_bytes(contents[how])
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["null", "infinite", "count", "many", "no count", "short", "other answers", "no base64", "true",
+     "no name", "budget", "tokens", "no tokens", "older", "folder", "binary", "empty", "list",
+     "text"],
+)  # fmt: skip
+def test_a_damaged_entry_counts_as_missing(tmp_path: Path, how: str) -> None:
+    cache = PointCache(tmp_path)
+    cache.put("k", point(0.5, 77.7))
+    damaged(cache.folder / "k.json", how)
+    assert cache.get("k") is None
+    if how == "folder":
+        with pytest.raises(UserError, match="is a folder"), cache.claim("k"):
+            pass
+        return
+    cache.put("k", point(0.5, 66.6))
+    assert cache.get("k") == point(0.5, 66.6)
+
+
+def test_an_entry_that_may_not_be_read_counts_as_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's answer is set: whoever runs as root may read all."""
+
+    def refuse(path: Path, *arguments: object, **named: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert PointCache(tmp_path).get("k") is None
+
+
+def test_a_lock_of_another_user_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **named: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    cache = PointCache(tmp_path)
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with cache.claim("k") as mine:
+        assert mine
+
+
+def test_a_cache_that_cannot_be_written_serves_what_it_has(
+    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = SweepOptions([pooling_options("ward")], budgets=[0.6], device="cpu")
+    whole = sweep([source], options, tmp_path)
+
+    def refuse(*arguments: object, **named: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    for name in ("tempfile.TemporaryFile", "tempfile.mkdtemp", "filelock.FileLock.acquire"):
+        monkeypatch.setattr(name, refuse)
+    assert sweep([source], options, tmp_path).points == whole.points
+    with pytest.raises(UserError, match=r"can't be written: Read-only file system .* the cache"):
+        sweep([source], replace(options, budgets=[0.5]), tmp_path)
+
+
+def test_locks_and_litter_do_not_pile_up(tmp_path: Path) -> None:
+    cache = PointCache(tmp_path)
+    cache.put("k", point(0.5, 77.7))
+    (cache.folder / "k.lock").write_text("")
+    (cache.folder / f".gone.json.abc{PARTIAL}").mkdir()
+    with cache.claim("other"):
+        (cache.folder / "held.json").write_text("{}")
+        with cache.claim("held"):
+            PointCache(tmp_path)
+            assert (cache.folder / "held.lock").exists()
+    PointCache(tmp_path)
+    assert sorted(os.listdir(cache.folder)) == ["held.json", "k.json"]
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"\xff", b'{"tokens": {"0.6": [1, 2]}}'])
+def test_a_damaged_search_is_made_again(
+    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    subject = jobs([source], SweepOptions([], budgets=[0.6]), tmp_path)[0].subject
+    file = tmp_path / "search.json"
+    assert subject._stored(file) is None
+    file.write_bytes(content)
+    assert subject._stored(file) is None
+    file.write_text(json.dumps({"tokens": {"0.6": [9] * 8}}))
+    assert subject._stored(file) == {"0.6": [9] * 8}
 
 
 def test_the_code_of_training_counts_where_a_point_is_trained() -> None:
     assert code_version(is_trained=True) != code_version()
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from tpcli.pareto.cache import PointCache
-
-with PointCache(Path(sys.argv[1])).claim("k") as mine:
-    print(mine, flush=True)
-    time.sleep(600)
-"""
-
-
 def test_claim_is_exclusive_and_dies_with_its_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "True\n"
     cache = PointCache(tmp_path)
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with cache.claim("k") as mine:
+            os.write(tell, b"mine" if mine else b"held")
+            signal.pause()
+    assert os.read(told, 4) == b"mine"
     with cache.claim("k") as mine:
         assert not mine
-    process.kill()
-    process.wait()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
     with cache.claim("k") as mine:
         assert mine

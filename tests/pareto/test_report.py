@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from tpcli.files import replacing
 from tpcli.pareto import SweepResult, compare, frontier, headline
 from tpcli.pareto.points import CSV_COLUMNS, FINETUNED
-from tpcli.report import ReportContext, write_report
+from tpcli.report import ReportContext, figure_bytes, write_report
+from tpcli.report.document import check_report
 from tpcli.report.figure import AXES, pareto_figure
 
 from .points import point
@@ -135,3 +142,84 @@ def test_fine_tuned_points_are_held_against_their_own_base() -> None:
     assert trained.same_accuracy_flops_saving["0.0"].value == 0  # type: ignore[union-attr]
     assert trained.same_accuracy_flops_saving["1.0"].value == 0.5  # type: ignore[union-attr]
     assert trained.words.startswith("ward, fine-tuned: ")
+
+
+HOSTILE = [
+    "=cmd|'/c calc'!A1", "+1", "-1", "@SUM(A1)", "\t=1", "a|b", "<script>alert(1)</script>",
+    "$\\frac{$", "`code`", "[x](http://evil)", "__init__", "*bold*", "a\nb | c", "\x1b[31mred",
+    "a\u202eb", "caf\udce9", "&amp;", "# heading", "${x}$",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of models with names that some kind of text would act upon."""
+    folder = tmp_path_factory.mktemp("hostile")
+    points = [
+        p for name in HOSTILE for p in (point(1, 80, model=name), point(0.5, 79, "ward", name))
+    ]
+    points[0] = replace(points[0], unreadable=tuple(HOSTILE))
+    found = SweepResult(tuple(points), (), (headline(points, "ward"),), (), 1)
+    words = {"title": " ".join(HOSTILE), "data": HOSTILE[5], "command": " ".join(HOSTILE)}
+    write_report(found, replace(CONTEXT, **words), folder / "p l(o)t.svg")
+    return folder / "p l(o)t.svg"
+
+
+def test_json_and_csv_keep_names_and_no_cell_is_a_formula(hostile: Path) -> None:
+    document = json.loads(hostile.with_suffix(".json").read_text())
+    assert [p["model"] for p in document["points"][::2]] == HOSTILE
+    with hostile.with_suffix(".csv").open(newline="", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    assert [os.path.normpath(row["model"]) for row in rows[::2]] == HOSTILE
+    for row in rows:
+        assert not row["model"].startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
+def test_names_are_no_markup_in_markdown(hostile: Path) -> None:
+    text = hostile.with_suffix(".md").read_text()
+    assert text.isprintable() or set(text) - set("\n") == {c for c in text if c.isprintable()}
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {11}
+    code = re.search(r"by (`+ .* `+) with", text)
+    assert code is not None
+    rest = text.replace(code[1], "")
+    for mark in ("<", "](http", "`", "*bold", "__", "$\\"):
+        assert not re.search(r"(?<!\\)" + re.escape(mark), rest), mark
+    assert "(p%20l%28o%29t.svg)" in text
+
+
+def test_names_are_no_markup_in_html(hostile: Path) -> None:
+    text = hostile.with_suffix(".html").read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
+def test_titles_are_no_formulas() -> None:
+    title = "$\\frac{$ and $x$ \x1b"
+    figure = pareto_figure([point(1, 80, model=m) for m in ("$a$", "b$")], title)
+    figure_bytes(figure, ".png")
+    assert figure.axes[0].get_title(loc="left") == "$\\frac{$ and $x$ \\x1b"
+    assert not figure.axes[0].title.get_usetex()
+
+
+def test_the_file_that_says_whose_a_report_is_comes_first(
+    result: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a command that is stopped among them is not refused its own files."""
+    for name in ("csv", "md", "html", "png"):
+        out = tmp_path / name / "plot.png"
+
+        def stop(path: Path, *arguments: object, name: str = name) -> Iterator[Path]:
+            if path.suffix == f".{name}":
+                raise KeyboardInterrupt
+            return replacing(path)  # type: ignore[return-value]
+
+        with monkeypatch.context() as patch:
+            patch.setattr("tpcli.files.replacing", stop)
+            patch.setattr("tpcli.report.document.replacing", stop)
+            with pytest.raises(KeyboardInterrupt):
+                write_report(result, CONTEXT, out)
+        check_report(out)
+        write_report(result, CONTEXT, out)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
+import signal
 import sys
 from functools import cache
 from importlib import import_module
+from types import FrameType
 from typing import Any
 
 import typer
@@ -102,6 +104,14 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    by = ""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal by
+        by = f" by {signal.Signals(number).name}"
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         code = program()(args=arguments, prog_name="tpcli", standalone_mode=False)
     except KeyboardInterrupt:
@@ -110,8 +120,10 @@ def main() -> None:
         if debug:
             raise
         sys.exit(_explain(error))
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if code == INTERRUPTED:
-        print("interrupted", file=sys.stderr)
+        print(f"interrupted{by}", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
