@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from tpcli.budget import BudgetSolver
 from tpcli.data import Head, ImageData, batches, match_classes
-from tpcli.devices import device_name, pick_device
+from tpcli.devices import device_name, free_memory, pick_device
 from tpcli.errors import UserError
 from tpcli.files import read_json, write_json
 from tpcli.flops import count_flops
@@ -283,11 +282,3 @@ def jobs(sources: Sequence[ModelSource], options: SweepOptions, cache: Path) -> 
     if options.recipe is not None:
         wanted += [replace(job, recipe=options.recipe) for job in wanted if not job.is_spare]
     return wanted
-
-
-def free_memory() -> int:
-    """Bytes of memory that are free, or 4 GiB where the system does not tell."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 4 * 2**30
