@@ -39,15 +39,17 @@ def pick_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def device_name(device: torch.device) -> str:
-    """What does the computing, by the name of its maker."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+def device_name(device: str | torch.device) -> str:
+    """What does the computing: its maker's name for it, and the threads of a CPU."""
+    chosen = pick_device(device)
+    if chosen.type == "cuda":
+        return torch.cuda.get_device_name(chosen)
+    name = platform.processor() or platform.machine()
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
-                return f"{device.type} {line.partition(':')[2].strip()}"
-    return f"{device.type} {platform.processor() or platform.machine()}"
+                name = line.partition(":")[2].strip()
+    return f"{chosen.type} {name}, {torch.get_num_threads()} threads"
 
 
 def synchronize(device: torch.device) -> None:

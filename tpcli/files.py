@@ -166,14 +166,15 @@ def flush(path: Path) -> None:
 
 
 def swap(fresh: Path, path: Path, aside: Path) -> None:
-    """Put `fresh` at `path`; a folder there is moved to the new folder `aside` first, then removed.
+    """Put `fresh` at `path`; a folder there is moved into the folder `aside` first.
 
-    Where that fails or the process is killed, `path` is as it was or complete, or `put_back` helps.
+    The caller removes `aside`. Where this fails or the process is killed, `path` is as it was, or
+    complete, or `put_back` helps.
     """
     old = aside / path.name
     is_folder = path.is_dir() and not path.is_symlink()
     if is_folder:
-        aside.mkdir()
+        aside.mkdir(exist_ok=True)
         path.rename(old)
     try:
         os.replace(fresh, path)

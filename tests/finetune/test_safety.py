@@ -15,7 +15,8 @@ from tests.finetune.test_resume import STEPS, Stopper, assert_same_weights, line
 from tpcli.errors import TpcliError, UserError
 from tpcli.files import PARTIAL
 from tpcli.finetune import Interrupted, Watcher
-from tpcli.finetune.checkpoint import Checkpoints, what_is_wrong
+from tpcli.finetune.checkpoint import Checkpoints
+from tpcli.finetune.integrity import what_is_wrong
 from tpcli.finetune.record import RunFolder
 from tpcli.locks import locked
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
@@ -15,15 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tpcli.errors import TpcliError, UserError
+from tpcli.errors import TpcliError
 from tpcli.files import flush, read_json, settle, why_not_written, write_json
 
-MODEL, AVERAGE, PROGRESS, BEST = (
-    "model.safetensors",
-    "average.safetensors",
-    "progress.json",
-    "best.safetensors",
-)
+from .integrity import PROGRESS, checksum, what_is_wrong
+
+MODEL, AVERAGE, BEST = "model.safetensors", "average.safetensors", "best.safetensors"
 PARTIAL, REPLACED = ".partial", ".replaced"
 STEPS = "step-*"
 
@@ -96,7 +92,7 @@ class Checkpoints:
             self.accelerator.save_state(str(partial))
             self.accelerator.wait_for_everyone()
             if is_main:
-                files = {path.name: _sum(path) for path in partial.iterdir()}
+                files = {path.name: checksum(path) for path in partial.iterdir()}
                 write_json(partial / PROGRESS, {**asdict(progress), "files": files})
                 settle(partial)
                 self._put_in_place(partial, f"step-{progress.step:09d}")
@@ -121,11 +117,15 @@ class Checkpoints:
             shutil.rmtree(target)
         partial.rename(target)
         flush(self.folder)
-        for old in self.all():
-            if old != target:
-                shutil.rmtree(old)
-        if aside.exists():
-            aside.rmdir()
+        self._keep_only(target)
+
+    def _keep_only(self, checkpoint: Path) -> None:
+        for other in self.all():
+            if other != checkpoint:
+                shutil.rmtree(other)
+        for name in (PARTIAL, REPLACED):
+            if checkpoint.parent.name != name:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def load(self) -> Progress | None:
         """Go back to the newest complete checkpoint, if any; every process calls this.
@@ -155,6 +155,7 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self._keep_best(progress)
+            self._keep_only(source)
         self.accelerator.wait_for_everyone()
         self._check_best(progress)
         return progress
@@ -170,7 +171,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_weights(weights, fresh)
             settle(fresh)
-            return _sum(fresh)
+            return checksum(fresh)
         except (OSError, SafetensorError) as error:
             told = self._why_not_saved(error)
             fresh.unlink(missing_ok=True)
@@ -179,14 +180,14 @@ class Checkpoints:
     def _keep_best(self, progress: Progress) -> None:
         """Have in place the best weights that `progress` speaks of."""
         fresh = self.folder / f"{PARTIAL}-{BEST}"
-        if fresh.exists() and _sum(fresh) == progress.best.get("file"):
+        if fresh.exists() and checksum(fresh) == progress.best.get("file"):
             fresh.replace(self.folder / BEST)
             flush(self.folder)
         fresh.unlink(missing_ok=True)
 
     def _check_best(self, progress: Progress) -> None:
         path, written = self.folder / BEST, progress.best.get("file")  # older versions wrote none
-        if not path.is_file() or (written is not None and _sum(path) != written):
+        if not path.is_file() or (written is not None and checksum(path) != written):
             raise TpcliError(f"{path} is not what was written; start over with `force`.")
 
     def load_best(self, progress: Progress) -> dict[str, Tensor]:
@@ -225,30 +226,6 @@ class Checkpoints:
             f"the checkpoint in {self.folder} could not be written ({reason}; {free:.1f} GB free); "
             f"{rest}; make room and run the same command again."
         )
-
-
-def what_is_wrong(checkpoint: Path, thoroughly: bool = False) -> str | None:
-    """Why a checkpoint is not complete, or None; `thoroughly` reads all that is in it."""
-    try:
-        files = read_json(checkpoint / PROGRESS).get("files", {})  # older versions wrote none
-        for name, (size, checksum) in files.items():
-            path = checkpoint / name
-            if not path.is_file():
-                return f"is incomplete: it has no {name}"
-            if path.stat().st_size != size or (thoroughly and _sum(path) != [size, checksum]):
-                return f"is damaged: {name} is not what was written"
-    except (UserError, OSError, AttributeError, TypeError, ValueError):
-        return f"is incomplete: its {PROGRESS} can't be read"
-    return None
-
-
-def _sum(path: Path) -> list[int]:
-    """Size and CRC-32 of a file."""
-    size, checksum = 0, 0
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            size, checksum = size + len(part), zlib.crc32(part, checksum)
-    return [size, checksum]
 
 
 def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:

@@ -111,7 +111,7 @@ class RunFolder:
         if all(entry.match(f".*{PARTIAL}") for entry in entries):
             if resume:
                 raise UserError(f"{self.out} holds no run to resume; leave out `resume`.")
-        elif force:
+        elif force and not self._has_replaced():
             check_replaceable(self.out, "a fine-tuning run", PARTS, RUN)
             self.path = self._beside / self.out.resolve().name
         elif not (self.out / RUN).is_file():
@@ -128,11 +128,18 @@ class RunFolder:
                     "`force`."
                 )
 
+    def _has_replaced(self) -> bool:
+        """Whether this very run is complete, and its process was killed in clearing up."""
+        old = self._beside / REPLACED / self.out.resolve().name
+        is_complete = old.exists() and (self.out / RESULT).is_file()
+        return is_complete and not first_difference(self._stored("identity"), self.identity)
+
     def begin(self, config: Mapping[str, Any]) -> None:
         """Make the folder and write whose it is; the main process calls this, after `check`."""
-        is_beside = self.path != self.out
-        if is_beside and first_difference(self._stored("identity"), self.identity):
-            shutil.rmtree(self._beside, ignore_errors=True)  # of a run that replaced no other
+        if self.path == self.out:
+            shutil.rmtree(self._beside / REPLACED, ignore_errors=True)
+        elif first_difference(self._stored("identity"), self.identity):
+            shutil.rmtree(self._beside, ignore_errors=True)  # another run, which replaced none
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -153,7 +160,8 @@ class RunFolder:
         """
         if self.path == self.out:
             return
-        check_replaceable(self.out, "a fine-tuning run", PARTS, RUN)
+        if self.out.exists():
+            check_replaceable(self.out, "a fine-tuning run", PARTS, RUN)
         try:
             swap(self.path, self.out.resolve(), self._beside / REPLACED)
         except OSError as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tpcli.budget import BudgetSolver
 from tpcli.data import Head, ImageData, batches, match_classes
-from tpcli.devices import device_name, free_memory, pick_device
+from tpcli.devices import device_name, free_memory
 from tpcli.errors import UserError
 from tpcli.files import read_json, write_json
 from tpcli.flops import count_flops
@@ -107,11 +107,7 @@ class Job:
             "data": subject.source.data.fingerprint,
             "amp": subject.options.amp,
             "strict": subject.options.strict,
-            "speed": [
-                device_name(pick_device(subject.options.device)),
-                torch.get_num_threads(),
-                subject.options.batch_size,
-            ],
+            "speed": [device_name(subject.options.device), subject.options.batch_size],
             "versions": [torch.__version__, timm.__version__],
         }
         if self.searched:
