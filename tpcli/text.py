@@ -37,7 +37,6 @@ def as_code(text: object) -> str:
 def as_cell(text: str) -> str:
     """A name as a cell of a CSV file: one that a spreadsheet would take for a formula gets ./
 
-    That is how one would type it, being the name of a folder or file; `os.path.normpath` takes it
-    off again.
+    That is how one would type it, being the name of a folder or file.
     """
     return f"./{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tracemalloc
 from dataclasses import replace
 
@@ -114,7 +115,7 @@ def test_resampling_takes_little_memory() -> None:
     ]
     tracemalloc.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tpcli.pareto.headline.RESAMPLES", 5)
+        patch.setattr(sys.modules[_resampled_top1.__module__], "RESAMPLES", 5)
         _resampled_top1(points)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -170,7 +169,7 @@ def test_json_and_csv_keep_names_and_no_cell_is_a_formula(hostile: Path) -> None
     assert [p["model"] for p in document["points"][::2]] == HOSTILE
     with hostile.with_suffix(".csv").open(newline="", errors="surrogateescape") as file:
         rows = list(csv.DictReader(file))
-    assert [os.path.normpath(row["model"]) for row in rows[::2]] == HOSTILE
+    assert [row["model"].removeprefix("./") for row in rows[::2]] == HOSTILE
     for row in rows:
         assert not row["model"].startswith(("=", "+", "-", "@", "\t", "\r"))
 

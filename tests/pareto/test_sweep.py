@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,10 @@ def test_schedules_can_stand_in_for_budgets(source: ModelSource, tmp_path: Path)
     assert result.points[2].tokens == (64, 64, 32, 32, 32, 32, 32, 32)
 
 
+SCHEDULES = [item for r in range(1, 7) for item in ("--schedule", f"r:{r}")]
 COMMAND: list[object] = [
-    *("pareto", "--limit", 40, "--workers", 0, "--method", "k-medoids", "--device", "cpu"),
-    *("--budget", "0.9,0.8,0.7,0.6,0.5,0.4", "--cache", "cache"),
+    *("pareto", "--data", "demo", "--limit", 8, "--workers", 0, "--device", "cpu"),
+    *("--method", "ward", *SCHEDULES, "--cache", "cache"),
 ]
 
 
@@ -107,9 +109,15 @@ def points_on_disk(folder: Path) -> dict[str, int]:
     ],
 )
 def test_stopped_sweep_goes_on_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, code: int, told: str
+    tmp_path: Path,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sent: signal.Signals,
+    code: int,
+    told: str,
 ) -> None:
     """Stopped in the fourth measurement, by itself: from outside, a busy machine is too late."""
+    command = [*COMMAND, "--out", "plot.png", model_folder]
     calls = iter(range(10))
 
     def measure_or_stop(*arguments: Any) -> Point:
@@ -122,15 +130,15 @@ def test_stopped_sweep_goes_on_where_it_was(
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     with monkeypatch.context() as patch:
-        patch.setattr("tpcli.pareto.sweep.measure", measure_or_stop)
-        stopped = forks.run(tmp_path, *COMMAND, "--out", "plot.png", prepare=accept_signals)
+        patch.setattr(sys.modules[sweep.__module__], "measure", measure_or_stop)
+        stopped = forks.run(tmp_path, *command, prepare=accept_signals)
     assert stopped.code == code, stopped.err
     assert stopped.err.endswith(told)
     kept = points_on_disk(tmp_path)
     assert not list(tmp_path.glob("*plot*"))
     assert len(kept) == 3
 
-    finished = forks.run(tmp_path, *COMMAND, "--out", "plot.png", "--json").document
+    finished = forks.run(tmp_path, *command, "--json").document
     after = points_on_disk(tmp_path)
     assert len(after) == 7
     assert {name: after[name] for name in kept} == kept
@@ -140,9 +148,10 @@ def test_stopped_sweep_goes_on_where_it_was(
     assert not list((tmp_path / "cache" / "points").glob("*.lock"))
 
 
-def test_two_processes_split_a_sweep(tmp_path: Path) -> None:
+def test_two_processes_split_a_sweep(tmp_path: Path, model_folder: Path) -> None:
     processes = [
-        forks.start(tmp_path, [*COMMAND, "--out", f"{name}.svg", "--json"]) for name in "ab"
+        forks.start(tmp_path, [*COMMAND, "--out", f"{name}.svg", "--json", model_folder])
+        for name in "ab"
     ]
     documents = [process.wait().document for process in processes]
     assert sum(d["measured"] for d in documents) == 7
