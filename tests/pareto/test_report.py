@@ -39,6 +39,7 @@ def result() -> SweepResult:
     points = (point(1.0, 80), point(0.5, 80, "ward"), point(0.3, 75, "k-means"))
     return SweepResult(
         points,
+        (),
         tuple(frontier(points)),
         (headline(points, "ward"), headline(points, "k-means")),
         tuple(compare(points, "ward")),
@@ -158,7 +159,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         p for name in HOSTILE for p in (point(1, 80, model=name), point(0.5, 79, "ward", name))
     ]
     points[0] = replace(points[0], unreadable=tuple(HOSTILE))
-    found = SweepResult(tuple(points), (), (headline(points, "ward"),), (), 1)
+    found = SweepResult(tuple(points), (), (), (headline(points, "ward"),), (), 1)
     words = {"title": " ".join(HOSTILE), "data": HOSTILE[5], "command": " ".join(HOSTILE)}
     write_report(found, replace(CONTEXT, **words), folder / "p l(o)t.svg")
     return folder / "p l(o)t.svg"
