@@ -197,7 +197,7 @@ def test_a_run_does_not_go_on_with_other_random_numbers(run: Run, stopped: Path,
     file.unlink()
     if how == "other":
         file.write_bytes(bytes(len(content)))
-    with pytest.raises(TpcliError, match=r"random_states_0.pkl.*; start over with --force"):
+    with pytest.raises(TpcliError, match=r"random_states_0.pkl.*; start over with `force`"):
         run(stopped.parents[1])
 
 
