@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.pictures import class_folders
 from tests.program import Outcome, Run
 from tests.tiny import tiny_vit
 from tpcli import pool, save
@@ -64,9 +63,3 @@ def pooled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "pooled"
     save(pool(tiny_vit(), "r:10", "ward", iterations=4), folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten class folders of three pictures each; tests read it and change nothing."""
-    return class_folders(tmp_path_factory.mktemp("data") / "pictures")
