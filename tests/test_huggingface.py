@@ -222,6 +222,16 @@ def test_a_plain_model_of_the_hub_loads_plain(hub: Callable[[nn.Module], str]) -
     assert pooling_spec(load(hub(tiny_vit())).model) is None
 
 
+def test_a_model_of_transformers_on_the_hub_is_told_where_to_go(
+    hub: Callable[[nn.Module], str], tmp_path: Path
+) -> None:
+    spec = hub(tiny_vit())
+    (file,) = tmp_path.glob("hub/*/snapshots/*/config.json")
+    file.write_text(json.dumps(VIT))
+    with pytest.raises(UserError, match="is one of transformers; save it to a folder"):
+        load(spec)
+
+
 def test_a_model_that_the_hub_has_not() -> None:
     with pytest.raises(TpcliError, match="could not be fetched"):
         load("hf-hub:me/no-such-model")

@@ -68,8 +68,12 @@ def load(
     if num_classes is not None:
         arguments["num_classes"] = num_classes
     timm_name, folder = _timm_name(spec)
-    config = {} if folder is None else _read_config(folder / "config.json")
-    if folder is None and not timm_name.startswith(specs.HUB):
+    config: dict[str, Any] = {}
+    if folder is not None:
+        config = _read_config(folder / "config.json")
+    elif timm_name.startswith(specs.HUB):
+        config = _hub_config(timm_name, arguments)
+    else:
         _check_architecture(timm_name, arguments)
     use_pretrained = pretrained and checkpoint is None
     foreign = None if folder is None else describe(folder, config)
@@ -82,8 +86,6 @@ def load(
     check_supported(model)
     if checkpoint is not None:
         load_weights(model, Path(checkpoint), adapt_head=num_classes is None)
-    if timm_name.startswith(specs.HUB):
-        config = _hub_config(timm_name, arguments)
     stored = config.get("token_pooling")
     if stored is not None:
         remembered = PoolingSpec.from_dict(stored)
@@ -171,7 +173,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _hub_config(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of a model that timm fetched from the hub a moment ago."""
+    """The config.json of a timm model on the hub."""
     from huggingface_hub import hf_hub_download
 
     repository, _, revision = name.partition(":")[2].partition("@")
@@ -184,7 +186,13 @@ def _hub_config(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         )
     except Exception as error:
         raise _not_fetched(name, error) from error
-    return _read_config(Path(file))
+    config = _read_config(Path(file))
+    if "model_type" in config:
+        raise UserError(
+            f"model {name!r} is one of transformers; save it to a folder (save_pretrained) and "
+            "give that."
+        )
+    return config
 
 
 def _check_architecture(name: str, arguments: Mapping[str, Any]) -> None:
