@@ -27,6 +27,11 @@ def _device(text: str) -> str:
     return text
 
 
+def budgets(text: str) -> list[float]:
+    """Shares of the FLOPs with commas between them, each once."""
+    return list(dict.fromkeys(parse_budget(item) for item in text.split(",")))
+
+
 def _methods(text: str) -> str:
     names = [name.strip(" ") for name in text.split(",")]
     if "" in names:
@@ -45,6 +50,7 @@ METHOD = checked(describe, "METHOD", lambda: METHODS)
 SOME_METHODS = Value(_methods, "METHOD", lambda: METHODS)
 SCHEDULE = checked(check_form, "SCHEDULE", lambda: ("flops:", "r:", "keep:", "tokens:", "none"))
 DATA = checked(specs.check_data, "DATA", lambda: (specs.DEMO, *(f"{n}/" for n in specs.NAMED)))
+BUDGETS = checked(budgets, "SHARES")
 BUDGET = Value(parse_budget, "SHARE")
 SPLIT = Value(TEXT.read, "SPLIT", lambda: SPLITS)
 DEVICE = Value(_device, "DEVICE", lambda: DEVICES)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tpcli.cli.groups import DataGroup, JsonOption, ModelGroup, RunGroup
-from tpcli.cli.kinds import MODEL, SCHEDULE, SOME_METHODS, SPLIT
+from tpcli.cli.kinds import BUDGETS, MODEL, SCHEDULE, SOME_METHODS, budgets
 from tpcli.cli.pooling_options import METHODS_HELP, POOLING_PANEL, MethodGroup, method_names
+from tpcli.cli.recipe_options import FinetuneGroup
 from tpcli.cli.spread import add
-from tpcli.cli.values import FIGURE, FILE, FOLDER, Value, checked, one_of, option, whole
+from tpcli.cli.values import FIGURE, FOLDER, Value, one_of, option
 from tpcli.errors import UserError
 from tpcli.files import check_output
-from tpcli.schedule import parse_budget
 from tpcli.specs import DEMO
 
 if TYPE_CHECKING:
@@ -24,69 +23,20 @@ if TYPE_CHECKING:
     from tpcli.finetune import TrainingData
     from tpcli.models import LoadedModel
     from tpcli.pareto import ModelSource, SweepOptions, SweepResult
-    from tpcli.recipe import Recipe
     from tpcli.report import ReportContext
 
 DEFAULT_BUDGETS = "0.9,0.8,0.7,0.6,0.5,0.4,0.3"
 DEFAULT_METHODS = ("ward", "k-medoids", "k-means", "wk-medoids")
-
-
 SEARCHED, BOTH = "search", "both"
 FAMILIES = ("default", "constant")
-FINETUNE_PANEL = "Fine-tuning"
-
-
 AXES = ("gflops", "throughput", "latency")
 
 
-def _budgets(text: str) -> list[float]:
-    return list(dict.fromkeys(parse_budget(item) for item in text.split(",")))
-
-
-BUDGETS = checked(_budgets, "SHARES")
 SCHEDULES = Value(
     lambda text: text if text == SEARCHED else SCHEDULE.read(text),
     SCHEDULE.metavar,
     lambda: (*SCHEDULE.names(), SEARCHED),
 )
-
-
-@dataclass(frozen=True)
-class FinetuneGroup:
-    """Whether and how every point is fine-tuned."""
-
-    finetune_epochs: Annotated[
-        int,
-        option(
-            whole(0, 100_000),
-            "Fine-tune every point for so many epochs, and draw both curves.",
-            panel=FINETUNE_PANEL,
-        ),
-    ] = 0
-    finetune_config: Annotated[
-        Path | None,
-        option(
-            FILE,
-            "TOML file of the recipe's options, as of tpcli finetune.",
-            panel=FINETUNE_PANEL,
-        ),
-    ] = None
-    train_split: Annotated[str, option(SPLIT, "Split to train on.", panel=FINETUNE_PANEL)] = "train"
-
-    @property
-    def recipe(self) -> Recipe | None:
-        """The recipe, where there are epochs.
-
-        Raises:
-            UserError: a file without epochs, or a key that is no part of a recipe.
-        """
-        from tpcli.cli.recipe_options import recipe_of_file
-
-        if not self.finetune_epochs:
-            if self.finetune_config is not None:
-                raise UserError("--finetune-config has no effect alone; add --finetune-epochs.")
-            return None
-        return recipe_of_file(self.finetune_config, epochs=self.finetune_epochs)
 
 
 def register(app: typer.Typer) -> None:
@@ -192,7 +142,7 @@ def pareto(
     device = str(pick_device(run.device))
     options = SweepOptions(
         methods=methods,
-        budgets=_budgets(budget) if searched or not schedules else [],
+        budgets=budgets(budget) if searched or not schedules else [],
         schedules=schedules,
         families=(SEARCHED,) if searched else FAMILIES if family == BOTH else (family,),
         recipe=recipe,

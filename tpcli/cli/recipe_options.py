@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import Field, fields, make_dataclass
+from dataclasses import Field, dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpcli.cli.values import NUMBERS, Value, checked, flag, number, one_of, option, whole
+from tpcli.cli.kinds import SPLIT
+from tpcli.cli.values import FILE, NUMBERS, Value, checked, flag, number, one_of, option, whole
 from tpcli.errors import UserError, did_you_mean
 from tpcli.recipe import Recipe, recipe, types_of
 from tpcli.specs import DEMO
@@ -29,6 +30,7 @@ class Given:
         return recipe({item.name: getattr(self, item.name) for item in fields(Recipe)})
 
 
+FINETUNE_PANEL = "Fine-tuning"
 NOT_IN_FILES = {"config", "as_json", "force", "resume", "help"}
 
 
@@ -70,6 +72,42 @@ else:
         bases=(Given,),
         frozen=True,
     )
+
+
+@dataclass(frozen=True)
+class FinetuneGroup:
+    """Whether and how every point is fine-tuned."""
+
+    finetune_epochs: Annotated[
+        int,
+        option(
+            whole(0, 100_000),
+            "Fine-tune every point for so many epochs, and draw both curves.",
+            panel=FINETUNE_PANEL,
+        ),
+    ] = 0
+    finetune_config: Annotated[
+        Path | None,
+        option(
+            FILE,
+            "TOML file of the recipe's options, as of tpcli finetune.",
+            panel=FINETUNE_PANEL,
+        ),
+    ] = None
+    train_split: Annotated[str, option(SPLIT, "Split to train on.", panel=FINETUNE_PANEL)] = "train"
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe, where there are epochs.
+
+        Raises:
+            UserError: a file without epochs, or a key that is no part of a recipe.
+        """
+        if not self.finetune_epochs:
+            if self.finetune_config is not None:
+                raise UserError("--finetune-config has no effect alone; add --finetune-epochs.")
+            return None
+        return recipe_of_file(self.finetune_config, epochs=self.finetune_epochs)
 
 
 def read_toml(option: str, path: Path) -> dict[str, Any]:
