@@ -122,7 +122,8 @@ def code(package: Path, *tests: str) -> int:
         + [str(package / "tests" / test) for test in tests],
         cwd=package,
         env={**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     ).returncode
 
 

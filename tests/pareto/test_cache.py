@@ -243,10 +243,12 @@ def test_claim_is_exclusive_and_dies_with_its_process(tmp_path: Path) -> None:
         with cache.claim("k") as mine:
             os.write(tell, b"mine" if mine else b"held")
             signal.pause()
-    assert os.read(told, 4) == b"mine"
-    with cache.claim("k") as mine:
-        assert not mine
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    try:
+        assert os.read(told, 4) == b"mine"
+        with cache.claim("k") as mine:
+            assert not mine
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     with cache.claim("k") as mine:
         assert mine
