@@ -33,7 +33,7 @@ OPERATIONS = {
 """Audit events of what changes files; `open` for writing, `fsync` and what C code writes join."""
 
 TRAIN = [
-    "finetune", "model", "--data", "demo", "--schedule", "tokens:9,4", "--limit", 16,
+    "finetune", "model", "--data", "demo", "--schedule", "tokens:40,30,20,10", "--limit", 16,
     "--batch-size", 8, "--epochs", 2, "--workers", 0, "--save-minutes", 0, "--precision", "fp32",
     "--device", "cpu", "--no-distill", "--out", "out",
 ]  # fmt: skip
@@ -50,10 +50,10 @@ COMMANDS: dict[str, list[object]] = {
         "schedule", "model", "--data", "demo", "--images", 8, "--trials", 1, "--device", "cpu",
         "--out", "found.json",
     ],
-    "apply": ["apply", "model", "--schedule", "tokens:9,4", "--out", "pooled"],
-    "apply --force": ["apply", "model", "--schedule", "tokens:9,4", "--out", "old", "--force"],
+    "apply": ["apply", "model", "--schedule", "tokens:40,30,20,10", "--out", "pooled"],
+    "apply --force": ["apply", "model", "--schedule", "tokens:40,30,20,10", "--out", "old", "--force"],
     "export": [
-        "export", "model", "--schedule", "tokens:9,4", "--format", "torch-export", "--out", "m.pt2",
+        "export", "model", "--schedule", "tokens:40,30,20,10", "--format", "torch-export", "--out", "m.pt2",
     ],
 }  # fmt: skip
 VOLATILE = {"seconds", "images_per_second", "measured", "files", "command", "date"}
@@ -63,7 +63,7 @@ def prepare_folder(folder: Path) -> Path:
     """A folder with a tiny model, a pooled one that may be replaced, and a run that may be."""
     torch.manual_seed(0)
     model = timm.create_model(
-        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2,
+        "vit_tiny_patch16_224", img_size=32, patch_size=4, embed_dim=16, depth=4, num_heads=2,
         num_classes=10,
     )  # fmt: skip
     save(model, folder / "model")

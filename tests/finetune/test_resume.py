@@ -181,7 +181,7 @@ def test_force_starts_over(run: Run, copied: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(TpcliError, match=r"the (loss|gradient) is n.* at step \d, learning rate"):
-        run(out, lr=1e30, clip_grad=0.0, warmup_epochs=0.0, save_minutes=0.0)
+        run(out, lr=1000.0, weight_decay=10.0, clip_grad=0.0, warmup_epochs=0.0, save_minutes=0.0)
     (kept,) = (out / "checkpoints").glob("step-*")
     assert all(v.isfinite().all() for v in load_file(kept / "model.safetensors").values())
 
