@@ -32,8 +32,9 @@ OPERATIONS = {
 }  # fmt: skip
 """Audit events of what changes files; `open` for writing, `fsync` and what C code writes join."""
 
+SCHEDULE = ["--schedule", "tokens:40,30,20,10"]
 TRAIN = [
-    "finetune", "model", "--data", "demo", "--schedule", "tokens:40,30,20,10", "--limit", 16,
+    "finetune", "model", "--data", "demo", *SCHEDULE, "--limit", 16,
     "--batch-size", 8, "--epochs", 2, "--workers", 0, "--save-minutes", 0, "--precision", "fp32",
     "--device", "cpu", "--no-distill", "--out", "out",
 ]  # fmt: skip
@@ -50,10 +51,10 @@ COMMANDS: dict[str, list[object]] = {
         "schedule", "model", "--data", "demo", "--images", 8, "--trials", 1, "--device", "cpu",
         "--out", "found.json",
     ],
-    "apply": ["apply", "model", "--schedule", "tokens:40,30,20,10", "--out", "pooled"],
-    "apply --force": ["apply", "model", "--schedule", "tokens:40,30,20,10", "--out", "old", "--force"],
+    "apply": ["apply", "model", *SCHEDULE, "--out", "pooled"],
+    "apply --force": ["apply", "model", *SCHEDULE, "--out", "old", "--force"],
     "export": [
-        "export", "model", "--schedule", "tokens:40,30,20,10", "--format", "torch-export", "--out", "m.pt2",
+        "export", "model", *SCHEDULE, "--format", "torch-export", "--out", "m.pt2",
     ],
 }  # fmt: skip
 VOLATILE = {"seconds", "images_per_second", "measured", "files", "command", "date"}
