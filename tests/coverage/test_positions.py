@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -92,6 +93,7 @@ def test_scores_are_those_of_the_attention_itself(name: str) -> None:
         pool(model, [30, 20, 10], "k-medoids", weights="significance")
         method = get_method("k-medoids")
 
+        @wraps(method.assign)  # which keywords it is called with is read off its signature
         def assign(z: Tensor, k: int, **keywords: Any) -> Any:
             weights.append(keywords["weights"])
             return method(z, k, **keywords)
