@@ -40,7 +40,8 @@ TRAIN = [
 ]  # fmt: skip
 SWEEP = [
     "pareto", "model", "--data", "demo", "--limit", 16, "--workers", 0, "--method", "ward",
-    "--budget", "0.8", "--device", "cpu", "--cache", "cache", "--out", "plot.svg",
+    "--budget", "0.8", "--family", "default", "--device", "cpu", "--cache", "cache",
+    "--out", "plot.svg",
 ]  # fmt: skip
 COMMANDS: dict[str, list[object]] = {
     "finetune": TRAIN,

@@ -13,9 +13,9 @@ from tests.crashes import COMMANDS, campaign
 Choice = Callable[[int], Iterable[int]]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_some_crashes(name: str, tmp_path: Path) -> None:
-    chosen: Choice = lambda n: sorted(random.Random(name).sample(range(n), 3))  # noqa: E731
+@pytest.mark.parametrize("name", ["finetune", "pareto", "schedule", "apply --force"])
+def test_a_crash(name: str, tmp_path: Path) -> None:
+    chosen: Choice = lambda n: [random.Random(name).randrange(n)]  # noqa: E731
     assert campaign(name, tmp_path, chosen).lost == []
 
 

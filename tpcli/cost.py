@@ -19,8 +19,8 @@ from tpcli.surgery.geometry import patch_grid, patch_tokens
 
 Floats = npt.NDArray[np.float64]
 
-CALIBRATION = ((0.9,), (0.7, 1.0, 0.97))
-"""Keep rates, block after block and over again, of the schedules that the estimate starts from."""
+CALIBRATION = (0.7, 1.0, 0.95)
+"""Keep rates, block after block and over again, of the schedule that the estimate starts from."""
 
 
 class CostModel:
@@ -108,12 +108,11 @@ class CostModel:
 
     def _fit(self) -> tuple[Floats, Floats]:
         """Coefficients of the features of a block, and of those of its pooling."""
-        for rates in CALIBRATION:
-            left, wanted = self.patch_tokens, []
-            for block in range(self.depth):
-                left = max(1, round(left * rates[block % len(rates)]))
-                wanted.append(left)
-            self.exact(self.followed(wanted))  # once: it is remembered
+        left, wanted = float(self.patch_tokens), []
+        for block in range(self.depth):
+            left *= CALIBRATION[block % len(CALIBRATION)]
+            wanted.append(max(1, round(left)))
+        self.exact(self.followed(wanted))  # once: it is remembered
         samples = np.array(sorted(self._samples), dtype=np.float64)
         before, after = samples[:, 0] / self.patch_tokens, samples[:, 1] / self.patch_tokens
         pools = after < before
