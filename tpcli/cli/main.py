@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from tpcli.cli.render import quiet
 from tpcli.cli.text import visible, with_flags
 from tpcli.cli.usage import usage
 from tpcli.errors import TpcliError, UserError
@@ -68,6 +69,7 @@ def options(
     ),
 ) -> None:
     """Options before the command."""
+    quiet()  # before any library is imported, since some warn of themselves then
     _log_to_stderr(logging.DEBUG if verbose else logging.WARNING)
 
 
