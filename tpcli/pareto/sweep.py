@@ -68,10 +68,8 @@ def _sweep(
 ) -> SweepResult:
     cache = PointCache(cache_folder)
     wanted = jobs(sources, options, cache_folder)
-    for job in list(wanted):
-        if job.is_spare and cache.get(job.key) is None and not job.subject.reaches(job):
-            wanted.remove(job)
-        elif job.is_risky and cache.get(job.key) is None:
+    for job in wanted:
+        if job.is_risky and not job.is_spare and cache.get(job.key) is None:
             job.subject.check(job)
     points: dict[Job, Point] = {}
     measured = 0
@@ -80,6 +78,8 @@ def _sweep(
         waiting = []
         for job in pending:
             point = cache.get(job.key)
+            if point is None and job.is_spare and not job.subject.reaches(job):
+                continue
             if point is None:
                 with cache.claim(job.key) as mine:
                     point = cache.get(job.key)  # it may have come in before the lock
@@ -96,7 +96,7 @@ def _sweep(
         if waiting:
             time.sleep(0.5)
         pending = waiting
-    everything = [points[job] for job in wanted]
+    everything = [points[job] for job in wanted if job in points]
     entered = entries(everything)
     best = {id(p) for p in frontier(entered)}
     ordered = tuple(replace(p, on_frontier=id(p) in best) for p in entered)
