@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
 import socket
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from tests import forks
@@ -35,12 +32,7 @@ def two_processes(folder: Path, options: list[object]) -> Outcome:
         "MASTER_PORT": port,
     }
 
-    def join(rank: int) -> None:
-        named = {**group, "RANK": rank, "LOCAL_RANK": rank}
-        os.environ.update({name: str(value) for name, value in named.items()})
-        AcceleratorState._reset_state(reset_partial_state=True)
-
-    started = [forks.start(folder, options, prepare=partial(join, rank)) for rank in (0, 1)]
+    started = [forks.start(folder, options, **group, RANK=rank, LOCAL_RANK=rank) for rank in (0, 1)]
     first, second = (process.wait() for process in started)
     assert (first.code, second.code) == (0, 0), first.err + second.err
     return first

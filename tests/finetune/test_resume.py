@@ -24,6 +24,23 @@ from tpcli.finetune.trainer import Trainer
 STEPS = 8  # 2 epochs of 4
 
 
+class KillAt:
+    """Ends a process before it saves what it has after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def __call__(self) -> None:
+        saved = Trainer.save_if_due
+
+        def save_or_die(trainer: Trainer) -> None:
+            if trainer.progress.step == self.at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            saved(trainer)
+
+        Trainer.save_if_due = save_or_die  # type: ignore[method-assign]
+
+
 class Stopper(Watcher):
     """Does something after a step."""
 
@@ -83,24 +100,14 @@ def test_sigterm_and_resume_end_with_the_same_weights(
 
 @pytest.mark.parametrize("seed", range(2))
 def test_sigkill_at_random_steps_and_resume_end_with_the_same_weights(
-    straight: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+    straight: Path, tiny: Path, tmp_path: Path, seed: int
 ) -> None:
     """Killed in processes of their own, with a checkpoint after each step."""
     out = tmp_path / "killed"
     options = [*quick_options(tiny, out), "--save-minutes", 0]
-    saved = Trainer.save_if_due
     first, second = sorted(random.Random(seed).sample(range(1, STEPS), 2))
-
     for step in (first, second):
-
-        def save_or_die(trainer: Trainer, step: int = step) -> None:
-            if trainer.progress.step == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            saved(trainer)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "save_if_due", save_or_die)
-            assert forks.run(tmp_path, *options).code == -signal.SIGKILL
+        assert forks.run(tmp_path, *options, prepare=KillAt(step)).code == -signal.SIGKILL
     last = forks.run(tmp_path, *options)
     assert last.code == 0, last.err
     assert f"after step {second - 1}" in last.err

@@ -100,6 +100,25 @@ def points_on_disk(folder: Path) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in (folder / "cache" / "points").glob("*.json")}
 
 
+class StopInFourth:
+    """Sends its own process a signal in the fourth measurement."""
+
+    def __init__(self, sent: signal.Signals) -> None:
+        self.sent = sent
+
+    def __call__(self) -> None:
+        calls = iter(range(10))
+
+        def measure_or_stop(*arguments: Any) -> Point:
+            if next(calls) == 3:
+                os.kill(os.getpid(), self.sent)
+            return measure(*arguments)
+
+        # Shells' background jobs, and CI's, may have SIGINT ignored, which children inherit.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.modules[sweep.__module__].measure = measure_or_stop  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("sent", "code", "told"),
     [
@@ -111,27 +130,13 @@ def points_on_disk(folder: Path) -> dict[str, int]:
 def test_stopped_sweep_goes_on_where_it_was(
     tmp_path: Path,
     model_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
     sent: signal.Signals,
     code: int,
     told: str,
 ) -> None:
     """Stopped in the fourth measurement, by itself: from outside, a busy machine is too late."""
     command = [*COMMAND, "--out", "plot.png", model_folder]
-    calls = iter(range(10))
-
-    def measure_or_stop(*arguments: Any) -> Point:
-        if next(calls) == 3:
-            os.kill(os.getpid(), sent)
-        return measure(*arguments)
-
-    def accept_signals() -> None:
-        """Shells' background jobs, and CI's, may have SIGINT ignored, which children inherit."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[sweep.__module__], "measure", measure_or_stop)
-        stopped = forks.run(tmp_path, *command, prepare=accept_signals)
+    stopped = forks.run(tmp_path, *command, prepare=StopInFourth(sent))
     assert stopped.code == code, stopped.err
     assert stopped.err.endswith(told)
     kept = points_on_disk(tmp_path)
