@@ -17,7 +17,7 @@ from tpcli import data
 from tpcli.models import load
 from tpcli.options import pooling_options
 from tpcli.pooling import ward
-from tpcli.schedule import parse
+from tpcli.schedule_forms import parse
 from tpcli.surgery.geometry import patch_tokens
 
 

@@ -136,7 +136,7 @@ def test_batches_in_memory_are_used_as_they_are(folder: Path) -> None:
     model = tiny_vit()
     data = open_data(model, folder)
     kept = list(batches(data, 16))
-    result = evaluate(model, data, device="cpu", source=kept)
+    result = evaluate(model, data, device="cpu", decoded=kept)
     assert np.array_equal(result.correct, evaluate(model, data, device="cpu").correct)
 
 

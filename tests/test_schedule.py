@@ -13,7 +13,8 @@ from tpcli import count_flops, pool
 from tpcli.budget import BudgetSolver, constant_chain, family_chain, solve_budget
 from tpcli.errors import UserError
 from tpcli.options import pooling_options
-from tpcli.schedule import FORMAT, Budget, Schedule, constant_removal, parse, parse_budget
+from tpcli.schedule import FORMAT, Budget, Schedule, constant_removal
+from tpcli.schedule_forms import parse, parse_budget
 from tpcli.surgery import pooling_spec, unpool
 
 N, DEPTH = 64, 4
@@ -165,7 +166,7 @@ def test_file_round_trip(tmp_path: Path) -> None:
     }
     loaded = parse(str(file), N, DEPTH)
     assert loaded.tokens == (50, 40, 30, 20)
-    assert (loaded.method, loaded.made_by) == (method, made_by)
+    assert (loaded.options, loaded.made_by) == (method, made_by)
     with pytest.raises(UserError, match="exists already"):
         loaded.save(file)
 

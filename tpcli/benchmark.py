@@ -89,7 +89,7 @@ class BenchResult:
 def bench(
     model: nn.Module,
     schedule: str | Schedule,
-    method: PoolingOptions,
+    pooling: PoolingOptions,
     options: BenchOptions,
     on_round: Callable[[float], None] | None = None,
 ) -> BenchResult:
@@ -103,7 +103,7 @@ def bench(
     """
     device = pick_device(options.device)
     base = unpool(copy.deepcopy(model)).to(device).eval()
-    pooled = pool(copy.deepcopy(base), schedule, method)
+    pooled = pool(copy.deepcopy(base), schedule, pooling)
     spec = pooling_spec(pooled)
     assert spec is not None
     ideal = cut(pool(copy.deepcopy(base), spec.schedule, spec.options))
@@ -126,7 +126,7 @@ def bench(
         torch.set_num_threads(threads)
     timings = [_timing(column, options.batch_size) for column in times.T]
     return BenchResult(
-        method=method.method,
+        method=pooling.method,
         schedule=spec.schedule.name,
         device=str(device),
         dtype=options.dtype,

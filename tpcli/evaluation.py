@@ -50,7 +50,7 @@ def evaluate(
     amp: bool = False,
     workers: int = 0,
     strict: bool = False,
-    source: Batches | None = None,
+    decoded: Batches | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> EvalResult:
     """Measure top-1, top-5 and loss of `model` on all images of `data`; it is left as it was.
@@ -60,7 +60,7 @@ def evaluate(
         amp: autocast to bfloat16 (float16 where a CUDA device has no bfloat16).
         workers: processes that decode images.
         strict: stop at the first unreadable image instead of leaving it out.
-        source: batches of `data` that are in memory already.
+        decoded: batches of `data` that are in memory already.
         on_batch: called with the number of images in each batch that is done.
 
     Raises:
@@ -69,10 +69,10 @@ def evaluate(
     target_device = pick_device(device)
     pin = target_device.type == "cuda"
     check_size(model, data)
-    if source is None:
+    if decoded is None:
         if hasattr(model, "num_classes"):
             data = match_classes(data, Head.of(model))
-        source = batches(data, batch_size, workers, pin_memory=pin)
+        decoded = batches(data, batch_size, workers, pin_memory=pin)
     dtype = floating_dtype(model)
     right1: list[Tensor] = []
     right5: list[Tensor] = []
@@ -84,7 +84,7 @@ def evaluate(
         torch.inference_mode(),
         explain_out_of_memory(batch_size),
     ):
-        for images, targets in source:
+        for images, targets in decoded:
             bad = (targets == UNREADABLE).nonzero().flatten().tolist()
             if bad:
                 names = [data.names[seen + i] if data.names else f"image {seen + i}" for i in bad]

@@ -11,7 +11,8 @@ from torch import nn
 from tpcli.budget import solve_budget
 from tpcli.errors import UserError
 from tpcli.options import PoolingOptions, options_from_dict, pooling_options, replaced
-from tpcli.schedule import Schedule, file_method, parse
+from tpcli.schedule import Schedule
+from tpcli.schedule_forms import file_options, parse
 from tpcli.surgery import PoolingSpec, check_supported, insert, with_place
 from tpcli.surgery.geometry import patch_tokens
 
@@ -54,7 +55,7 @@ def resolve(
     """
     check_supported(model)
     depth, tokens = len(model.blocks), patch_tokens(model)  # type: ignore[arg-type]
-    of_file = schedule.method if isinstance(schedule, Schedule) else file_method(schedule)
+    of_file = schedule.options if isinstance(schedule, Schedule) else file_options(schedule)
     if isinstance(method, PoolingOptions):
         chosen = replaced(method, **options)
     elif method is None and of_file:
@@ -72,5 +73,5 @@ def resolve(
             f"the model has {depth} blocks."
         )
     if schedule.patch_tokens != tokens:
-        schedule = Schedule(schedule.tokens, tokens, schedule.spec, schedule.method)
+        schedule = Schedule(schedule.tokens, tokens, schedule.spec, schedule.options)
     return PoolingSpec(schedule, chosen)

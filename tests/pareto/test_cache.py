@@ -20,7 +20,7 @@ from tpcli.errors import UserError
 from tpcli.files import PARTIAL
 from tpcli.models import load
 from tpcli.options import pooling_options
-from tpcli.pareto import ModelSource, SweepOptions, sweep
+from tpcli.pareto import ModelAndData, SweepOptions, sweep
 from tpcli.pareto import cache as cache_module
 from tpcli.pareto.cache import PointCache, code_version
 from tpcli.pareto.subjects import jobs
@@ -49,18 +49,18 @@ def test_half_written_entry_counts_as_missing(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def source() -> ModelSource:
+def source() -> ModelAndData:
     loaded = load("demo")
-    return ModelSource(loaded, data.create("demo", loaded.data_config, limit=8))
+    return ModelAndData(loaded, data.create("demo", loaded.data_config, limit=8))
 
 
-def key(source: ModelSource, at: int = 1, **changes: Any) -> str:
+def key(source: ModelAndData, at: int = 1, **changes: Any) -> str:
     """The key of a point: at 0 of the model, at 1 of its first pooled one."""
     named = {"methods": [pooling_options("ward")], "budgets": [0.6], "device": "cpu", **changes}
     return jobs([source], SweepOptions(**named), Path("unused"))[at].key
 
 
-def other_source(source: ModelSource, what: str) -> ModelSource:
+def other_source(source: ModelAndData, what: str) -> ModelAndData:
     loaded = load("demo")
     if what == "weights":
         with torch.no_grad():
@@ -74,14 +74,14 @@ def other_source(source: ModelSource, what: str) -> ModelSource:
 
 
 def test_key_depends_on_every_determinant(
-    source: ModelSource, monkeypatch: pytest.MonkeyPatch
+    source: ModelAndData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert key(source) == key(replace(source, loaded=load("demo")))
     found = [
         key(source),
         key(source, at=0),
-        key(source, methods=[pooling_options("ward", metric="tokens")]),
-        key(source, methods=[pooling_options("k-means")]),
+        key(source, poolings=[pooling_options("ward", metric="tokens")]),
+        key(source, poolings=[pooling_options("k-means")]),
         key(source, budgets=[0.5]),
         key(source, amp=True),
         key(source, strict=True),
@@ -189,7 +189,7 @@ def test_a_lock_of_another_user_keeps_nobody_out(
 
 
 def test_a_cache_that_cannot_be_written_serves_what_it_has(
-    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: ModelAndData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = SweepOptions([pooling_options("ward")], budgets=[0.6], device="cpu")
     whole = sweep([source], options, tmp_path)
@@ -220,7 +220,7 @@ def test_locks_and_litter_do_not_pile_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"\xff", b'{"tokens": {"0.6": [1, 2]}}'])
 def test_a_damaged_search_is_made_again(
-    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+    source: ModelAndData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
     subject = jobs([source], SweepOptions([], budgets=[0.6]), tmp_path)[0].subject
     file = tmp_path / "search.json"

@@ -13,7 +13,7 @@ from tpcli import data
 from tpcli.finetune import open_data
 from tpcli.models import load
 from tpcli.options import pooling_options
-from tpcli.pareto import ModelSource, SweepOptions, sweep
+from tpcli.pareto import ModelAndData, SweepOptions, sweep
 from tpcli.pareto.points import FINETUNED
 from tpcli.recipe import Recipe
 from tpcli.search import calibration_data
@@ -22,9 +22,9 @@ RECIPE = Recipe(epochs=1, batch_size=20, workers=0, precision="fp32", ema_decay=
 
 
 @pytest.fixture(scope="module")
-def source() -> ModelSource:
+def source() -> ModelAndData:
     loaded = load("demo")
-    return ModelSource(
+    return ModelAndData(
         loaded,
         data.create("demo", loaded.data_config, limit=40),
         training=open_data("demo", loaded.data_config, RECIPE, limit=40),
@@ -32,7 +32,7 @@ def source() -> ModelSource:
     )
 
 
-def test_every_point_is_trained_once(source: ModelSource, tmp_path: Path) -> None:
+def test_every_point_is_trained_once(source: ModelAndData, tmp_path: Path) -> None:
     options = SweepOptions([pooling_options("ward")], [0.4], recipe=RECIPE, device="cpu")
     started: list[str] = []
 
@@ -61,7 +61,7 @@ def test_every_point_is_trained_once(source: ModelSource, tmp_path: Path) -> Non
     assert sweep([source], longer, tmp_path).measured == 2
 
 
-def test_one_search_serves_all_budgets(source: ModelSource, tmp_path: Path) -> None:
+def test_one_search_serves_all_budgets(source: ModelAndData, tmp_path: Path) -> None:
     options = SweepOptions(
         [pooling_options("ward")], [0.7, 0.4], families=("search",), device="cpu"
     )

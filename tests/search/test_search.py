@@ -21,7 +21,8 @@ from tpcli.cost import CostModel
 from tpcli.errors import UserError
 from tpcli.options import pooling_options
 from tpcli.profile import DEFAULT
-from tpcli.schedule import Tokens, parse
+from tpcli.schedule import Tokens
+from tpcli.schedule_forms import parse
 from tpcli.search import OBJECTIVES, SearchOptions, budgets_with, search
 from tpcli.search.objectives import Damage
 from tpcli.search.optimise import fitted

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tpcli import specs
 from tpcli.cli.values import TEXT, Value, checked, whole
 from tpcli.methods import METHODS, describe
-from tpcli.schedule import check_form, parse_budget
+from tpcli.schedule_forms import check_form, parse_budget
 from tpcli.splits import SPLITS
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tpcli.data import ImageData
     from tpcli.finetune import TrainingData
     from tpcli.models import LoadedModel
-    from tpcli.pareto import ModelSource, SweepOptions, SweepResult
+    from tpcli.pareto import ModelAndData, SweepOptions, SweepResult
     from tpcli.report import ReportContext
 
 DEFAULT_BUDGETS = "0.9,0.8,0.7,0.6,0.5,0.4,0.3"
@@ -116,7 +116,7 @@ def pareto(
     Example: tpcli pareto deit_small_patch16_224 --data imagenet/ --out plot.png
     """
     check_output(out)
-    methods = [pooling.options(name) for name in method_names(method) or DEFAULT_METHODS]
+    poolings = [pooling.options(name) for name in method_names(method) or DEFAULT_METHODS]
     recipe = training.recipe
     searched = SEARCHED in (schedule or [])
     schedules = [spec for spec in schedule or [] if spec != SEARCHED]
@@ -129,7 +129,7 @@ def pareto(
     from tpcli.cli import render
     from tpcli.devices import pick_device
     from tpcli.models import told_apart
-    from tpcli.pareto import ModelSource, SweepOptions
+    from tpcli.pareto import ModelAndData, SweepOptions
     from tpcli.pareto.cache import default_folder
     from tpcli.report import write_report
     from tpcli.report.document import check_report
@@ -141,7 +141,7 @@ def pareto(
         check_output(cache / "points", is_folder=True)
     device = str(pick_device(run.device))
     options = SweepOptions(
-        methods=methods,
+        poolings=poolings,
         budgets=budgets(budget) if searched or not schedules else [],
         schedules=schedules,
         families=(SEARCHED,) if searched else FAMILIES if family == BOTH else (family,),
@@ -155,7 +155,7 @@ def pareto(
     sources = []
     for loaded in told_apart({model: loading.load(model) for model in specs}):
         sources.append(
-            ModelSource(
+            ModelAndData(
                 loaded,
                 source.open(loaded),
                 training=_training(loaded, source, training, device),
@@ -197,21 +197,21 @@ def _calibration(loaded: LoadedModel, source: DataGroup) -> ImageData:
     )
 
 
-def _run(sources: list[ModelSource], options: SweepOptions, cache: Path) -> SweepResult:
+def _run(sources: list[ModelAndData], options: SweepOptions, cache: Path) -> SweepResult:
     """The sweep with a live table of points on stderr."""
     from tpcli.cli.live import LiveSweep
     from tpcli.pareto import sweep
 
     budgets, others = len(options.budgets), len(options.schedules)
-    points = 1 + len(options.methods) * (budgets * len(options.families) + others)
+    points = 1 + len(options.poolings) * (budgets * len(options.families) + others)
     if options.recipe is not None:
-        points += 1 + len(options.methods) * (budgets + others)
+        points += 1 + len(options.poolings) * (budgets + others)
     with LiveSweep(len(sources) * points) as live:
         return sweep(sources, options, cache, on_job=live.start, on_point=live.add)
 
 
 def _context(
-    sources: list[ModelSource], options: SweepOptions, result: SweepResult, device: str
+    sources: list[ModelAndData], options: SweepOptions, result: SweepResult, device: str
 ) -> ReportContext:
     import datetime
     import platform

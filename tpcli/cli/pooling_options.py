@@ -11,7 +11,7 @@ from tpcli.cli.values import flag, one_of, option, whole
 from tpcli.errors import UserError
 from tpcli.methods import METHODS
 from tpcli.options import PoolingOptions, options_from_dict, pooling_options
-from tpcli.schedule import file_method
+from tpcli.schedule_forms import file_options
 
 if TYPE_CHECKING:
     from tpcli.models import LoadedModel
@@ -74,7 +74,7 @@ class PoolingGroup(MethodGroup):
 
     def check(self, model: str) -> None:
         """Fail before `model` is loaded where these options can't go together on it."""
-        of_file = file_method(self.schedule)
+        of_file = file_options(self.schedule)
         if self.method is None and of_file:
             try:
                 options_from_dict(of_file, **self.given)
@@ -99,7 +99,7 @@ class PoolingGroup(MethodGroup):
             if schedule is not None:
                 pool(loaded.model, schedule, self.method, **self.given)
         elif self.schedule is not None or self.method is not None or self.given:
-            if self.method is None and not file_method(self.schedule):
+            if self.method is None and not file_options(self.schedule):
                 options = options_from_dict(own.options.to_dict(), **self.given)
                 pool(loaded.model, self.schedule or own.schedule, options)
             else:

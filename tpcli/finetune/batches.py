@@ -99,19 +99,19 @@ class Batches:
     """Batches of a process: (B / shards, 3, H, W) float32 and (B / shards,) int64, on the CPU."""
 
     def __init__(
-        self, source: TrainingData, recipe: Recipe, processes: int, process: int, pin_memory: bool
+        self, data: TrainingData, recipe: Recipe, processes: int, process: int, pin_memory: bool
     ) -> None:
         shards = processes * recipe.grad_accumulation
-        count = source.train.count or 0
+        count = data.train.count or 0
         self.steps = count // recipe.batch_size
-        self._images = source.train.images
-        self._names = source.train.names
+        self._images = data.train.images
+        self._names = data.train.names
         self._seeded: SeededImages | None = None
-        self._is_stream = source.is_stream
+        self._is_stream = data.is_stream
         self._sampler: EpochBatches | None = None
         # a generator of its own, so that starting an epoch leaves the model's random state alone
         part = recipe.batch_size // shards
-        pixels = math.prod(source.train.config["input_size"])
+        pixels = math.prod(data.train.config["input_size"])
         workers = affordable_workers(recipe.workers, part * pixels * torch.float32.itemsize)
         common: dict[str, Any] = {
             "pin_memory": pin_memory,

@@ -133,29 +133,29 @@ class Checkpoints:
         Raises:
             TpcliError: there are checkpoints and none is complete, or it is damaged.
         """
-        source = self.latest()
-        if source is None:
+        newest = self.latest()
+        if newest is None:
             for path in self.all():
                 raise TpcliError(
                     f"checkpoint {path} {what_is_wrong(path)}; start over with `force`."
                 )
             return None
-        wrong = what_is_wrong(source, thoroughly=True)
+        wrong = what_is_wrong(newest, thoroughly=True)
         if wrong is not None:
-            raise TpcliError(f"checkpoint {source} {wrong}; start over with `force`.")
+            raise TpcliError(f"checkpoint {newest} {wrong}; start over with `force`.")
         try:
-            self.accelerator.load_state(str(source))
-            document = read_json(source / PROGRESS)
+            self.accelerator.load_state(str(newest))
+            document = read_json(newest / PROGRESS)
             document.pop("files", None)
             progress = Progress(**document)
         except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise TpcliError(
-                f"checkpoint {source} can't be read ({error}); start over with `force`."
+                f"checkpoint {newest} can't be read ({error}); start over with `force`."
             ) from error
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self._keep_best(progress)
-            self._keep_only(source)
+            self._keep_only(newest)
         self.accelerator.wait_for_everyone()
         self._check_best(progress)
         return progress

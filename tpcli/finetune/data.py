@@ -97,7 +97,7 @@ def open_data(
     return TrainingData(train, validation)
 
 
-def match_data(source: TrainingData, head: Head) -> TrainingData:
+def match_data(data: TrainingData, head: Head) -> TrainingData:
     """The same images, with targets that are indices into a model's head.
 
     Where the head's classes have no names, those of the training split are theirs.
@@ -105,11 +105,11 @@ def match_data(source: TrainingData, head: Head) -> TrainingData:
     Raises:
         UserError: the classes are not the head's; names the odd one.
     """
-    train = match_classes(source.train, head)
+    train = match_classes(data.train, head)
     if not head.names and len(train.classes) == head.size and train.indices is not None:
         names = dict(zip(train.indices, train.classes, strict=True))
         head = replace(head, names=tuple(names[i] for i in sorted(names)))
-    return TrainingData(train, match_classes(source.validation, head))
+    return TrainingData(train, match_classes(data.validation, head))
 
 
 def label_names(train: ImageData, head: Head) -> tuple[str, ...]:
@@ -146,9 +146,9 @@ def training_transform(config: dict[str, Any], recipe: Recipe, is_demo: bool = F
         ) from error
 
 
-def check_data(source: TrainingData, recipe: Recipe, processes: int) -> None:
+def check_data(data: TrainingData, recipe: Recipe, processes: int) -> None:
     """Raise unless the data can be cut into this recipe's batches over so many processes."""
-    train, count = source.train, source.train.count
+    train, count = data.train, data.train.count
     if train.classes and len(train.classes) < 2:
         raise UserError(
             f"{train.spec} has one class only ({train.classes[0]}); training needs 2 or more."

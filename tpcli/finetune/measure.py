@@ -92,7 +92,7 @@ class Judge:
                 self.share,
                 batch_size=self.batch_size,
                 device=self.accelerator.device,
-                source=batches(
+                decoded=batches(
                     self.share,
                     self.batch_size,
                     self.workers,

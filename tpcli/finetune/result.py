@@ -54,7 +54,7 @@ class FinetuneResult:
     unreadable: dict[str, list[str]] = field(default_factory=dict)
 
 
-def identity(loaded: LoadedModel, source: TrainingData, recipe: Recipe) -> dict[str, Any]:
+def identity(loaded: LoadedModel, data: TrainingData, recipe: Recipe) -> dict[str, Any]:
     """What a run is: a folder of another one is not gone on with."""
     model, spec = loaded.model, pooling_spec(loaded.model)
     return {
@@ -62,10 +62,10 @@ def identity(loaded: LoadedModel, source: TrainingData, recipe: Recipe) -> dict[
         "weights": weights_hash(model),
         "tokens": list(spec.schedule.tokens) if spec else [],
         "pooling": spec.options.to_dict() if spec else {},
-        "train_images": source.train.count,
-        "validation_images": source.validation.count,
-        "classes": list(source.train.classes),
-        "preprocessing": {key: source.train.config[key] for key in sorted(source.train.config)},
+        "train_images": data.train.count,
+        "validation_images": data.validation.count,
+        "classes": list(data.train.classes),
+        "preprocessing": {key: data.train.config[key] for key in sorted(data.train.config)},
         **recipe.fixed(),
     }
 

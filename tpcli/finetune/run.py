@@ -48,7 +48,7 @@ TEACHER_ABOVE_CHANCE = 20.0
 
 def finetune(
     loaded: LoadedModel,
-    source: TrainingData,
+    data: TrainingData,
     recipe: Recipe | None = None,
     *,
     out: Path,
@@ -76,7 +76,7 @@ def finetune(
     """
     recipe = settle_precision(recipe or Recipe(), device)
     spec = pooling_spec(loaded.model)
-    source = match_data(source, Head.of(loaded.model, loaded.name))
+    data = match_data(data, Head.of(loaded.model, loaded.name))
     if recipe.distill and not (spec is not None and spec.schedule.pools):
         raise UserError(
             "`distill` learns from the model before pooling, and nothing is pooled here; leave it "
@@ -84,17 +84,17 @@ def finetune(
         )
     join(device)
     state = PartialState()
-    folder = RunFolder(out, identity(loaded, source, recipe))
+    folder = RunFolder(out, identity(loaded, data, recipe))
     with folder.held() if state.is_main_process else nullcontext():
         state.wait_for_everyone()
         folder.check(resume=resume, force=force)
         settings = {**(origin or {}), **recipe.to_dict()}
-        return _run(loaded, source, recipe, folder, device, settings, watcher or Watcher())
+        return _run(loaded, data, recipe, folder, device, settings, watcher or Watcher())
 
 
 def _run(
     loaded: LoadedModel,
-    source: TrainingData,
+    data: TrainingData,
     recipe: Recipe,
     folder: RunFolder,
     device: str,
@@ -107,9 +107,9 @@ def _run(
     pools = spec is not None and spec.schedule.pools
     accelerator = make_accelerator(recipe, device, out)
     is_main = accelerator.is_main_process
-    check_data(source, recipe, accelerator.num_processes)
+    check_data(data, recipe, accelerator.num_processes)
     optimizer = make_optimizer(model, recipe)
-    scheduler = make_scheduler(optimizer, recipe, (source.train.count or 0) // recipe.batch_size)
+    scheduler = make_scheduler(optimizer, recipe, (data.train.count or 0) // recipe.batch_size)
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
     if is_main:
         folder.begin(settings)
@@ -126,7 +126,7 @@ def _run(
 
     set_seed(recipe.seed, device_specific=True)
     teacher = unpool(copy.deepcopy(model)).eval().requires_grad_(False).to(accelerator.device)
-    judge = Judge(accelerator, source.validation, recipe.eval_batch_size, recipe.workers)
+    judge = Judge(accelerator, data.validation, recipe.eval_batch_size, recipe.workers)
     scores = folder.scores()
     if "start_top1_ci95" not in scores:  # none, or of an older version
         scores = _scores_before(judge, model, teacher, pools)
@@ -144,7 +144,7 @@ def _run(
         ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
     )
     batches = Batches(
-        source,
+        data,
         recipe,
         accelerator.num_processes,
         accelerator.process_index,
@@ -203,7 +203,7 @@ def _run(
     result = summarise(loaded, spare, recipe, scores, progress, distills, accelerator, folder.out)
     if is_main:
         set_drop_path(spare, 0.0)
-        _write_model(spare, out, label_names(source.train, Head.of(spare, loaded.name)))
+        _write_model(spare, out, label_names(data.train, Head.of(spare, loaded.name)))
         draw_curve(progress.rows, scores["base_top1"], out / CURVE)
         write_json(out / RESULT, asdict(result))
         folder.finish()

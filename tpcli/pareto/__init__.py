@@ -3,13 +3,13 @@
 from .compare import Comparison, compare
 from .headline import Headline, Saving, headline
 from .points import Point, frontier
-from .subjects import ModelSource, SweepOptions
+from .subjects import ModelAndData, SweepOptions
 from .sweep import SweepResult, sweep
 
 __all__ = [
     "Comparison",
     "Headline",
-    "ModelSource",
+    "ModelAndData",
     "Point",
     "Saving",
     "SweepOptions",

@@ -36,9 +36,9 @@ def code_version(is_trained: bool = False) -> str:
     package = Path(__file__).parents[1]
     aside = {"cli", "report"} | (set() if is_trained else {"finetune"})
     digest = hashlib.sha256(b"" if native.kernels is None else b"loops")
-    for source in sorted(p for p in package.rglob("*") if p.suffix in SOURCES):
-        if source.relative_to(package).parts[0] not in aside:
-            digest.update(source.read_bytes())
+    for path in sorted(p for p in package.rglob("*") if p.suffix in SOURCES):
+        if path.relative_to(package).parts[0] not in aside:
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

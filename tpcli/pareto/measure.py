@@ -32,7 +32,7 @@ def measure(job: Job, on_job: OnJob | None = None) -> Point:
         if job.recipe is not None:
             model = _trained(job, model, on_job)
         count = count_flops(model)
-        data = subject.source.data
+        data = subject.given.data
         result = evaluate(
             model,
             data,
@@ -41,7 +41,7 @@ def measure(job: Job, on_job: OnJob | None = None) -> Point:
             amp=run.amp,
             workers=run.workers,
             strict=run.strict,
-            source=subject.decoded,
+            decoded=subject.decoded,
             on_batch=on_job(job.label, data.count) if on_job else None,
         )
     finally:
@@ -94,7 +94,7 @@ def _trained(job: Job, model: nn.Module, on_job: OnJob | None) -> nn.Module:
 
     subject, recipe = job.subject, job.recipe
     assert recipe is not None
-    assert subject.source.training is not None
+    assert subject.given.training is not None
 
     class Images(Watcher):
         """Passes on how many images were trained on."""
@@ -110,14 +110,14 @@ def _trained(job: Job, model: nn.Module, on_job: OnJob | None) -> nn.Module:
             self.advance(images)
 
     folder = subject.cache / "finetuned" / job.key
-    images = subject.source.training.train.count
+    images = subject.given.training.train.count
     total = None if images is None else recipe.epochs * images
     watcher = None
     if on_job is not None:
         watcher = Images(on_job(f"{job.label} training", total), recipe.batch_size)
     finetune(
-        replace(subject.source.loaded, model=copy.deepcopy(model)),
-        subject.source.training,
+        replace(subject.given.loaded, model=copy.deepcopy(model)),
+        subject.given.training,
         recipe,
         out=folder,
         device=subject.options.device,

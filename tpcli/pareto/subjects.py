@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ModelSource:
+class ModelAndData:
     """A model of the sweep and the images it is measured on.
 
     training: what it is fine-tuned on. calibration: what schedules are searched on. Both only where
@@ -51,14 +51,14 @@ class ModelSource:
 class SweepOptions:
     """What to measure besides the models.
 
-    methods: pooling options, one curve each. budgets: shares of the base FLOPs, one point each.
+    poolings: how to pool, one curve each. budgets: shares of the base FLOPs, one point each.
     schedules: further schedule specs, one point each. families: that each budget is measured in;
     the best of them is its method's entry. search stands for one that is found by a search, one for
     each method. recipe: fine-tune every point of the first family, the models without pooling too,
     and measure it before and after.
     """
 
-    methods: Sequence[PoolingOptions]
+    poolings: Sequence[PoolingOptions]
     budgets: Sequence[float] = ()
     schedules: Sequence[str] = ()
     families: Sequence[str] = (DEFAULT,)
@@ -97,22 +97,22 @@ class Job:
         """A hash of everything that determines the point."""
         import timm
 
-        subject, training = self.subject, self.subject.source.training
+        subject, training = self.subject, self.subject.given.training
         is_file = self.schedule.endswith(".json")
         determinants: dict[str, Any] = {
             "weights": subject.weights,
             "architecture": repr(subject.model),
             "options": self.options.to_dict() if self.options else None,
             "schedule": [self.schedule, read_json(Path(self.schedule)) if is_file else None],
-            "data": subject.source.data.fingerprint,
+            "data": subject.given.data.fingerprint,
             "amp": subject.options.amp,
             "strict": subject.options.strict,
             "speed": [device_name(subject.options.device), subject.options.batch_size],
             "versions": [torch.__version__, timm.__version__],
         }
         if self.searched:
-            assert subject.source.calibration is not None
-            determinants["calibration"] = subject.source.calibration.fingerprint
+            assert subject.given.calibration is not None
+            determinants["calibration"] = subject.given.calibration.fingerprint
         if self.recipe is not None:
             assert training is not None
             determinants |= {"recipe": self.recipe.fixed(), "train": training.train.fingerprint}
@@ -140,9 +140,9 @@ class Job:
 class Subject:
     """A model of the sweep with what its points share: hashes, images, FLOPs counts, searches."""
 
-    def __init__(self, source: ModelSource, options: SweepOptions, cache: Path) -> None:
+    def __init__(self, source: ModelAndData, options: SweepOptions, cache: Path) -> None:
         head = Head.of(source.loaded.model, source.loaded.name)
-        self.source = replace(source, data=match_classes(source.data, head))
+        self.given = replace(source, data=match_classes(source.data, head))
         self.model = unpool(source.loaded.model)
         self.name = source.loaded.name
         self.options = options
@@ -162,7 +162,7 @@ class Subject:
     @cached_property
     def decoded(self) -> list[tuple[Tensor, Tensor]] | None:
         """All batches, decoded once, where they fit in a quarter of the free memory."""
-        data = self.source.data
+        data = self.given.data
         count = data.count
         channels, height, width = data.config["input_size"]
         if count is None or count * channels * height * width > free_memory() / 4:
@@ -232,10 +232,10 @@ class Subject:
         """Search, and write to `path` what was found."""
         from tpcli.search import SearchOptions, SearchResult, search
 
-        assert self.source.calibration is not None
+        assert self.given.calibration is not None
         options = SearchOptions(device=self.options.device)
-        if self.source.calibration.count is not None:
-            options = replace(options, images=min(options.images, self.source.calibration.count))
+        if self.given.calibration.count is not None:
+            options = replace(options, images=min(options.images, self.given.calibration.count))
         tokens: dict[str, list[int]] = {}
 
         def write(found: SearchResult) -> None:
@@ -244,7 +244,7 @@ class Subject:
 
         search(
             self.model,
-            self.source.calibration,
+            self.given.calibration,
             method,
             options,
             name=self.name,
@@ -255,14 +255,14 @@ class Subject:
         return tokens
 
 
-def jobs(sources: Sequence[ModelSource], options: SweepOptions, cache: Path) -> list[Job]:
+def jobs(sources: Sequence[ModelAndData], options: SweepOptions, cache: Path) -> list[Job]:
     """All points: each model, then its curves; those that need training last."""
     wanted: list[Job] = []
     specs = {DEFAULT: "flops:{:g}", CONSTANT: "flops:{:g}/constant", SEARCHED: "search:{:g}"}
     for source in sources:
         subject = Subject(source, options, cache)
         wanted.append(Job(subject, None, "none", None))
-        for method in options.methods:
+        for method in options.poolings:
             wanted += [
                 Job(
                     subject,

@@ -16,7 +16,7 @@ from .compare import Comparison, compare
 from .headline import Headline, headline
 from .measure import OnJob, measure
 from .points import FINETUNED, Point, entries, frontier
-from .subjects import Job, ModelSource, SweepOptions, jobs
+from .subjects import Job, ModelAndData, SweepOptions, jobs
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SweepResult:
 
 
 def sweep(
-    sources: Sequence[ModelSource],
+    sources: Sequence[ModelAndData],
     options: SweepOptions,
     cache_folder: Path,
     on_job: OnJob | None = None,
@@ -60,7 +60,7 @@ def sweep(
 
 
 def _sweep(
-    sources: Sequence[ModelSource],
+    sources: Sequence[ModelAndData],
     options: SweepOptions,
     cache_folder: Path,
     on_job: OnJob | None,
@@ -101,7 +101,7 @@ def _sweep(
     best = {id(p) for p in frontier(entered)}
     ordered = tuple(replace(p, on_frontier=id(p) in best) for p in entered)
     kept = {id(p) for p in entered}
-    names = list(dict.fromkeys(o.method for o in options.methods))
+    names = list(dict.fromkeys(o.method for o in options.poolings))
     curves = names + [name + FINETUNED for name in names if options.recipe is not None]
     return SweepResult(
         points=ordered,

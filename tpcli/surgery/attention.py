@@ -38,11 +38,11 @@ def patch_scores(
 
     Only the rows of the attention matrix that the options ask for are computed.
     """
-    scale, mask, rope, half, queries, keys = inputs
+    scale, mask, rope, rotate_half, queries, keys = inputs
     assert queries is not None
     assert keys is not None
-    queries = rotate(queries.detach(), rope, prefix, half)
-    keys = rotate(keys.detach(), rope, prefix, half)
+    queries = rotate(queries.detach(), rope, prefix, rotate_half)
+    keys = rotate(keys.detach(), rope, prefix, rotate_half)
     kind = options.weights
     if kind == "attention":
         kind = "class" if class_token else "significance"

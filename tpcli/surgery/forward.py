@@ -41,10 +41,10 @@ def pooled_forward(block: nn.Module, x: Tensor | PooledTokens, *args: Any, **kwa
         tokens = attend(block, tokens, **kwargs)
     finally:
         THREAD.block = outer
-    half = bool(getattr(attention, "rotate_half", False))
+    rotate_half = bool(getattr(attention, "rotate_half", False))
     scale = float(attention.scale)  # type: ignore[arg-type]
     queries, keys = family.laid_out(run.queries), family.laid_out(run.keys)
-    inputs = AttentionInputs(scale, mask, rope, half, queries, keys)
+    inputs = AttentionInputs(scale, mask, rope, rotate_half, queries, keys)
     out = layer(tokens, sizes, source, inputs)
     if transform is None:
         return out

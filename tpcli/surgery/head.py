@@ -56,15 +56,16 @@ def pooled_head(model: nn.Module, x: Tensor, pool_type: str | None = None, **kwa
     check_head(model)
     prefix = int(model.num_prefix_tokens)  # type: ignore[arg-type]
     include_prefix = bool(getattr(model, "pool_include_prefix", _reads_prefix(model)))
-    weights = F.pad(sizes, (prefix, 0), value=1.0) if include_prefix else sizes
+    if include_prefix:
+        sizes = F.pad(sizes, (prefix, 0), value=1.0)
     tokens = x if include_prefix else x[:, prefix:]
     if model.attn_pool is not None:
         if isinstance(model.attn_pool, AttentionPoolPrr):
-            return _refined(model.attn_pool, tokens, weights)
-        mask = weights.log()[:, None, None, :].to(x.dtype)
+            return _refined(model.attn_pool, tokens, sizes)
+        mask = sizes.log()[:, None, None, :].to(x.dtype)
         attended: Tensor = model.attn_pool(tokens, attn_mask=mask)  # type: ignore[operator]
         return attended
-    mean = _mean(tokens, weights)
+    mean = _mean(tokens, sizes)
     return 0.5 * (tokens.amax(1) + mean) if kind == "avgmax" else mean
 
 
@@ -99,19 +100,19 @@ def _own_pool(model: nn.Module) -> str:
     return next(name for name in ("pool", "_pool", "forward_head") if hasattr(model, name))
 
 
-def _mean(tokens: Tensor, weights: Tensor) -> Tensor:
+def _mean(tokens: Tensor, sizes: Tensor) -> Tensor:
     """(B, N, C), (B, N) -> (B, C)."""
-    share = (weights / weights.sum(1, keepdim=True)).unsqueeze(-1)
+    share = (sizes / sizes.sum(1, keepdim=True)).unsqueeze(-1)
     return (tokens * share.to(tokens.dtype)).sum(1)
 
 
-def _refined(pool: AttentionPoolPrr, tokens: Tensor, weights: Tensor) -> Tensor:
+def _refined(pool: AttentionPoolPrr, tokens: Tensor, sizes: Tensor) -> Tensor:
     """`AttentionPoolPrr` with sizes: its forward takes no mask, and is restated here for that."""
     heads = pool.pre_norm(tokens).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
-    mask = weights.log()[:, None, None, :].to(tokens.dtype)
+    mask = sizes.log()[:, None, None, :].to(tokens.dtype)
     attended = F.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask)
     refined: Tensor = pool.post_norm(attended.transpose(1, 2).flatten(2))
-    return refined[:, 0] if pool.pool == "token" else _mean(refined, weights)
+    return refined[:, 0] if pool.pool == "token" else _mean(refined, sizes)
 
 
 def _reads_prefix(model: nn.Module) -> bool:

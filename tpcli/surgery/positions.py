@@ -52,9 +52,9 @@ def mean_rows(rows: Tensor, source: Tensor, sizes: Tensor) -> Tensor:
     return sums.view(b, n + 1, -1)[:, :n] / sizes.unsqueeze(-1)
 
 
-def rotate(x: Tensor, rope: Tensor | None, prefix_tokens: int, half: bool) -> Tensor:
+def rotate(x: Tensor, rope: Tensor | None, prefix_tokens: int, rotate_half: bool) -> Tensor:
     """Rotate queries or keys (B, H, P + N, D) as timm's attention does: prefix tokens are not."""
     if rope is None:
         return x
-    patches = apply_rot_embed_cat(x[:, :, prefix_tokens:], rope, half=half)
+    patches = apply_rot_embed_cat(x[:, :, prefix_tokens:], rope, half=rotate_half)
     return torch.cat([x[:, :, :prefix_tokens], patches], dim=2)
