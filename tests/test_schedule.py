@@ -173,7 +173,7 @@ def test_file_round_trip(tmp_path: Path) -> None:
 
 def test_the_method_of_a_file_is_used_unless_another_is_given(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
-    Schedule((50, 40, 30, 20), N, method={"method": "ward", "iterations": 4}).save(file)
+    Schedule((50, 40, 30, 20), N, options={"method": "ward", "iterations": 4}).save(file)
     model = tiny_vit()
     spec = pooling_spec(pool(model, str(file)))
     assert spec is not None

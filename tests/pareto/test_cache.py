@@ -56,7 +56,7 @@ def source() -> ModelAndData:
 
 def key(source: ModelAndData, at: int = 1, **changes: Any) -> str:
     """The key of a point: at 0 of the model, at 1 of its first pooled one."""
-    named = {"methods": [pooling_options("ward")], "budgets": [0.6], "device": "cpu", **changes}
+    named = {"poolings": [pooling_options("ward")], "budgets": [0.6], "device": "cpu", **changes}
     return jobs([source], SweepOptions(**named), Path("unused"))[at].key
 
 
