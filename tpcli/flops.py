@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import Handle, elementwise_flop_counter, get_shape
-from torch import nn
+from torch import Tensor, nn
 
 from tpcli.errors import TpcliError, UserError
 from tpcli.surgery import check_supported, geometry
@@ -79,28 +80,39 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
     model.eval()
     model.grad_checkpointing = False  # type: ignore[assignment]
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            analysis = FlopCountAnalysis(model, (image,))
-            analysis.set_op_handle(**{**COUNTED, **dict.fromkeys(FREE)})  # None: known, costs 0
-            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-            total = int(analysis.total())
-            unknown = sorted(analysis.unsupported_ops())
-            modules = {name: int(flops) for name, flops in analysis.by_module().items() if flops}
-            ops = {op: int(flops) for op, flops in analysis.by_operator().items() if flops}
+        with ThreadPoolExecutor(1) as thread:
+            analysis = thread.submit(_analyse, model, image).result()
     finally:
         for module, was_training in training.items():
             module.training = was_training
         model.grad_checkpointing = checkpointing  # type: ignore[assignment]
+    unknown = sorted(analysis.unsupported_ops())
     if unknown:
         raise TpcliError(
             f"operators {', '.join(unknown)} are neither counted nor known to be free; "
             "please report the model."
         )
+    total = int(analysis.total())
+    modules = {name: int(flops) for name, flops in analysis.by_module().items() if flops}
+    ops = {op: int(flops) for op, flops in analysis.by_operator().items() if flops}
     blocks = _blocks(model, modules, size)
     pooling = sum(block.pooling_flops for block in blocks)
     params = sum(p.numel() for p in model.parameters())
     return FlopCount(total, pooling, params, blocks, modules, ops)
+
+
+def _analyse(model: nn.Module, image: Tensor) -> FlopCountAnalysis:
+    """Trace and count, in a thread of its own: for each operator a tracer records all its callers.
+
+    That is most of the work where the stack is deep; the stack of a new thread is not.
+    """
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        analysis = FlopCountAnalysis(model, (image,))
+        analysis.set_op_handle(**{**COUNTED, **dict.fromkeys(FREE)})  # None: known, costs 0
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        analysis.total()
+    return analysis
 
 
 def _blocks(
