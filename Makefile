@@ -13,8 +13,8 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto
 
-walk: $(VENV)/installed-dev # every architecture of timm that can be pooled, every export
-	$(BIN)/python -m pytest -n auto --dist load -m walk tests/coverage
+walk: $(VENV)/installed-dev # every architecture that can be pooled, every export, every budget
+	$(BIN)/python -m pytest -n auto --dist load -m walk
 
 sanitize: $(VENV)/installed-dev # the compiled loops under the sanitizers of gcc
 	PYTHON=$(abspath $(BIN))/python .ci/sanitize

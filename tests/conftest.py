@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+import tests.counting  # noqa: F401 - before anything imports `count_flops`
 from tests.program import Outcome, Run
 from tests.tiny import tiny_vit
 from tpcli import pool, save

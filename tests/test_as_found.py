@@ -22,8 +22,13 @@ SEARCH = SearchOptions(images=8, trials=1, budgets=(0.6,), device="cpu")
 
 
 @pytest.fixture(scope="module")
-def digits() -> data.ImageData:
-    return data.create("demo", load("demo").data_config, limit=8)
+def digits(model_folder: Path) -> data.ImageData:
+    return data.create("demo", load(str(model_folder)).data_config, limit=8)
+
+
+@pytest.fixture
+def loaded(model_folder: Path) -> LoadedModel:
+    return load(str(model_folder))
 
 
 def look(model: nn.Module) -> tuple[Any, ...]:
@@ -53,13 +58,13 @@ USES = [use_evaluate, use_search, use_sweep]
 @pytest.mark.parametrize("is_pooled", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_model_comes_back_as_it_was(
+    loaded: LoadedModel,
     digits: data.ImageData,
     tmp_path: Path,
     use: Callable[..., None],
     is_pooled: bool,
     fails: bool,
 ) -> None:
-    loaded = load("demo")
     if is_pooled:
         pool(loaded.model, "r:4", "tome")
     loaded.model.train()
@@ -82,9 +87,8 @@ def test_a_model_comes_back_as_it_was(
 
 
 def test_an_exception_within_a_forward(
-    digits: data.ImageData, monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, digits: data.ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = load("demo")
     before = look(loaded.model)
 
     def fail(*arguments: object, **named: object) -> None:
@@ -96,8 +100,8 @@ def test_an_exception_within_a_forward(
     assert look(loaded.model) == before
 
 
-def test_what_is_pooled_while_unpooled_goes() -> None:
-    model = load("demo").model
+def test_what_is_pooled_while_unpooled_goes(loaded: LoadedModel) -> None:
+    model = loaded.model
     with unpooled(model):
         pool(model, "r:4")
     assert pooling_spec(model) is None

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.choosing import some_of
 from tests.tiny import VARIANTS, tiny_vit
-from tpcli import count_flops, pool
+from tpcli import count_flops, pool, pooling
 from tpcli.budget import BudgetSolver, first_within, weakest_within
 from tpcli.errors import UserError
 from tpcli.options import pooling_options
@@ -20,11 +21,8 @@ from tpcli.schedule import Budget, Tokens
 
 SHARES = (0.8, 0.45)
 BEFORE = {  # what `flops:X` gave on this model before there was a convex family
-    ("ward", 0.8): (56, 48, 40, 32),
     ("ward", 0.6): (50, 36, 22, 11),
     ("tome", 0.8): (58, 52, 46, 39),
-    ("tome", 0.6): (52, 39, 27, 14),
-    ("k-medoids", 0.8): (55, 45, 35, 25),
     ("k-medoids", 0.6): (49, 33, 18, 9),
 }
 
@@ -36,7 +34,7 @@ def falls(schedules: list[Tokens]) -> bool:
     )
 
 
-@pytest.mark.parametrize("method", ["ward", "k-medoids", "tome", "atc", "top-k", "grid"])
+@pytest.mark.parametrize("method", some_of(["ward", "tome", "grid"], pooling.methods()))
 def test_budgets_are_met_by_every_method(method: str) -> None:
     model = tiny_vit()
     solver = BudgetSolver(model, pooling_options(method))
@@ -51,7 +49,7 @@ def test_budgets_are_met_by_every_method(method: str) -> None:
         assert count_flops(model).total == round(ratio * solver.cost.base_flops)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", some_of(["class token", "map, no class token"], VARIANTS))
 def test_budgets_are_met_by_every_kind_of_block(variant: str) -> None:
     solver = BudgetSolver(tiny_vit(**VARIANTS[variant]), pooling_options("ward"))
     assert 0.488 < solver.cost.exact(solver.solve(0.5)) <= 0.5

@@ -36,7 +36,7 @@ def schedule_file(tmp_path: Path) -> Path:
 def test_models_of_one_name_are_told_apart(run: Run, tmp_path: Path, images: Path) -> None:
     for parent, depth in (("a", 4), ("b", 2)):
         save(tiny_vit(depth=depth), tmp_path / parent / "mine")
-    more = ("--data", images, "--method", "ward", "--budget", "0.8", *SWEEP)
+    more = ("--data", images, "--method", "ward", "--schedule", "r:4", *SWEEP)
     found = run("pareto", "a/mine", "b/mine", *more).document
     assert [point["model"] for point in found["points"]] == ["a/mine"] * 2 + ["b/mine"] * 2
     assert found["points"][0]["gflops"] > found["points"][2]["gflops"]
@@ -47,7 +47,7 @@ def test_the_same_weights_in_two_folders_are_two_curves(
 ) -> None:
     for parent in "ab":
         save(tiny_vit(), tmp_path / parent / "mine")
-    more = ("--data", images, "--method", "ward", "--budget", "0.8", *SWEEP)
+    more = ("--data", images, "--method", "ward", "--schedule", "r:4", *SWEEP)
     found = run("pareto", "a/mine", "b/mine", *more).document
     assert [point["model"] for point in found["points"]] == ["a/mine"] * 2 + ["b/mine"] * 2
 
@@ -126,7 +126,7 @@ def test_a_report_does_not_overwrite_what_is_no_report(
 
 
 def test_a_report_replaces_a_report(run: Run, tmp_path: Path) -> None:
-    more = ("--limit", 40, "--method", "ward", "--budget", "0.8", *SWEEP)
+    more = ("--limit", 40, "--method", "ward", "--schedule", "r:4", *SWEEP)
     for _ in range(2):
         found = run("pareto", "--out", "plot.png", *more).document
     assert found["measured"] == 0

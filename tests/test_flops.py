@@ -7,8 +7,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from tests.counting import count_flops
 from tests.tiny import VARIANTS, images, tiny_vit
-from tpcli import count_flops, pool
+from tpcli import pool
 from tpcli.errors import TpcliError
 from tpcli.flops import CONVENTION
 from tpcli.pooling import methods

@@ -214,9 +214,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         parse(str(tmp_path / "none.json"), N, DEPTH)
 
 
-@pytest.mark.parametrize(
-    ("method", "position"), [("k-medoids", "block"), ("k-means", "attention"), ("ward", "block")]
-)
+@pytest.mark.parametrize(("method", "position"), [("k-means", "attention"), ("ward", "block")])
 def test_solver_comes_closest_without_exceeding(method: str, position: str) -> None:
     """The next weaker cut costs more than the budget, by the count itself."""
     options = pooling_options(method, position=position)
@@ -246,17 +244,6 @@ def test_the_whole_budget_removes_nothing() -> None:
     assert solve_budget(tiny_vit(), pooling_options(), 1.0) == (64, 64, 64, 64)
 
 
-def test_a_budget_of_a_real_architecture_is_met_within_half_a_point() -> None:
-    import timm
-
-    model = timm.create_model("deit_tiny_patch16_224")
-    spec = pooling_spec(pool(model, "flops:0.58"))
-    assert spec is not None
-    assert len(spec.schedule.tokens) == 12
-    ratio = count_flops(model).total / 1_258_387_584
-    assert 0.575 < ratio <= 0.58
-
-
 def test_an_unreachable_budget_says_what_can_be_reached() -> None:
     model = tiny_vit()
     with pytest.raises(UserError, match=r"budget 0\.05 can't be reached.* k-means .* is 0\.\d+"):
@@ -264,12 +251,3 @@ def test_an_unreachable_budget_says_what_can_be_reached() -> None:
     solver = BudgetSolver(model, pooling_options("k-means"))
     with pytest.raises(UserError, match=f"is {solver.cost.exact((1,) * DEPTH):.3f}"):
         solver.solve(0.05)
-
-
-def test_solver_leaves_the_model_alone() -> None:
-    model = pool(tiny_vit(), [32, 32, 32, 32], "ward").train()
-    BudgetSolver(model, pooling_options("k-means")).solve(0.8)
-    spec = pooling_spec(model)
-    assert spec is not None
-    assert spec.options.method == "ward"
-    assert model.training

@@ -22,8 +22,8 @@ RECIPE = Recipe(epochs=1, batch_size=20, workers=0, precision="fp32", ema_decay=
 
 
 @pytest.fixture(scope="module")
-def source() -> ModelAndData:
-    loaded = load("demo")
+def source(model_folder: Path) -> ModelAndData:
+    loaded = load(str(model_folder))
     return ModelAndData(
         loaded,
         data.create("demo", loaded.data_config, limit=40),
@@ -49,8 +49,8 @@ def test_every_point_is_trained_once(source: ModelAndData, tmp_path: Path) -> No
     assert (plain.tokens, plain.gflops) == (trained.tokens, trained.gflops)
     assert plain.loss != trained.loss
     assert [label for label in started if label.endswith("training")] == [
-        "demo none+finetuned none training",
-        "demo ward+finetuned flops:0.4 training",
+        "mine none+finetuned none training",
+        "mine ward+finetuned flops:0.4 training",
     ]
     assert {h.method for h in result.headlines} == {"ward", "ward" + FINETUNED}
     assert len(list((tmp_path / "finetuned").glob("*/model.safetensors"))) == 2
