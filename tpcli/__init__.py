@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tpcli.models import load, save
     from tpcli.planning import pool
     from tpcli.schedule import Schedule
-    from tpcli.surgery import trace, unpool
+    from tpcli.surgery import spread, trace, unpool
 
 _HOME = {
     "Schedule": "tpcli.schedule",
@@ -25,6 +25,7 @@ _HOME = {
     "load": "tpcli.models",
     "pool": "tpcli.planning",
     "save": "tpcli.models",
+    "spread": "tpcli.surgery",
     "trace": "tpcli.surgery",
     "unpool": "tpcli.surgery",
 }
@@ -37,6 +38,7 @@ __all__ = [
     "load",
     "pool",
     "save",
+    "spread",
     "trace",
     "unpool",
 ]

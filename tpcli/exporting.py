@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from tpcli.errors import TpcliError, UserError, first_line
 from tpcli.files import check_output, replacing
 from tpcli.surgery.geometry import input_size
 
+OUTPUTS = ("logits", "features", "dense")
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
 LEAST_OPSET = 18
 """The first opset whose ScatterElements can take a minimum, which clustering needs."""
@@ -28,13 +30,15 @@ CHECK_BATCH = 3
 class ExportResult:
     """What was written.
 
-    file_format: "onnx" or "torch-export". opset: of ONNX, None otherwise. input_size: (channels,
-    height, width). max_error: largest difference of logits to torch's on a batch of random images
-    (of another size than the traced one), None where ONNX Runtime is not installed.
+    file_format: "onnx" or "torch-export". output: what the program answers, one of OUTPUTS. opset:
+    of ONNX, None otherwise. input_size: (channels, height, width). max_error: largest difference
+    to torch's answer on a batch of random images (of another size than the traced one), None where
+    ONNX Runtime is not installed.
     """
 
     out: Path
     file_format: str
+    output: str
     opset: int | None
     input_size: tuple[int, int, int]
     max_error: float | None
@@ -45,22 +49,27 @@ def export_model(
     out: Path,
     *,
     file_format: str = "onnx",
+    output: str = "logits",
     opset: int | None = None,
     force: bool = False,
 ) -> ExportResult:
-    """Export `model` for any batch size and one image size, and hold its logits against torch's.
+    """Export `model` for any batch size and one image size, and hold its answers against torch's.
 
     The model is exported in eval mode and left as it was. What was written is run once; a file
-    whose logits differ is not kept.
+    whose answers differ is not kept.
 
     Args:
+        output: what the program answers: "logits"; "features", the (B, P + K, C) tokens of
+            `forward_features`; or "dense", a normalized feature for each patch, (B, C, H, W).
         opset: of ONNX; torch's own choice where left out.
 
     Raises:
-        UserError: the output exists, the format or opset is unknown, or a package is missing.
-        TpcliError: the model can't be exported, or its logits differ by more than 1e-4.
+        UserError: the file exists, the format, output or opset is unknown, or a package is missing.
+        TpcliError: the model can't be exported, or its answers differ by more than 1e-4.
     """
     check_export(out, file_format, opset, force)
+    if output not in OUTPUTS:
+        raise UserError(f"output {output!r} is unknown; use one of {', '.join(OUTPUTS)}.")
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     if file_format == "onnx" and weights >= LARGEST_ONNX:
         raise UserError(
@@ -78,24 +87,42 @@ def export_model(
     try:
         with torch.no_grad(), warnings.catch_warnings(), replacing(out) as fresh:
             warnings.simplefilter("ignore")
-            expected = model(images)
+            program = model if output == "logits" else _Features(model, output)
+            expected = program(images)
             if file_format == "onnx":
-                opset = _write_onnx(model, images[:2], fresh, opset)
+                opset = _write_onnx(program, images[:2], fresh, opset, output)
                 got = _run_onnx(fresh, images)
             else:
-                torch.export.save(_traced(model, images[:2]), fresh)
+                torch.export.save(_traced(program, images[:2]), fresh)
                 got = torch.export.load(fresh).module()(images)
             error = None if got is None else float((got.to(expected) - expected).abs().max())
             if error is not None and not error <= TOLERANCE:
                 raise TpcliError(
-                    f"the exported model's logits differ from torch's by {error:.2g}, more than "
+                    f"the exported model's {output} differ from torch's by {error:.2g}, more than "
                     f"{TOLERANCE:g}, so {out} was not written; please report the model."
                 )
     finally:
         for module, training in modes:
             module.training = training
         model.grad_checkpointing = checkpointing  # type: ignore[assignment]
-    return ExportResult(out, file_format, opset, size, error)
+    return ExportResult(out, file_format, output, opset, size, error)
+
+
+class _Features(nn.Module):
+    """A model that answers with features: those of all tokens, or `dense` ones of all patches."""
+
+    def __init__(self, model: nn.Module, output: str) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.is_dense = output == "dense"
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = (
+            self.model.forward_intermediates(images, 1, norm=True, intermediates_only=True)[0]
+            if self.is_dense
+            else self.model.forward_features(images)
+        )
+        return features
 
 
 def check_export(
@@ -143,14 +170,16 @@ def _traced(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
         raise TpcliError(f"torch.export can't trace the model: {first_line(error)}.") from error
 
 
-def _write_onnx(model: nn.Module, images: Tensor, path: Path, opset: int | None) -> int:
+def _write_onnx(
+    model: nn.Module, images: Tensor, path: Path, opset: int | None, output: str
+) -> int:
     """Write the model as ONNX, its weights inside the file; the opset."""
     try:
         program = torch.onnx.export(
             _traced(model, images),
             (images,),
             input_names=["images"],
-            output_names=["logits"],
+            output_names=[output],
             opset_version=opset,
             dynamo=True,
             verbose=False,
@@ -165,11 +194,11 @@ def _write_onnx(model: nn.Module, images: Tensor, path: Path, opset: int | None)
 
 
 def _run_onnx(path: Path, images: Tensor) -> Tensor | None:
-    """Logits by ONNX Runtime on the processor, or None where it is not installed."""
+    """The answer of ONNX Runtime on the processor, or None where it is not installed."""
     if find_spec("onnxruntime") is None:
         return None
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {"images": images.cpu().numpy()})
-    return torch.from_numpy(logits)
+    (answer,) = session.run(None, {"images": images.cpu().numpy()})
+    return torch.from_numpy(answer)

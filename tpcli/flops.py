@@ -67,6 +67,7 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
         TpcliError: an operator is neither counted nor on the list of free ones.
     """
     check_supported(model)
+    model = geometry.vit_of(model)
     if any("quantized" in type(module).__module__ for module in model.modules()):
         raise UserError(
             f"FLOPs of a quantized {type(model).__name__} can't be counted; pool the model first, "

@@ -14,7 +14,7 @@ from tpcli.options import PoolingOptions, options_from_dict, pooling_options, re
 from tpcli.schedule import Schedule
 from tpcli.schedule_forms import file_options, parse
 from tpcli.surgery import PoolingSpec, check_supported, insert, with_place
-from tpcli.surgery.geometry import patch_tokens
+from tpcli.surgery.geometry import patch_tokens, vit_of
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -54,6 +54,7 @@ def resolve(
         UserError: as `pool`.
     """
     check_supported(model)
+    model = vit_of(model)
     depth, tokens = len(model.blocks), patch_tokens(model)  # type: ignore[arg-type]
     of_file = schedule.options if isinstance(schedule, Schedule) else file_options(schedule)
     if isinstance(method, PoolingOptions):

@@ -61,6 +61,32 @@ def test_onnx_runtime(tmp_path: Path, kind: str, method: str) -> None:
             torch.testing.assert_close(torch.from_numpy(logits), model(x), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("output", ["features", "dense"])
+@pytest.mark.parametrize("kind", ["deit", pytest.param("rotary", marks=pytest.mark.walk)])
+def test_features(tmp_path: Path, kind: str, output: str) -> None:
+    model = tpcli.pool(zoo.small(KINDS[kind], depth=2), [20, 9], "top-k")
+    out = tmp_path / "m.pt2"
+    assert export_model(model, out, file_format="torch-export", output=output).output == output
+    x = zoo.images(model, 5)
+    with torch.no_grad():
+        got = torch.export.load(out).module()(x)
+    assert got.shape == ((5, 1 + 9, 96) if output == "features" else (5, 96, 6, 6))
+
+
+def test_an_unknown_output(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="output 'dens' is unknown; use one of logits, features"):
+        export_model(nn.Module(), tmp_path / "m.pt2", file_format="torch-export", output="dens")
+
+
+@pytest.mark.walk
+@pytest.mark.parametrize("output", ["features", "dense"])
+def test_features_in_onnx_runtime(tmp_path: Path, output: str) -> None:
+    pytest.importorskip("onnxruntime")
+    result = export_model(pooled("deit", "ward"), tmp_path / "m.onnx", output=output)
+    assert result.max_error is not None
+    assert result.max_error <= TOLERANCE
+
+
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_torch_compile_without_graph_breaks(kind: str, method: str) -> None:
     model = pooled(kind, method)

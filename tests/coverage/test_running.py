@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import tpcli
 from tests.coverage import zoo
 from tpcli import models
-from tpcli.errors import TpcliError, UserError
+from tpcli.errors import UserError
 from tpcli.surgery import TokenPooling
 
 NAMES = ("deit_tiny_patch16_224", "vit_small_patch16_rope_224", "vit_base_patch16_siglip_224")
@@ -88,20 +88,10 @@ def test_features_and_head_apart(model: nn.Module, x: Tensor) -> None:
     assert torch.equal(model.forward_head(features), model(x))
 
 
-def test_intermediates_say_why_not(model: nn.Module, x: Tensor) -> None:
-    with pytest.raises(TpcliError, match="one token per patch in every block"):
-        model.forward_intermediates(x)
-    if hasattr(model, "get_intermediate_layers"):
-        with pytest.raises(TpcliError, match="one token per patch in every block"):
-            model.get_intermediate_layers(x)
-    tpcli.unpool(model)
-    assert len(model.forward_intermediates(x, intermediates_only=True)) == zoo.DEPTH
-
-
-def test_features_only_says_why_not() -> None:
-    getter = timm.create_model("deit_tiny_patch16_224", features_only=True)
-    with pytest.raises(UserError, match=r"features_only=True .* create it without"):
-        tpcli.pool(getter, "r:2")
+def test_features_of_a_model_taken_apart_say_why_not() -> None:
+    hooked = zoo.small("deit_tiny_patch16_224", features_only=True, feature_cls="hook")
+    with pytest.raises(UserError, match="FeatureHookNet takes a model apart"):
+        tpcli.pool(hooked, "r:2")
 
 
 def test_attention_that_hides_its_queries_and_keys() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import tpcli
+from tests.dense import assert_as_by_hand
 from tpcli.flops import count_flops
 from tpcli.models import weights_hash
 from tpcli.surgery import PooledTokens, TokenPooling
@@ -87,6 +88,7 @@ def check(name: str) -> None:
                 continue
             tpcli.pool(model, schedule(model), **options)
             check_prefix(model, x, plain)
+        assert_as_by_hand(model, x)
         count = count_flops(model)
         assert 0 < count.pooling < count.total
         assert [b.tokens_out for b in count.blocks] == schedule(model)
@@ -121,9 +123,12 @@ def check_all_kept(model: nn.Module, x: Tensor, plain: Tensor) -> None:
         ones = torch.ones(tokens.shape[0], n)
         return PooledTokens(tokens, ones, each)
 
+    dense = tpcli.unpool(model).forward_intermediates(x, intermediates_only=True)
     tpcli.pool(model, schedule(model))
     with patch.object(TokenPooling, "forward", keep_all):
         torch.testing.assert_close(model(x), plain, atol=1e-5, rtol=1e-5)
+        kept = model.forward_intermediates(x, intermediates_only=True)
+        torch.testing.assert_close(kept, dense, atol=1e-5, rtol=1e-5)
 
 
 def check_prefix(model: nn.Module, x: Tensor, plain: Tensor) -> None:

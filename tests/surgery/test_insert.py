@@ -179,17 +179,6 @@ def test_unpool_of_a_plain_model_does_nothing() -> None:
     assert torch.equal(logits(unpool(model)), before)
 
 
-def test_forward_intermediates_says_why_not() -> None:
-    model = tiny_vit()
-    before = model.forward_intermediates(images(), intermediates_only=True)
-    pool(model, FALLING)
-    with pytest.raises(TpcliError, match="one token per patch"):
-        model.forward_intermediates(images())
-    unpool(model)
-    after = model.forward_intermediates(images(), intermediates_only=True)
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
 def test_an_attention_mask_of_the_caller_is_refused() -> None:
     model = pool(tiny_vit(), FALLING)
     with pytest.raises(TpcliError, match="takes no attention mask of its own"):

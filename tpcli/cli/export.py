@@ -16,6 +16,7 @@ from tpcli.files import check_output
 from tpcli.specs import base_name
 
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
+OUTPUTS = ("logits", "features", "dense")
 OPSET = whole(18, 30)
 
 
@@ -32,6 +33,14 @@ def export(
     file_format: Annotated[
         str, option(one_of(list(FORMATS)), f"What to write: {', '.join(FORMATS)}.", "--format")
     ] = "onnx",
+    output: Annotated[
+        str,
+        option(
+            one_of(OUTPUTS),
+            "What it answers: logits, features (the tokens that are left), or dense (a feature for "
+            "each patch).",
+        ),
+    ] = "logits",
     out: Annotated[
         Path | None, option(PLACE, "File to write.", shown="MODEL.onnx or MODEL.pt2")
     ] = None,
@@ -62,7 +71,9 @@ def export(
     check_export(out, file_format, opset, force)
     loaded = loading.load(model)
     pooling.apply_to(loaded, default_schedule="flops:0.6")
-    result = export_model(loaded.model, out, file_format=file_format, opset=opset, force=force)
+    result = export_model(
+        loaded.model, out, file_format=file_format, output=output, opset=opset, force=force
+    )
     spec = pooling_spec(loaded.model)
     assert spec is not None
     if as_json:
@@ -71,6 +82,7 @@ def export(
                 "model": loaded.name,
                 "out": str(result.out),
                 "format": result.file_format,
+                "output": result.output,
                 "opset": result.opset,
                 "schedule": spec.schedule.name,
                 "tokens": list(spec.schedule.tokens),
@@ -85,7 +97,7 @@ def export(
     checked = (
         "not checked: onnxruntime is not installed (pip install 'tpcli[export]')"
         if result.max_error is None
-        else f"largest difference of logits to torch's: {result.max_error:.1e}"
+        else f"largest difference of {result.output} to torch's: {result.max_error:.1e}"
     )
     render.print_facts(
         [
@@ -93,6 +105,7 @@ def export(
             ("schedule", f"{spec.schedule.name}: {', '.join(map(str, spec.schedule.tokens))}"),
             ("saved", f"{result.out} ({result.file_format}{opset_text})"),
             ("input", f"images: {shape}, normalised as for the model"),
+            ("output", result.output),
             ("check", checked),
         ]
     )

@@ -1,5 +1,6 @@
 """Insert pooling into timm models and take it out again; the one place that knows timm's blocks."""
 
+from .dense import spread
 from .insert import insert, unpool, unpooled, with_place
 from .layer import PooledTokens, TokenPooling
 from .spec import PoolingSpec, pooling_spec
@@ -13,6 +14,7 @@ __all__ = [
     "check_supported",
     "insert",
     "pooling_spec",
+    "spread",
     "trace",
     "unpool",
     "unpooled",

@@ -19,7 +19,7 @@ def pooled_forward(block: nn.Module, x: Tensor | PooledTokens, *args: Any, **kwa
     """Forward of a block with a pooling layer: timm's own, with the layer at its place."""
     layer: TokenPooling = block.token_pooling  # type: ignore[assignment]
     _check_arguments(block, x, args, kwargs)
-    tokens, sizes, source = x if isinstance(x, tuple) else (x, None, None)
+    tokens, sizes, source, patches = x if isinstance(x, tuple) else PooledTokens(x, None)
     rope = kwargs.get("rope")
     if rope is not None and source is not None and sizes is not None:
         kwargs["rope"] = rope = mean_rotations(rope, source, sizes)
@@ -45,7 +45,7 @@ def pooled_forward(block: nn.Module, x: Tensor | PooledTokens, *args: Any, **kwa
     scale = float(attention.scale)  # type: ignore[arg-type]
     queries, keys = family.laid_out(run.queries), family.laid_out(run.keys)
     inputs = AttentionInputs(scale, mask, rope, rotate_half, queries, keys)
-    out = layer(tokens, sizes, source, inputs)
+    out = layer(tokens, sizes, source, inputs, patches)
     if transform is None:
         return out
     if isinstance(out, PooledTokens):

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from timm.models._features import FeatureGetterNet
 from timm.models.naflexvit import NaFlexVit
 from torch import nn
 
 POOLING_NAME = "token_pooling"
 """The attribute of a block that holds its pooling layer."""
+
+
+def vit_of(model: nn.Module) -> nn.Module:
+    """The Vision Transformer inside timm's wrapper for `features_only=True`, or `model` itself."""
+    return model.model if isinstance(model, FeatureGetterNet) else model
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:

@@ -31,11 +31,12 @@ def exit_forward(norm: nn.Module, x: Tensor | PooledTokens) -> Tensor:
 
 def pooled_forward_features(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The model's own `forward_features`, through the norm that it has by now."""
-    _take_over_norm(model)
+    take_over_norm(model)
     return type(model).forward_features(model, *args, **kwargs)  # type: ignore[attr-defined]
 
 
-def _take_over_norm(model: nn.Module) -> None:
+def take_over_norm(model: nn.Module) -> None:
+    """Make the norm that the model has by now take pooled tokens."""
     norm: nn.Module = model.norm  # type: ignore[assignment]
     if "forward" not in vars(norm):
         override(norm, "forward", exit_forward)
@@ -150,7 +151,7 @@ def last_pooling_is_free(model: nn.Module, position: str | None) -> bool:
 
 def install(model: nn.Module) -> None:
     """Make the model's norm and head take pooled tokens."""
-    _take_over_norm(model)
+    take_over_norm(model)
     own = _own_pool(model)
     override(model, own, pooled_forward_head if own == "forward_head" else pooled_head)
     override(model, "forward_features", pooled_forward_features)

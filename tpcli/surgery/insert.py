@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from tpcli.errors import TpcliError, UserError
+from tpcli.errors import UserError
 from tpcli.options import PoolingOptions
 from tpcli.pooling import get_method
 from tpcli.schedule import Schedule
@@ -17,7 +17,8 @@ from tpcli.schedule import Schedule
 from . import head
 from .families import FAMILIES
 from .forward import pooled_forward
-from .geometry import patch_grid, patch_tokens
+from .geometry import patch_grid, patch_tokens, vit_of
+from .intermediates import forward_intermediates
 from .layer import TokenPooling
 from .overrides import override, restore
 from .scores import check_shows_attention
@@ -39,17 +40,18 @@ def insert(model: ModelT, spec: PoolingSpec) -> ModelT:
         UserError: the model, the schedule or an option can't be used; names it.
     """
     check_supported(model)
-    plan, options = spec.schedule, with_place(model, spec.options)
-    _check_options(model, options)
-    _check_counts(model, plan, options)
-    before = pooling_spec(model)
-    unpool(model)
+    vit = vit_of(model)
+    plan, options = spec.schedule, with_place(vit, spec.options)
+    _check_options(vit, options)
+    _check_counts(vit, plan, options)
+    before = pooling_spec(vit)
+    unpool(vit)
     try:
-        _insert(model, PoolingSpec(plan, options))
+        _insert(vit, PoolingSpec(plan, options))
     except BaseException:
-        unpool(model)
+        unpool(vit)
         if before is not None:
-            _insert(model, before)
+            _insert(vit, before)
         raise
     write_pooling_of_wrapped()
     return model
@@ -67,7 +69,7 @@ def _insert(model: nn.Module, spec: PoolingSpec) -> None:
             continue
         depth = i / len(blocks)
         _install(model, block, options, plan.tokens_in(i), plan.tokens[i], depth)
-    model.forward_intermediates = forward_intermediates_refused  # type: ignore[assignment]
+    override(model, "forward_intermediates", forward_intermediates)
     if hasattr(type(model), "set_input_size"):
         override(model, "set_input_size", set_input_size)
 
@@ -82,14 +84,15 @@ def with_place(model: nn.Module, options: PoolingOptions) -> PoolingOptions:
 
 def unpool(model: ModelT) -> ModelT:
     """Take all pooling layers out again; the model behaves exactly as before `pool`."""
-    for block in getattr(model, "blocks", ()):
+    vit = vit_of(model)
+    for block in getattr(vit, "blocks", ()):
         if getattr(block, "token_pooling", None) is None:
             continue
         _uninstall(block)
-    if pooling_spec(model) is not None:
-        head.uninstall(model)
-        restore(model, "forward_intermediates", "set_input_size")
-        del model.token_pooling_spec
+    if pooling_spec(vit) is not None:
+        head.uninstall(vit)
+        restore(vit, "forward_intermediates", "set_input_size")
+        del vit.token_pooling_spec
     return model
 
 
@@ -196,11 +199,3 @@ def _check_options(model: nn.Module, options: PoolingOptions) -> None:
 
 def _class_token(model: nn.Module) -> Any:
     return getattr(getattr(model, "embeds", model), "cls_token", None)
-
-
-def forward_intermediates_refused(*args: Any, **kwargs: Any) -> Any:
-    """Stands in for `forward_intermediates` of a pooled model."""
-    raise TpcliError(
-        "forward_intermediates needs one token per patch in every block, which a pooled model has "
-        "not; unpool(model) first, or read tpcli.trace(model)."
-    )

@@ -15,6 +15,7 @@ from tpcli.pooling.clusters import medoids_near_mean
 from tpcli.schedule import share_of
 
 from .attention import AttentionInputs, patch_scores
+from .dense import Patches, merged_patches, stand_ins
 from .families import Family
 from .positions import follow
 from .running import THREAD
@@ -26,13 +27,15 @@ class PooledTokens(NamedTuple):
     Sizes travel with the tokens, not on the model: blocks that are run again (gradient
     checkpointing) or by several callers see what belongs to their input.
 
-    x: (B, P + N, C) prefix and patch tokens. sizes: (B, N) float32. source: (B, N_0) the token
-    that stands for each patch, None in models that don't ask for positions inside their blocks.
+    x: (B, P + N, C) prefix and patch tokens. sizes: (B, N) float32, None before anything is pooled.
+    source: (B, N_0) the token that stands for each patch, K for a dropped one; None in models that
+    don't ask for positions inside their blocks. patches: None unless dense features are asked for.
     """
 
     x: Tensor
-    sizes: Tensor
+    sizes: Tensor | None
     source: Tensor | None = None
+    patches: Patches | None = None
 
 
 class TokenPooling(nn.Module):
@@ -126,23 +129,29 @@ class TokenPooling(nn.Module):
         return F.pad(sizes.log(), (self.prefix_tokens, 0))[:, None, None, :].to(x.dtype)
 
     def forward(
-        self, x: Tensor, sizes: Tensor | None, source: Tensor | None, inputs: AttentionInputs
+        self,
+        x: Tensor,
+        sizes: Tensor | None,
+        source: Tensor | None,
+        inputs: AttentionInputs,
+        patches: Patches | None = None,
     ) -> Tensor | PooledTokens:
         """Pool the patch tokens of x.
 
         x: (B, P + N, C). sizes: (B, N), source: (B, N_0), or None before anything is pooled.
-        inputs: of the block's attention. Returns PooledTokens, or x itself as long as nothing is
-        pooled.
+        inputs: of the block's attention. patches: None unless dense features are asked for.
+        Returns PooledTokens, or x itself as long as nothing is pooled.
         """
         prefix = self.prefix_tokens
         n = x.shape[1] - prefix
         k = self.tokens_to_keep(n)
         if k >= n:
-            return x if sizes is None else PooledTokens(x, sizes, source)
+            is_plain = sizes is None and patches is None
+            return x if is_plain else PooledTokens(x, sizes, source, patches)
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                return self._pool(x, sizes, source, k, inputs)
-        return self._pool(x, sizes, source, k, inputs)
+                return self._pool(x, sizes, source, k, inputs, patches)
+        return self._pool(x, sizes, source, k, inputs, patches)
 
     def _pool(
         self,
@@ -151,19 +160,20 @@ class TokenPooling(nn.Module):
         source: Tensor | None,
         k: int,
         inputs: AttentionInputs,
+        patches: Patches | None,
     ) -> PooledTokens:
         options, prefix = self.options, self.prefix_tokens
         recorded = THREAD.recorded.get(id(self))
-        patches = x[:, prefix:]
+        own = x[:, prefix:]
         if sizes is None:
-            sizes = torch.ones(patches.shape[:2], device=x.device, dtype=torch.float32)
+            sizes = torch.ones(own.shape[:2], device=x.device, dtype=torch.float32)
         scores = {"size": sizes}
         if options.weights == "uniform":
             scores["uniform"] = torch.ones_like(sizes)
         if options.needs_scores:
             scores |= patch_scores(inputs, options, prefix=prefix, class_token=self.class_token)
         weights = scores[options.weights]
-        metric = self._metric(patches.detach(), inputs.keys)
+        metric = self._metric(own.detach(), inputs.keys)
         labels, medoids, share = self._assign(metric, k, weights, sizes)
         kept = None if share is None else share > 0
         counted = sizes if kept is None else sizes * kept
@@ -182,13 +192,17 @@ class TokenPooling(nn.Module):
             prefix=prefix,
             leads=medoids,
             keep_norms=options.reduce == "norm",
-            numbered=recorded is not None or self.follows_positions,
+            numbered=recorded is not None or patches is not None or self.follows_positions,
         )
-        if clusters is not None and recorded is not None:
-            recorded.append(clusters.labels())
         if clusters is not None and self.follows_positions:
             source = follow(source, clusters, kept)
-        return PooledTokens(pooled, new_sizes, source)
+        if clusters is not None and (recorded is not None or patches is not None):
+            index = stand_ins(metric, clusters, kept)
+            if recorded is not None:
+                recorded.append(index)
+            if patches is not None:
+                patches = merged_patches(patches, own, pooled[:, prefix:], index)
+        return PooledTokens(pooled, new_sizes, source, patches)
 
     def _assign(self, metric: Tensor, k: int, weights: Tensor, sizes: Tensor) -> Assignment:
         """What the method decides; one cluster of all tokens needs none."""

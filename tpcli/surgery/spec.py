@@ -11,6 +11,8 @@ from tpcli.errors import UserError
 from tpcli.options import PoolingOptions, options_from_dict
 from tpcli.schedule import Schedule
 
+from .geometry import vit_of
+
 FORMAT = "tpcli-pooling/1"
 
 
@@ -64,4 +66,4 @@ def _check_written(values: Any) -> None:
 
 def pooling_spec(model: nn.Module) -> PoolingSpec | None:
     """How `model` is pooled, or None."""
-    return vars(model).get("token_pooling_spec")
+    return vars(vit_of(model)).get("token_pooling_spec")

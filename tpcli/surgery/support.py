@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from timm.models._features import FeatureGetterNet, FeatureHookNet, FeatureListNet
+from timm.models._features import FeatureHookNet, FeatureListNet
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
@@ -13,6 +13,7 @@ from torch import nn
 from tpcli.errors import UserError
 
 from .families import FAMILIES
+from .geometry import vit_of
 from .head import check_head
 
 CLASSES = (VisionTransformer, Eva, Beit, VisionTransformerRelPos, NaFlexVit)
@@ -24,11 +25,12 @@ def check_supported(model: nn.Module) -> None:
     Raises:
         UserError: one sentence that says why not.
     """
-    if isinstance(model, FeatureGetterNet | FeatureListNet | FeatureHookNet):
+    if isinstance(model, FeatureListNet | FeatureHookNet):
         raise UserError(
-            "a model made with features_only=True returns one token per patch, which a pooled "
-            "model has not; create it without."
+            f"timm's {type(model).__name__} takes a model apart, so it can't be pooled; leave its "
+            "feature_cls out."
         )
+    model = vit_of(model)
     if not isinstance(model, CLASSES):
         raise UserError(_why_not(model))
     for block in model.blocks:

@@ -17,7 +17,7 @@ class Trace:
     """Source maps of one forward pass.
 
     assignments: per pooling layer that removed tokens, (B, N) the cluster of each token it was
-    given.
+    given; a token that a pruning method dropped has that of the nearest one kept.
     """
 
     assignments: list[Tensor] = field(default_factory=list)
