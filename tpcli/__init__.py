@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tpcli.flops import count_flops
     from tpcli.models import load, save
     from tpcli.planning import pool
+    from tpcli.report import show
     from tpcli.schedule import Schedule
     from tpcli.surgery import spread, trace, unpool
 
@@ -25,6 +26,7 @@ _HOME = {
     "load": "tpcli.models",
     "pool": "tpcli.planning",
     "save": "tpcli.models",
+    "show": "tpcli.report",
     "spread": "tpcli.surgery",
     "trace": "tpcli.surgery",
     "unpool": "tpcli.surgery",
@@ -38,6 +40,7 @@ __all__ = [
     "load",
     "pool",
     "save",
+    "show",
     "spread",
     "trace",
     "unpool",

@@ -49,6 +49,7 @@ def test_a_dropped_patch_has_the_token_nearest_to_it() -> None:
         model(images())
     before, after = (x[:, 1:] for x in seen[0])
     assert torch.equal(torch.cdist(before, after).argmin(2), record.assignments[0])
+    assert torch.equal(record.dropped[0], torch.cdist(before, after).amin(2) > 0.1)
 
 
 def test_without_pooling_it_is_timms_own() -> None:

@@ -32,6 +32,14 @@ def budgets(text: str) -> list[float]:
     return list(dict.fromkeys(parse_budget(item) for item in text.split(",")))
 
 
+def blocks(text: str) -> list[int]:
+    """Numbers of blocks with commas between, each once, rising."""
+    try:
+        return sorted({whole(0, 10**4).read(item.strip(" ")) for item in text.split(",")})
+    except ValueError:
+        raise ValueError("has no numbers of blocks; give some with commas, like 3,6,9.") from None
+
+
 def _methods(text: str) -> str:
     names = [name.strip(" ") for name in text.split(",")]
     if "" in names:
@@ -50,6 +58,7 @@ METHOD = checked(describe, "METHOD", lambda: METHODS)
 SOME_METHODS = Value(_methods, "METHOD", lambda: METHODS)
 SCHEDULE = checked(check_form, "SCHEDULE", lambda: ("flops:", "r:", "keep:", "tokens:", "none"))
 DATA = checked(specs.check_data, "DATA", lambda: (specs.DEMO, *(f"{n}/" for n in specs.NAMED)))
+BLOCKS = checked(blocks, "BLOCKS")
 BUDGETS = checked(budgets, "SHARES")
 BUDGET = Value(parse_budget, "SHARE")
 SPLIT = Value(TEXT.read, "SPLIT", lambda: SPLITS)

@@ -28,6 +28,7 @@ COMMANDS = (
     "pareto",
     "bench",
     "export",
+    "show",
     "models",
     "methods",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,9 +60,7 @@ class ImageData:
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32, normalized, on the images' own device."""
-        mean = torch.tensor(self.config["mean"], device=images.device).view(1, -1, 1, 1) * 255
-        std = torch.tensor(self.config["std"], device=images.device).view(1, -1, 1, 1) * 255
-        return (images.float() - mean) / std
+        return normalize(images, self.config)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -78,6 +76,13 @@ class ImageData:
             for file in files:
                 digest.update(_size_and_time(file).encode())
         return digest.hexdigest()
+
+
+def normalize(images: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """uint8 (B, C, H, W) to float32, normalized by the `mean` and `std` of a data config."""
+    mean = torch.tensor(config["mean"], device=images.device).view(1, -1, 1, 1) * 255
+    std = torch.tensor(config["std"], device=images.device).view(1, -1, 1, 1) * 255
+    return (images.float() - mean) / std
 
 
 class FileImages(Dataset[Any]):

@@ -18,7 +18,7 @@ from .attention import AttentionInputs, patch_scores
 from .dense import Patches, merged_patches, stand_ins
 from .families import Family
 from .positions import follow
-from .running import THREAD
+from .running import THREAD, Merge
 
 
 class PooledTokens(NamedTuple):
@@ -199,7 +199,7 @@ class TokenPooling(nn.Module):
         if clusters is not None and (recorded is not None or patches is not None):
             index = stand_ins(metric, clusters, kept)
             if recorded is not None:
-                recorded.append(index)
+                recorded.append(Merge(index, kept))
             if patches is not None:
                 patches = merged_patches(patches, own, pooled[:, prefix:], index)
         return PooledTokens(pooled, new_sizes, source, patches)

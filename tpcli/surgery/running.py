@@ -23,6 +23,17 @@ class Attending(NamedTuple):
     prefix_tokens: int
 
 
+class Merge(NamedTuple):
+    """What one pooling did.
+
+    stands: (B, N) the token that stands for each from now on. kept: (B, N) bool, False for tokens
+    that were dropped; None where none was.
+    """
+
+    stands: Tensor
+    kept: Tensor | None
+
+
 @dataclass
 class BlockRun:
     """One run of one pooled block.
@@ -36,12 +47,12 @@ class BlockRun:
 
 
 class _Thread(threading.local):
-    """block: the pooled block that is running. recorded: where `trace` wants the assignments of a
-    pooling layer, by the layer's id."""
+    """block: the pooled block that is running. recorded: where `trace` wants what a pooling layer
+    does, by the layer's id."""
 
     def __init__(self) -> None:
         self.block: BlockRun | None = None
-        self.recorded: Mapping[int, list[Tensor]] = {}
+        self.recorded: Mapping[int, list[Merge]] = {}
 
 
 THREAD = _Thread()

@@ -1,0 +1,159 @@
+"""`tpcli show`: clusters on images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tpcli.cli.groups import JsonOption, ModelArgument, ModelGroup
+from tpcli.cli.kinds import BLOCKS, SCHEDULE, SOME_METHODS, blocks
+from tpcli.cli.pooling_options import (
+    DEFAULT_SCHEDULE,
+    METHODS_HELP,
+    POOLING_PANEL,
+    SCHEDULE_HELP,
+    MethodGroup,
+    PoolingGroup,
+    method_names,
+)
+from tpcli.cli.spread import add
+from tpcli.cli.values import FIGURE, FILE, one_of, option
+from tpcli.errors import UserError
+from tpcli.files import check_output
+from tpcli.specs import DEMO
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tpcli.analysis.clusters import Guess, Seen
+    from tpcli.models import LoadedModel
+
+STYLES = ("mean", "outline", "size", "random")
+DEMO_IMAGES = 4
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add(app, "show", show)
+
+
+def show(
+    model: ModelArgument = DEMO,
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Files of images.", metavar="IMAGE", parser=FILE.parse),
+    ] = None,
+    *,
+    loading: ModelGroup,
+    schedule: Annotated[
+        str | None,
+        option(SCHEDULE, SCHEDULE_HELP, panel=POOLING_PANEL, shown="the model's, or flops:0.6"),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        option(SOME_METHODS, f"A row each. {METHODS_HELP}", panel=POOLING_PANEL, shown="ward"),
+    ] = None,
+    pooling: MethodGroup,
+    block: Annotated[
+        str | None,
+        option(
+            BLOCKS,
+            "Blocks to show, such as 3,6,9.",
+            "--blocks",
+            shown="four spread over those that pool",
+        ),
+    ] = None,
+    style: Annotated[
+        str, option(one_of(STYLES), f"How clusters are drawn: {', '.join(STYLES)}.")
+    ] = "mean",
+    out: Annotated[Path, option(FIGURE, "Figure: .png, .svg or .pdf.")] = Path("show.png"),
+    as_json: JsonOption = False,
+) -> None:
+    """Draw which patches of an image become one token, block by block, and what the model says.
+
+    Example: tpcli show deit_small_patch16_224 cat.jpg dog.jpg --schedule flops:0.6
+    """
+    if not images and model != DEMO:
+        raise UserError(f"model {model!r} needs images to show; add files (demo has its own).")
+    chosen: list[str | None] = [*method_names(method)]
+    groups = [
+        PoolingGroup(**vars(pooling), schedule=schedule, method=name) for name in chosen or [None]
+    ]
+    for group in groups:
+        group.check(model)
+    check_output(out)
+
+    from tpcli.analysis.clusters import look
+    from tpcli.cli import render
+    from tpcli.files import replacing
+    from tpcli.report import figure_bytes
+    from tpcli.report.clusters import clusters_figure
+
+    render.quiet()
+    loaded = loading.load(model)
+    pixels, names = _images(loaded, images or [])
+    knows = loading.pretrained or loading.checkpoint is not None
+    rows = []
+    for group in groups:
+        group.apply_to(loaded, DEFAULT_SCHEDULE)
+        asked = None if block is None else blocks(block)
+        rows.append(look(loaded.model, pixels, loaded.data_config, names, asked, classes=knows))
+    seen = [row for of_image in zip(*rows, strict=True) for row in of_image]
+    title = f"{loaded.name}, schedule {seen[0].schedule}"
+    if len(groups) == 1:
+        title += f", {seen[0].method}"
+    figure = clusters_figure(seen, title, style)
+    with replacing(out) as fresh:
+        fresh.write_bytes(figure_bytes(figure, out.suffix.lower()))
+    if as_json:
+        documents = [_document(row) for row in seen]
+        render.print_json({"model": loaded.name, "out": str(out), "images": documents})
+        return
+    columns = ["image", "method", "tokens after blocks", "without pooling", "pooled"]
+    cells = [
+        [
+            row.name,
+            row.method,
+            ", ".join(f"{b.index}: {b.tokens}" for b in row.blocks),
+            _best(row.base_top),
+            _best(row.pooled_top),
+        ]
+        for row in seen
+    ]
+    render.print_table(title, columns, cells)
+    render.say(f"written: {out}")
+
+
+def _images(loaded: LoadedModel, paths: list[Path]) -> tuple[Tensor, list[str]]:
+    """Images as the model gets them, and what they are called."""
+    import torch
+
+    from tpcli.analysis.clusters import read_images
+    from tpcli.data import create
+
+    if paths:
+        return read_images(paths, loaded.data_config), [str(path) for path in paths]
+    digits: Any = create(DEMO, loaded.data_config).images
+    first: dict[int, Tensor] = {}
+    for picture, digit in (digits[i] for i in range(len(digits))):
+        first.setdefault(digit, torch.as_tensor(picture))
+        if len(first) == DEMO_IMAGES:
+            break
+    return torch.stack(list(first.values())), [f"digit {digit}" for digit in first]
+
+
+def _best(top: tuple[Guess, ...]) -> str:
+    return f"{100 * top[0].probability:.0f}% {top[0].name}" if top else ""
+
+
+def _document(row: Seen) -> dict[str, Any]:
+    return {
+        "path": row.name,
+        "method": row.method,
+        "schedule": row.schedule,
+        "blocks": [{"index": b.index, "tokens": b.tokens} for b in row.blocks],
+        "base_top": [vars(guess) for guess in row.base_top],
+        "pooled_top": [vars(guess) for guess in row.pooled_top],
+    }

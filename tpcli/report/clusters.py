@@ -1,0 +1,245 @@
+"""Pictures of clusters: a row an image, and beside it what is left of it after some blocks."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from tpcli.analysis.clusters import BlockClusters, Guess, Seen, look, read_images
+from tpcli.errors import UserError
+from tpcli.models import data_config
+from tpcli.text import visible
+
+from .figure import PLAIN
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Picture = npt.NDArray[np.uint8]
+
+MOST_ROWS = 100
+SIDE = 448
+"""Pixels at least of the longer side of what is drawn."""
+CELL = 1.75
+"""Inches of the longer side of a picture."""
+TEXT, GAP, TITLE, HEAD, NOTE = 1.75, 0.07, 0.2, 0.48, 0.55
+"""Inches: text at the left, between pictures, above each, at the top, below the last."""
+LINE = np.array([255, 255, 255], np.uint8)
+GONE = np.array([235, 235, 235], np.uint8)
+"""What is there of a dropped patch."""
+COLOURS = "viridis"
+MEANINGS = {
+    "mean": "each region is a token in the mean colour of its patches",
+    "outline": "each outlined region is a token, or a part of one",
+    "size": "each region is a token, or a part of one",
+    "random": "patches of one colour are one token",
+}
+"""What a reader sees, by style."""
+
+
+def clusters_figure(seen: Sequence[Seen], title: str = "", style: str = "mean") -> Figure:
+    """A row for each image (and method), its clusters after each block that is to be shown.
+
+    style: "mean" fills a cluster with its mean colour, "outline" leaves the picture as it is,
+    "size" says how many patches a token stands for, "random" tells clusters apart.
+
+    Raises:
+        UserError: the style is unknown, or there are more than 100 rows.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if style not in MEANINGS:
+        raise UserError(f"style {style!r} is unknown; use one of {', '.join(MEANINGS)}.")
+    if len(seen) > MOST_ROWS:
+        raise UserError(f"{len(seen)} rows are too many for a page; show {MOST_ROWS} at most.")
+    largest = max(int(_sizes(block).max()) for one in seen for block in one.blocks)
+    columns = 1 + max(len(one.blocks) for one in seen)
+    height, width = seen[0].picture.shape[:2]
+    cell_h, cell_w = (CELL * side / max(height, width) for side in (height, width))
+    note = NOTE if style == "size" else 0.05
+    full_w = TEXT + columns * (cell_w + GAP)
+    full_h = HEAD + len(seen) * (cell_h + TITLE + GAP) + note
+    figure = Figure(figsize=(full_w, full_h))
+    FigureCanvasAgg(figure)
+    figure.text(
+        0.08 / full_w, 1 - 0.1 / full_h, visible(title), va="top", fontsize=10, weight="bold",
+        **PLAIN,
+    )  # fmt: skip
+    any_gone = any(block.dropped.any() for one in seen for block in one.blocks)
+    figure.text(
+        0.08 / full_w, 1 - 0.29 / full_h, MEANINGS[style] + (", pale: dropped" if any_gone else ""),
+        va="top", fontsize=8, color="#555555",
+    )  # fmt: skip
+    several = len({one.method for one in seen}) > 1
+    for row, one in enumerate(seen):
+        top = full_h - HEAD - row * (cell_h + TITLE + GAP) - TITLE
+        figure.text(
+            0.08 / full_w, top / full_h, _words(one, several), va="top", fontsize=7.5,
+            linespacing=1.35, **PLAIN,
+        )  # fmt: skip
+        pictures = [(f"{one.blocks[0].source.size} patches", _upscaled(one.picture))]
+        for block in one.blocks:
+            words = f"block {block.index}: {block.tokens} tokens"
+            pictures.append((words, paint(one.picture, block, style, largest)))
+        for column, (words, picture) in enumerate(pictures):
+            left = TEXT + column * (cell_w + GAP)
+            axes = figure.add_axes(
+                (left / full_w, (top - cell_h) / full_h, cell_w / full_w, cell_h / full_h)
+            )
+            axes.imshow(picture, aspect="auto")
+            axes.set_title(words, fontsize=7.5, pad=2.5)
+            axes.set_axis_off()
+    if style == "size":
+        _explain_sizes(figure, largest, (full_w, full_h))
+    return figure
+
+
+def show(
+    model: nn.Module,
+    images: Sequence[str | Path],
+    *,
+    blocks: Sequence[int] | None = None,
+    style: str = "mean",
+) -> Figure:
+    """A figure of the clusters that a pooled model makes of a few images, for notebooks.
+
+    images: files. blocks: which to show; four spread over those that pool where left out.
+
+    Raises:
+        UserError: an image can't be read, a block is not there or does not pool, or the style is
+            unknown.
+    """
+    config = data_config(model)
+    paths = [Path(image) for image in images]
+    if not paths:
+        raise UserError("there is no image to show; give at least one.")
+    seen = look(model, read_images(paths, config), config, [str(path) for path in paths], blocks)
+    return clusters_figure(seen, f"schedule {seen[0].schedule}, {seen[0].method}", style)
+
+
+def paint(picture: Picture, block: BlockClusters, style: str, largest: int) -> Picture:
+    """The clusters of one block over a picture (H, W, 3), enlarged and outlined.
+
+    largest: size of the largest token, where colours are sizes.
+    """
+    region = np.where(block.dropped, -1, block.source)
+    pixels = _per_pixel(region, picture)  # (H, W)
+    is_gone = (pixels < 0)[..., None]
+    if style == "mean":
+        filled = _means(picture, np.maximum(pixels, 0), ~is_gone[..., 0])
+    elif style == "outline":
+        filled = np.where(is_gone, (picture * 0.25 + 190).astype(np.uint8), picture)
+        return _outlined(_upscaled(filled), _enlarged(pixels, picture))
+    elif style == "size":
+        filled = _coloured(_sizes(block), largest)[np.maximum(pixels, 0)]
+    else:
+        filled = _apart(block.tokens)[np.maximum(pixels, 0)]
+    return _outlined(_upscaled(np.where(is_gone, GONE, filled)), _enlarged(pixels, picture))
+
+
+def _sizes(block: BlockClusters) -> npt.NDArray[np.int64]:
+    """How many patches each token stands for: (K,)."""
+    return np.bincount(block.source[~block.dropped], minlength=block.tokens)
+
+
+def _per_pixel(region: npt.NDArray[np.int64], picture: Picture) -> npt.NDArray[np.int64]:
+    """Values of patches (rows, columns) at the pixels of the picture (H, W)."""
+    rows, columns = (
+        np.arange(pixels) // -(-pixels // patches)  # rounded up: a grid may be padded
+        for pixels, patches in zip(picture.shape, region.shape, strict=False)
+    )
+    pixels: npt.NDArray[np.int64] = region[rows[:, None], columns]
+    return pixels
+
+
+def _means(
+    picture: Picture, cluster: npt.NDArray[np.int64], counted: npt.NDArray[np.bool_]
+) -> Picture:
+    """Each pixel with the mean colour of its cluster."""
+    index, weight = cluster.ravel(), counted.ravel().astype(float)
+    counts = np.maximum(np.bincount(index, weight), 1)
+    channels = [np.bincount(index, weight * c.ravel()) / counts for c in np.moveaxis(picture, 2, 0)]
+    colours: Picture = np.rint(np.stack(channels, 1)).astype(np.uint8)
+    return colours[cluster]
+
+
+def _coloured(sizes: npt.NDArray[np.int64], largest: int) -> Picture:
+    """Colours for sizes from 1 to the largest, on a logarithmic scale: (K, 3)."""
+    from matplotlib import colormaps
+
+    share = np.log(np.maximum(sizes, 1)) / max(np.log(largest), 1e-9)
+    colours: Picture = (255 * colormaps[COLOURS](share)[:, :3]).astype(np.uint8)
+    return colours
+
+
+def _apart(count: int) -> Picture:
+    """So many colours, neighbours unlike each other: (K, 3)."""
+    from matplotlib.colors import hsv_to_rgb
+
+    k = np.arange(count)
+    hues = np.stack([k * 0.618034 % 1, 0.45 + 0.4 * (k % 3) / 2, 0.95 - 0.3 * (k % 2)], 1)
+    colours: Picture = (255 * hsv_to_rgb(hues)).astype(np.uint8)
+    return colours
+
+
+def _scale(picture: Picture) -> int:
+    return max(1, -(-SIDE // int(max(picture.shape[:2]))))
+
+
+def _upscaled(picture: Picture) -> Picture:
+    scale = _scale(picture)
+    return picture.repeat(scale, 0).repeat(scale, 1)
+
+
+def _enlarged(region: npt.NDArray[np.int64], picture: Picture) -> npt.NDArray[np.int64]:
+    scale = _scale(picture)
+    return region.repeat(scale, 0).repeat(scale, 1)
+
+
+def _outlined(picture: Picture, region: npt.NDArray[np.int64]) -> Picture:
+    """A line of two pixels between regions."""
+    down, right = region[1:] != region[:-1], region[:, 1:] != region[:, :-1]
+    edge = np.zeros(region.shape, bool)
+    edge[1:] |= down
+    edge[:-1] |= down
+    edge[:, 1:] |= right
+    edge[:, :-1] |= right
+    return np.where(edge[..., None], LINE, picture)
+
+
+def _words(one: Seen, with_method: bool) -> str:
+    """What stands beside a row."""
+    name = visible(Path(one.name).name)
+    lines = [name if len(name) <= 26 else f"{name[:12]}...{name[-11:]}"]
+    if with_method:
+        lines += [f"by {visible(one.method)}"]
+    for words, top in (("without pooling", one.base_top), ("pooled", one.pooled_top)):
+        lines += ["", f"{words}:", *map(_guess, top)] if top else []
+    return "\n".join(lines)
+
+
+def _guess(guess: Guess) -> str:
+    name = textwrap.shorten(visible(guess.name), 20, placeholder="...")
+    return f"  {100 * guess.probability:.0f}%  {name}"
+
+
+def _explain_sizes(figure: Figure, largest: int, inches: tuple[float, float]) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
+
+    width, height = inches
+    axes = figure.add_axes((TEXT / width, 0.34 / height, 2.5 / width, 0.1 / height))
+    scale = ScalarMappable(LogNorm(1, max(largest, 2)), COLOURS)
+    bar = figure.colorbar(scale, cax=axes, orientation="horizontal")
+    ticks = [t for t in (1, 2, 4, 8, 16, 32, 64, 128, 256) if t <= max(largest, 2)]
+    bar.set_ticks(ticks, labels=[str(t) for t in ticks], minor=False)
+    bar.minorticks_off()
+    bar.ax.tick_params(labelsize=7)
+    axes.set_xlabel("patches that a token stands for", fontsize=7)
