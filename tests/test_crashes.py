@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.choosing import some_of
 from tests.crashes import COMMANDS, campaign
 
 Choice = Callable[[int], Iterable[int]]
 
 
-@pytest.mark.parametrize("name", ["finetune", "pareto", "schedule", "apply --force"])
+@pytest.mark.parametrize("name", some_of(["finetune", "apply --force"], COMMANDS))
 def test_a_crash(name: str, tmp_path: Path) -> None:
     chosen: Choice = lambda n: [random.Random(name).randrange(n)]  # noqa: E731
     assert campaign(name, tmp_path, chosen).lost == []

@@ -86,7 +86,7 @@ class Odd(Dataset[Any]):
 def test_a_process_that_dies_or_hangs_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, act: Any
 ) -> None:
-    monkeypatch.setattr(loading, "PATIENCE", 2)
+    monkeypatch.setattr(loading, "PATIENCE", 1)
     data = replace(create("demo", CONFIG, limit=1), images=Odd(act))
     with pytest.raises(TpcliError, match=r"a process that decodes images .* use fewer workers"):
         list(batches(data, 2, workers=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tpcli.options import pooling_options
 from tpcli.pareto import ModelAndData, SweepOptions, sweep
 from tpcli.pareto.points import FINETUNED
 from tpcli.recipe import Recipe
-from tpcli.search import calibration_data
+from tpcli.search import SearchOptions, calibration_data
 
 RECIPE = Recipe(epochs=1, batch_size=20, workers=0, precision="fp32", ema_decay=0)
 
@@ -61,7 +62,10 @@ def test_every_point_is_trained_once(source: ModelAndData, tmp_path: Path) -> No
     assert sweep([source], longer, tmp_path).measured == 2
 
 
-def test_one_search_serves_all_budgets(source: ModelAndData, tmp_path: Path) -> None:
+def test_one_search_serves_all_budgets(
+    source: ModelAndData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tpcli.search.SearchOptions", partial(SearchOptions, trials=3))
     options = SweepOptions(
         [pooling_options("ward")], [0.7, 0.4], families=("search",), device="cpu"
     )

@@ -73,8 +73,8 @@ def test_it_does_no_more_damage_than_the_default_on_images_that_it_has_not_seen(
     options = SearchOptions(images=48, budgets=(0.35,), batch_size=48, device="cpu")
     train = data.create("demo", CONFIG, split="train", limit=48)
     found = search(model, train, pooling, options).schedule(0.35).tokens
-    others = data.create("demo", CONFIG, split="validation", limit=200)
-    images = calibration_images(others, replace(options, images=200), torch.device("cpu"))
+    others = data.create("demo", CONFIG, split="validation", limit=100)
+    images = calibration_images(others, replace(options, images=100), torch.device("cpu"))
     damage = Damage(model, pooling, images, "kl")
     assert damage.of(found) < 1.05 * damage.of(solve_budget(model, pooling, 0.35))
 
