@@ -183,14 +183,29 @@ def _write_onnx(
             opset_version=opset,
             dynamo=True,
             verbose=False,
+            optimize=False,
         )
+        assert program is not None
+        _optimize(program)
     except TpcliError:
         raise
     except Exception as error:
         raise TpcliError(f"the model can't be written as ONNX: {first_line(error)}.") from error
-    assert program is not None
     program.save(str(path))
     return int(program.model.opset_imports[""])
+
+
+def _optimize(program: torch.onnx.ONNXProgram) -> None:
+    """Optimize the graph, constants and duplicates first: its rules look at every pair of nodes."""
+    from onnx_ir.passes import common
+    from onnxscript import optimizer
+
+    common.InlinePass()(program.model)
+    optimizer.fold_constants(program.model)
+    optimizer.remove_unused_nodes(program.model)
+    common.CommonSubexpressionEliminationPass()(program.model)
+    optimizer.remove_unused_nodes(program.model)
+    program.optimize()
 
 
 def _run_onnx(path: Path, images: Tensor) -> Tensor | None:

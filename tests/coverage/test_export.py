@@ -23,7 +23,7 @@ KINDS = {
     "rotary": "vit_small_patch16_rope_224",
     "attention pool": "vit_base_patch16_siglip_224",
 }
-DEFAULT = ("deit", "k-medoids")
+DEFAULT = ("deit", "ward")
 METHODS = ("k-medoids", "k-means", "ward")
 CASES = [
     pytest.param(kind, method, marks=[] if (kind, method) == DEFAULT else pytest.mark.walk)

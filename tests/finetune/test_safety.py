@@ -175,10 +175,15 @@ def test_an_incomplete_checkpoint_is_passed_over_and_named(
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["random_states_0.pkl", "model.safetensors", "average.safetensors", "optimizer.bin"],
+    ("name", "how"),
+    [
+        ("random_states_0.pkl", "gone"),
+        ("random_states_0.pkl", "other"),
+        ("model.safetensors", "other"),
+        ("average.safetensors", "gone"),
+        ("optimizer.bin", "shorter"),
+    ],
 )
-@pytest.mark.parametrize("how", ["gone", "shorter", "other"])
 def test_a_damaged_checkpoint_is_an_error(stopped: Path, name: str, how: str) -> None:
     file = stopped / name
     content = bytearray(file.read_bytes())

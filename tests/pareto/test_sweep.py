@@ -123,7 +123,7 @@ class StopInFourth:
     ("sent", "code", "told"),
     [
         (signal.SIGKILL, -signal.SIGKILL, ""),
-        (signal.SIGINT, 130, "interrupted\n"),
+        pytest.param(signal.SIGINT, 130, "interrupted\n", marks=pytest.mark.walk),
         (signal.SIGTERM, 130, "interrupted by SIGTERM\n"),
     ],
 )

@@ -36,6 +36,11 @@ CONFIG = {
     "mean": (0.5, 0.5, 0.5),
     "std": (0.5, 0.5, 0.5),
 }
+CASES = [
+    ("kl", "ward"),
+    ("reconstruction", "grid"),
+    pytest.param("significance", "ward", marks=pytest.mark.walk),
+]
 SMALL = SearchOptions(images=12, budgets=(0.7, 0.4), trials=8, batch_size=8, device="cpu")
 
 
@@ -49,9 +54,7 @@ def digits() -> data.ImageData:
     return data.create("demo", CONFIG, split="train", limit=12)
 
 
-@pytest.mark.parametrize(
-    ("by", "method"), [("kl", "ward"), ("reconstruction", "grid"), ("significance", "ward")]
-)
+@pytest.mark.parametrize(("by", "method"), CASES)
 def test_a_family_of_nested_schedules_within_their_budgets(
     model: nn.Module, digits: data.ImageData, by: str, method: str
 ) -> None:
