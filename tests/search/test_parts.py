@@ -13,6 +13,7 @@ from tests.choosing import some_of
 from tests.tiny import tiny_vit
 from tpcli import pool
 from tpcli.cost import CostModel
+from tpcli.files import PARTIAL
 from tpcli.methods import METHODS
 from tpcli.options import pooling_options
 from tpcli.schedule import Tokens
@@ -104,5 +105,6 @@ def test_memory_is_read_again_for_the_same_question_only(tmp_path: Path) -> None
     assert Memory(measure, path, {"images": 1}).remembered == 0
     path.write_text("{")
     assert Memory(measure, path, {"images": 1}).remembered == 0
+    (tmp_path / f".search.killed{PARTIAL}").mkdir()
     again.forget()
-    assert not path.exists()
+    assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tpcli.files import write_json
+from tpcli.files import clear_litter, write_json
 from tpcli.schedule import Tokens
 
 FORMAT = "tpcli-search/1"
@@ -54,6 +54,7 @@ class Memory:
             return {}
 
     def forget(self) -> None:
-        """Remove the file; the search is done."""
+        """Remove the file, and what killed processes left of writing it; the search is done."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+            clear_litter(self._path.parent, self._path.name)
