@@ -29,6 +29,7 @@ COMMANDS = (
     "bench",
     "export",
     "show",
+    "analyze",
     "models",
     "methods",
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from tpcli.cli.groups import DataGroup, JsonOption, ModelGroup, RunGroup
 from tpcli.cli.kinds import BUDGETS, MODEL, SCHEDULE, SOME_METHODS, budgets
+from tpcli.cli.made_by import report_context
 from tpcli.cli.pooling_options import METHODS_HELP, POOLING_PANEL, MethodGroup, method_names
 from tpcli.cli.recipe_options import FinetuneGroup
 from tpcli.cli.spread import add
@@ -213,33 +213,11 @@ def _run(sources: list[ModelAndData], options: SweepOptions, cache: Path) -> Swe
 def _context(
     sources: list[ModelAndData], options: SweepOptions, result: SweepResult, device: str
 ) -> ReportContext:
-    import datetime
-    import platform
-    import shlex
-
-    import timm
-    import torch
-
-    from tpcli.report import ReportContext
-    from tpcli.version import __version__
-
     data = sources[0].data
     names = ", ".join(s.loaded.name for s in sources)
-    return ReportContext(
-        title=f"Token Pooling of {names} on {Path(data.spec).name}",
-        data=f"{data.spec}, {data.split}",
-        count=result.points[0].count,
-        device=device,
-        precision="16-bit autocast" if options.amp else "float32",
-        command=shlex.join(["tpcli", *sys.argv[1:]]),
-        versions={
-            "tpcli": __version__,
-            "torch": str(torch.__version__),
-            "timm": timm.__version__,
-            "Python": platform.python_version(),
-        },
-        date=datetime.date.today().isoformat(),
-    )
+    title = f"Token Pooling of {names} on {Path(data.spec).name}"
+    count = result.points[0].count
+    return report_context(title, f"{data.spec}, {data.split}", count, device, options.amp)
 
 
 def _print(result: SweepResult, context: ReportContext, out: Path) -> None:

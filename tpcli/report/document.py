@@ -51,8 +51,8 @@ def report_paths(plot: Path) -> dict[str, Path]:
     return {"plot": plot, **{s: plot.with_suffix(f".{s}") for s in suffixes}}
 
 
-def check_report(plot: Path) -> None:
-    """Fail now if a report could not be written later.
+def check_report(plot: Path, kind: str = FORMAT) -> None:
+    """Fail now if a report of that kind could not be written later.
 
     Raises:
         UserError: its folder is not writable, or a file that is no report's is in the place of one
@@ -62,19 +62,19 @@ def check_report(plot: Path) -> None:
     for path in paths.values():
         check_output(path)
     beside = [path for name, path in paths.items() if name != "plot" and path.exists()]
-    if beside and not _is_report(paths["json"]):
+    if beside and not _is_report(paths["json"], kind):
         raise UserError(
             f"{beside[0]} exists and belongs to no report; choose another `out`, since a report's "
             "files go beside its figure."
         )
 
 
-def _is_report(path: Path) -> bool:
+def _is_report(path: Path, kind: str) -> bool:
     try:
         document = read_json(path)
     except UserError:
         return False
-    return isinstance(document, dict) and document.get("format") == FORMAT
+    return isinstance(document, dict) and document.get("format") == kind
 
 
 def write_report(
@@ -159,18 +159,9 @@ def _render(
     finalize: Callable[[object], object],
     **values: Any,
 ) -> str:
-    """A template filled in; `finalize` makes what is put in harmless."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(
-        loader=PackageLoader("tpcli.report"),
-        autoescape=select_autoescape(["html"]),
-        finalize=finalize,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name).render(
+    return render(
+        name,
+        finalize,
         context=context,
         convention=PER_IMAGE,
         headlines=result.headlines,
@@ -182,3 +173,18 @@ def _render(
         unreadable=max((p.unreadable for p in result.points), key=len),
         **values,
     )
+
+
+def render(name: str, finalize: Callable[[object], object], **values: Any) -> str:
+    """A template filled in; `finalize` makes what is put in harmless."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("tpcli.report"),
+        autoescape=select_autoescape(["html"]),
+        finalize=finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name).render(**values)

@@ -1,0 +1,133 @@
+"""`tpcli analyze`: what the tokens of a model are like, block by block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tpcli.cli.groups import (
+    DATA_PANEL,
+    JsonOption,
+    ModelArgument,
+    ModelGroup,
+    RunGroup,
+    SourceGroup,
+)
+from tpcli.cli.kinds import SOME_METHODS, SPLIT
+from tpcli.cli.made_by import report_context
+from tpcli.cli.pooling_options import METHODS_HELP, POOLING_PANEL, method_names
+from tpcli.cli.spread import add
+from tpcli.cli.values import FIGURE, option, whole
+from tpcli.files import check_output
+from tpcli.options import pooling_options
+from tpcli.specs import DEMO
+from tpcli.splits import SPLITS
+
+if TYPE_CHECKING:
+    from tpcli.analysis.result import Analysis
+
+DEFAULT_METHODS = ("ward", "tome", "random")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add(app, "analyze", analyze)
+
+
+def analyze(
+    model: ModelArgument = DEMO,
+    *,
+    loading: ModelGroup,
+    method: Annotated[
+        list[str] | None,
+        option(
+            SOME_METHODS,
+            f"What keeps how much. {METHODS_HELP}",
+            panel=POOLING_PANEL,
+            shown=",".join(DEFAULT_METHODS),
+        ),
+    ] = None,
+    source: SourceGroup,
+    split: Annotated[
+        str, option(SPLIT, f"Split to measure on, such as {', '.join(SPLITS)}.", panel=DATA_PANEL)
+    ] = "validation",
+    limit: Annotated[
+        int, option(whole(1, 10**9), "At most N images, spread evenly.", panel=DATA_PANEL)
+    ] = 256,
+    run: RunGroup,
+    out: Annotated[
+        Path, option(FIGURE, "Figure: .png, .svg or .pdf; the other files go beside it.")
+    ] = Path("analysis.png"),
+    as_json: JsonOption = False,
+) -> None:
+    """Measure patch tokens without pooling: whether attention smooths, where they are redundant.
+
+    Labels are not needed. Frequencies, rank, likeness, and the share of variance that a method
+    keeps, in every block.
+
+    Example: tpcli analyze deit_small_patch16_224 --data imagenet/ --out analysis.png
+    """
+    check_output(out)
+    source.require_for(model, split)
+    methods = [pooling_options(name) for name in method_names(method) or DEFAULT_METHODS]
+
+    from tpcli.analysis import measuring
+    from tpcli.cli import render
+    from tpcli.data import create
+    from tpcli.devices import pick_device
+    from tpcli.report.analysis import FORMAT, write_analysis
+    from tpcli.report.document import check_report
+
+    render.quiet()
+    measuring.check_methods(methods)
+    check_report(out, FORMAT)
+    device = str(pick_device(run.device))
+    loaded = loading.load(model)
+    data = create(
+        source.data or DEMO,
+        loaded.data_config,
+        split=split,
+        data_dir=None if source.data_dir is None else str(source.data_dir),
+        download=source.download,
+        limit=limit,
+    )
+    render.say_left_out(data)
+    with render.progress_bar(f"analyze {loaded.name}", data.count) as advance:
+        found = measuring.analyze(
+            loaded.model,
+            data,
+            methods,
+            batch_size=run.batch_size,
+            device=device,
+            amp=run.amp,
+            workers=run.workers,
+            strict=run.strict,
+            on_batch=advance,
+        )
+    title = f"Tokens of {loaded.name} on {Path(data.spec).name}, {found.count} images"
+    context = report_context(title, f"{data.spec}, {data.split}", found.count, device, run.amp)
+    document = write_analysis(found, context, loaded.name, out)
+    if as_json:
+        render.print_json(document)
+    else:
+        _print(found, title, out)
+
+
+def _print(found: Analysis, title: str, out: Path) -> None:
+    from tpcli.analysis.verdict import verdict
+    from tpcli.cli import render
+    from tpcli.report.analysis_tables import measures_table
+    from tpcli.report.document import report_paths
+
+    table = measures_table(found)
+    rows = [list(map(str, row)) for row in table.to_numpy().tolist()]
+    render.print_table(title, list(table.columns), rows, spare=["residual", "nearest"])
+    for sentence in verdict(found):
+        render.say(sentence)
+    if found.no_spectrum:
+        render.say(f"no spectra: {found.no_spectrum}.")
+    if found.unreadable:
+        render.say(f"unreadable: {render.some(found.unreadable)}")
+    render.say("written: " + ", ".join(str(path) for path in report_paths(out).values()))

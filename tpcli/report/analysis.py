@@ -1,0 +1,205 @@
+"""One page on the tokens of a model, and the files beside it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+
+from tpcli.analysis.result import Analysis
+from tpcli.analysis.verdict import verdict
+from tpcli.files import replacing, write_text
+from tpcli.text import as_code, as_markdown, visible
+
+from .analysis_tables import analysis_frame, kept_table, measures_table
+from .document import ReportContext, render, report_paths
+from .figure import BASE_COLOUR, COLOURS, PLAIN, figure_bytes
+from .tables import csv_text, markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMAT = "tpcli-analysis/1"
+ATTENTION, MLP = COLOURS[0], COLOURS[1]
+HALVES = {"attention": 0.5, "mlp": 1.0}
+"""Where a stage lies between the input of its block and the next."""
+
+
+def analysis_figure(found: Analysis, title: str) -> Figure:
+    """Six small pictures: frequencies, smoothing, rank, likeness, what pooling keeps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.4, 7.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(2, 3)
+    if found.no_spectrum:
+        for axes in grid[0, :2]:
+            axes.text(0.5, 0.5, f"{found.no_spectrum}.", ha="center", va="center", wrap=True)
+            axes.set_axis_off()
+    else:
+        _steps(grid[0, 0], found, "relative_log_amplitude")
+        _name(grid[0, 0], "Does attention smooth?", "highest frequency, log amplitude")
+        _spectra(grid[0, 1], found)
+    _steps(grid[0, 2], found, "hf_lf_ratio")
+    _name(grid[0, 2], "How far are tokens from their mean?", "||HC|| / ||DC||")
+    _steps(grid[1, 0], found, "effective_rank")
+    _name(grid[1, 0], "How many directions do they span?", "effective rank")
+    grid[1, 0].set_ylim(bottom=0)
+    _likeness(grid[1, 1], found)
+    _kept(grid[1, 2], found)
+    for axes in (grid[0, 2], *([] if found.no_spectrum else [grid[0, 0]])):
+        _legend(axes, found)
+    engine: Any = figure.get_layout_engine()
+    engine.set(rect=(0, 0, 1, 0.87))
+    figure.text(0.01, 0.985, visible(title), va="top", fontsize=12, weight="bold", **PLAIN)
+    words = "\n".join(visible(sentence) for sentence in verdict(found))
+    figure.text(0.01, 0.95, words, va="top", fontsize=9, linespacing=1.5, **PLAIN)
+    return figure
+
+
+def _name(axes: Axes, title: str, label: str, x: str = "block") -> None:
+    axes.set_title(title, loc="left", fontsize=10, weight="bold")
+    axes.set_ylabel(label, fontsize=9)
+    axes.set_xlabel(x, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _steps(axes: Axes, found: Analysis, measure: str) -> None:
+    """A measure through the depth; each half of a block in the colour of what it does."""
+    last = (0.0, getattr(found.at(0, "input"), measure))
+    axes.plot(*last, "o", color=BASE_COLOUR, markersize=3)
+    for stage in found.blocks:
+        if stage.stage == "input":
+            continue
+        point = (stage.index + HALVES[stage.stage], getattr(stage, measure))
+        if not found.has("attention"):
+            colour = BASE_COLOUR
+        else:
+            colour = ATTENTION if stage.stage == "attention" else MLP
+        axes.plot(*zip(last, point, strict=True), color=colour, linewidth=1.8)
+        axes.plot(*point, "o", color=colour, markersize=3)
+        last = point
+    _blocks(axes, found, 0.5)
+
+
+def _blocks(axes: Axes, found: Analysis, middle: float) -> None:
+    """Numbers of blocks, at the middle of each."""
+    step = max(1, found.depth // 12)
+    shown = range(0, found.depth, step)
+    axes.set_xticks([i + middle for i in shown], [str(i) for i in shown])
+
+
+def _legend(axes: Axes, found: Analysis) -> None:
+    from matplotlib.lines import Line2D
+
+    if found.has("attention"):
+        lines = [Line2D([], [], color=c, linewidth=1.8) for c in (ATTENTION, MLP)]
+        axes.legend(lines, ["attention", "MLP"], frameon=False, fontsize=9, loc="best")
+
+
+def _spectra(axes: Axes, found: Analysis) -> None:
+    from matplotlib import colormaps
+
+    for index in range(found.depth):
+        line = found.at(index, "mlp").spectrum
+        colour = colormaps["viridis"](0.9 * index / max(1, found.depth - 1))
+        label = f"block {index}" if index in (0, found.depth - 1) else None
+        axes.plot(np.linspace(0, 1, len(line)), line, color=colour, linewidth=1.4, label=label)
+    _name(axes, "Which frequencies are left?", "log amplitude, less that at 0", "frequency")
+    axes.set_xticks([0, 0.5, 1], ["0", "half", "highest"])
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _likeness(axes: Axes, found: Analysis) -> None:
+    stages = [found.at(i, "mlp") for i in range(found.depth)]
+    names = {"mean_cosine": "mean cosine", "nearest_distance": "distance to the nearest / norm"}
+    for (name, label), style, colour in zip(names.items(), "-:", COLOURS[2:], strict=False):
+        values = [getattr(stage, name) for stage in stages]
+        axes.plot(values, style, color=colour, marker="o", markersize=3, label=label)
+    _name(axes, "How alike are they?", "after the block")
+    _blocks(axes, found, 0)
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _kept(axes: Axes, found: Analysis) -> None:
+    from matplotlib.lines import Line2D
+
+    styles: dict[float, Any] = {0.5: "-", 0.25: ":"}
+    entries = []
+    for i, method in enumerate(found.methods):
+        colour = COLOURS[i % len(COLOURS)]
+        for keep, style in styles.items():
+            values = [100 * share for share in found.kept(method, keep)]
+            axes.plot(values, style, color=colour, marker="o", markersize=3)
+        entries.append((Line2D([], [], color=colour), visible(method)))
+    entries += [
+        (Line2D([], [], color=BASE_COLOUR, linestyle=styles[0.5]), "half of the tokens"),
+        (Line2D([], [], color=BASE_COLOUR, linestyle=styles[0.25]), "a quarter"),
+    ]
+    _name(axes, "Where does pooling cost least?", "variance kept (%)")
+    _blocks(axes, found, 0)
+    lines, labels = zip(*entries, strict=True)
+    low = axes.get_ylim()[0]
+    axes.set_ylim(low - 0.45 * (100 - low), 101)  # room for the legend
+    axes.legend(lines, labels, frameon=False, fontsize=8, ncols=2, loc="lower center")
+
+
+def write_analysis(
+    found: Analysis, context: ReportContext, name: str, plot: Path
+) -> dict[str, Any]:
+    """Write the figure and the four files beside it; returns what the .json file holds."""
+    paths = report_paths(plot)
+    figure = analysis_figure(found, context.title)
+    document = {
+        "format": FORMAT,
+        "model": name,
+        "data": context.data,
+        **found.to_dict(),
+        "verdict": list(verdict(found)),
+        "out": {kind: str(path) for kind, path in paths.items() if kind != "json"},
+        "made_by": asdict(context),
+    }
+    write_text(paths["json"], json.dumps(document, indent=2) + "\n")
+    with replacing(plot) as fresh:
+        fresh.write_bytes(figure_bytes(figure, plot.suffix.lower()))
+    write_text(paths["csv"], csv_text(analysis_frame(found)))
+    write_text(paths["md"], _markdown(found, context, plot.name))
+    write_text(paths["html"], _html(found, context, figure_bytes(figure, ".png")))
+    return document
+
+
+def _markdown(found: Analysis, context: ReportContext, plot: str) -> str:
+    from markupsafe import Markup
+
+    return render(
+        "analysis.md",
+        lambda value: value if isinstance(value, Markup) else as_markdown(value),
+        context=context,
+        found=found,
+        verdict=verdict(found),
+        plot=Markup(quote(plot)),
+        tables=[Markup(markdown_table(t)) for t in (measures_table(found), kept_table(found))],
+        code=lambda value: Markup(as_code(value)),
+    )
+
+
+def _html(found: Analysis, context: ReportContext, plot: bytes) -> str:
+    return render(
+        "analysis.html",
+        lambda value: visible(value) if type(value) is str else value,
+        context=context,
+        found=found,
+        verdict=verdict(found),
+        plot=base64.b64encode(plot).decode(),
+        tables=[measures_table(found), kept_table(found)],
+    )
