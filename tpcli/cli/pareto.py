@@ -133,6 +133,7 @@ def pareto(
     from tpcli.pareto.cache import default_folder
     from tpcli.report import write_report
     from tpcli.report.document import check_report
+    from tpcli.report.strip import pooled_strip
 
     render.quiet()
     check_report(out)
@@ -166,7 +167,7 @@ def pareto(
     render.say_left_out(first.data, first.training.train if first.training else None)
     result = _run(sources, options, cache)
     context = _context(sources, options, result, device)
-    document = write_report(result, context, out, x)
+    document = write_report(result, context, out, x, pooled_strip(sources, result))
     if as_json:
         render.print_json(document)
     else:

@@ -78,9 +78,16 @@ def _is_report(path: Path, kind: str) -> bool:
 
 
 def write_report(
-    result: SweepResult, context: ReportContext, plot: Path, x: str = "gflops"
+    result: SweepResult,
+    context: ReportContext,
+    plot: Path,
+    x: str = "gflops",
+    strip: bytes | None = None,
 ) -> dict[str, Any]:
-    """Write the figure and the four files beside it; returns what the .json file holds."""
+    """Write the figure and the four files beside it; returns what the .json file holds.
+
+    strip: a .png of pooled images for the HTML page.
+    """
     paths = report_paths(plot)
     figure = pareto_figure(result.points, context.title, x)
     document = report_document(result, context, paths)
@@ -90,7 +97,7 @@ def write_report(
         fresh.write_bytes(figure_bytes(figure, plot.suffix.lower()))
     write_text(paths["csv"], csv_text(points_frame(result)))
     write_text(paths["md"], markdown(result, context, plot.name))
-    write_text(paths["html"], html(result, context, figure_bytes(figure, ".png")))
+    write_text(paths["html"], html(result, context, figure_bytes(figure, ".png"), strip))
     return document
 
 
@@ -136,7 +143,9 @@ def markdown(result: SweepResult, context: ReportContext, plot_name: str) -> str
     )
 
 
-def html(result: SweepResult, context: ReportContext, plot_png: bytes) -> str:
+def html(
+    result: SweepResult, context: ReportContext, plot_png: bytes, strip: bytes | None = None
+) -> str:
     """The report as one HTML file that needs no other."""
 
     def finalize(value: object) -> object:
@@ -148,6 +157,7 @@ def html(result: SweepResult, context: ReportContext, plot_png: bytes) -> str:
         context,
         finalize,
         plot=base64.b64encode(plot_png).decode(),
+        strip=base64.b64encode(strip or b"").decode(),
         headings=HEADINGS,
     )
 

@@ -1,0 +1,64 @@
+"""Three images in the report of a sweep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.pareto.points import point
+from tests.pareto.test_report import CONTEXT
+from tests.pictures import class_folders
+from tests.tiny import tiny_vit
+from tpcli import data
+from tpcli.models import LoadedModel, data_config
+from tpcli.options import pooling_options
+from tpcli.pareto import ModelAndData, SweepResult, frontier, headline
+from tpcli.pareto.points import FINETUNED
+from tpcli.report import strip, write_report
+from tpcli.surgery import pooling_spec
+
+OPTIONS = pooling_options("ward").to_dict()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> ModelAndData:
+    folder = class_folders(tmp_path / "images", per_class=1)
+    (folder / "class_0" / "0.png").write_text("no picture")
+    model = tiny_vit()
+    loaded = LoadedModel(model, "m", data_config(model))
+    return ModelAndData(loaded, data.create(str(folder), loaded.data_config))
+
+
+def swept(*tokens: tuple[int, ...]) -> SweepResult:
+    points = [point(1.0, 80)] + [
+        replace(point(gflops, 80, "ward"), tokens=t, options=OPTIONS)
+        for gflops, t in zip((0.8, 0.5), tokens, strict=False)
+    ]
+    heads = (headline(points, "ward"),)
+    return SweepResult(tuple(points), (), tuple(frontier(points)), heads, (), 3)
+
+
+def test_the_point_of_the_headline_on_images_that_can_be_read(
+    source: ModelAndData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(strip, "clusters_figure", lambda seen, title: drawn.append((seen, title)))
+    monkeypatch.setattr(strip, "figure_bytes", lambda figure, suffix: b"PICTURE")
+    result = swept((50, 40, 30, 20), (40, 30, 20, 10))
+    picture = strip.pooled_strip([source], result)
+    (seen, title) = drawn[0]
+    assert title == "m at 50% of its GFLOPs, ward"
+    assert [one.name for one in seen] == ["class_1/0.png", "class_3/0.png", "class_6/0.png"]
+    assert [b.tokens for b in seen[0].blocks] == [40, 30, 20, 10]
+    assert pooling_spec(source.loaded.model) is None
+    write_report(result, CONTEXT, tmp_path / "plot.png", strip=picture)
+    assert "UElDVFVSRQ==" in (tmp_path / "plot.html").read_text()  # PICTURE
+
+
+def test_nothing_where_there_is_nothing_to_show(source: ModelAndData) -> None:
+    assert strip.pooled_strip([source], swept((64, 64, 64, 64))) is None
+    result = swept((50, 40, 30, 20))
+    tuned = replace(result.headlines[0], method="ward" + FINETUNED)
+    assert strip.pooled_strip([source], replace(result, headlines=(tuned,))) is None
