@@ -17,7 +17,7 @@ from tpcli.files import PARTIAL
 from tpcli.methods import METHODS
 from tpcli.options import pooling_options
 from tpcli.schedule import Tokens
-from tpcli.search.checkpoint import Memory
+from tpcli.search.checkpoint import Key, Memory
 from tpcli.search.optimise import STARTS, fitted, optimise
 
 
@@ -87,24 +87,22 @@ def test_the_optimiser_goes_past_its_starts_and_repeats_itself(cost: CostModel) 
 
 def test_memory_is_read_again_for_the_same_question_only(tmp_path: Path) -> None:
     path = tmp_path / "search"
-    calls: list[Tokens] = []
+    calls: list[Key] = []
 
-    def measure(tokens: Tokens) -> float:
-        calls.append(tokens)
-        return float(sum(tokens))
+    def value(memory: Memory, key: Key) -> float:
+        return memory(key, lambda: calls.append(key) or float(len(calls)))  # type: ignore[func-returns-value]
 
-    first = Memory(measure, path, {"images": 1})
-    assert [first((3, 2)), first((3, 2)), first((3, 1))] == [5.0, 5.0, 4.0]
-    assert len(calls) == 2
-    again = Memory(measure, path, {"images": 1})
+    first = Memory(path, {"images": 1})
+    assert [value(first, key) for key in (("", 3, 2), ("", 3, 2), ("x", 3, 2))] == [1.0, 1.0, 2.0]
+    again = Memory(path, {"images": 1})
     assert again.remembered == 2
-    assert again((3, 2)) == 5.0
+    assert value(again, ("x", 3, 2)) == 2.0
     assert len(calls) == 2
-    assert Memory(measure, path, {"images": 2}).remembered == 0
+    assert Memory(path, {"images": 2}).remembered == 0
     path.write_text(json.dumps({"format": "else"}))
-    assert Memory(measure, path, {"images": 1}).remembered == 0
+    assert Memory(path, {"images": 1}).remembered == 0
     path.write_text("{")
-    assert Memory(measure, path, {"images": 1}).remembered == 0
+    assert Memory(path, {"images": 1}).remembered == 0
     (tmp_path / f".search.killed{PARTIAL}").mkdir()
     again.forget()
     assert list(tmp_path.iterdir()) == []

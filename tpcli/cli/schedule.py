@@ -20,7 +20,7 @@ from tpcli.cli.groups import (
 from tpcli.cli.kinds import BUDGET, METHOD, SIZE, SPLIT
 from tpcli.cli.pooling_options import METHOD_HELP, POOLING_PANEL, MethodGroup
 from tpcli.cli.spread import add
-from tpcli.cli.values import MANY, Value, flag, named_like, one_of, option, whole
+from tpcli.cli.values import MANY, Value, checked, flag, named_like, one_of, option, some_of, whole
 from tpcli.files import check_output
 from tpcli.specs import DEMO, base_name
 
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 
 JUDGES = ("kl", "significance", "reconstruction")
+VARIED = ("options", "places")
+varied = some_of(VARIED)
+VARY = checked(varied, "NAMES", lambda: VARIED)
 OUT = Value(named_like((".json",)), "FILE")
 
 
@@ -79,6 +82,10 @@ def schedule(
         str, option(one_of(JUDGES), f"What a schedule is judged by: {', '.join(JUDGES)}.")
     ] = "kl",
     trials: Annotated[int, option(whole(1, MANY), "Schedules tried per budget.")] = 16,
+    vary: Annotated[
+        str | None,
+        option(VARY, "Search these too, with commas between: options, places.", shown="none"),
+    ] = None,
     last_free: Annotated[
         bool,
         flag(
@@ -104,7 +111,7 @@ def schedule(
 
     from tpcli.cli import render
     from tpcli.devices import pick_device
-    from tpcli.search import SearchOptions, budgets_with, search
+    from tpcli.search import SearchOptions, budgets_with, search, trials_in
 
     render.quiet()
     pick_device(device)
@@ -113,6 +120,8 @@ def schedule(
         images=calibration.images,
         budgets=budgets_with(budget),
         trials=trials,
+        vary=varied(vary) if vary else (),
+        focus=budget,
         last_free=last_free,
         batch_size=batch_size,
         device=device,
@@ -120,7 +129,7 @@ def schedule(
     loaded = loading.load(model)
     data = calibration.open(loaded)
     render.say_left_out(data)
-    total = trials * len(options.budgets)
+    total = trials_in(options, chosen, len(loaded.model.blocks))  # type: ignore[arg-type]
     with render.progress_bar(f"schedule {loaded.name}", total) as advance:
         result = search(
             loaded.model,

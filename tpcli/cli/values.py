@@ -93,6 +93,16 @@ def one_of(names: Sequence[str], metavar: str = "NAME") -> Value:
     return Value(read, metavar, lambda: names)
 
 
+def some_of(names: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Reads some of a few words, with commas between, each once."""
+    one = one_of(names)
+
+    def read(text: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(one.read(item.strip(" ")) for item in text.split(",")))
+
+    return read
+
+
 def whole(low: int, high: int = MANY) -> Value:
     """A whole number from `low` to `high`."""
 

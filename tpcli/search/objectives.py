@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +42,12 @@ class Damage:
         self._losses: list[Tensor] = []
         with torch.inference_mode():
             self._wanted = [model(batch).float().log_softmax(-1) for batch in images]
+
+    def under(self, options: PoolingOptions) -> Damage:
+        """The damage on the same images of pooling in another way."""
+        other = copy.copy(self)
+        other._options = options
+        return other
 
     def of(self, tokens: Tokens) -> float:
         """Damage done by one schedule: the mean over all images."""

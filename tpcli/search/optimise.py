@@ -33,6 +33,7 @@ def optimise(
     floor: Tokens,
     known: Sequence[Shape],
     trials: int,
+    blocks: Tokens | None = None,
 ) -> tuple[Shape, Tokens, float]:
     """The best shape, schedule and damage found at `budget` with `trials` schedules tried.
 
@@ -42,7 +43,7 @@ def optimise(
     away in slope or curvature; the step halves where none of them is better.
 
     floor: tokens that the schedule has everywhere at least. known: shapes to begin with, before
-    `STARTS`.
+    `STARTS`. blocks: the only ones that remove tokens, None for all.
     """
     tried: dict[Tokens, float] = {}
     best: tuple[float, Shape, Tokens] | None = None
@@ -50,7 +51,7 @@ def optimise(
     def attempt(shape: Shape) -> bool:
         """Whether this shape is better than all before it."""
         nonlocal best
-        tokens = fitted(shape, budget, cost, floor)
+        tokens = fitted(shape, budget, cost, floor, blocks)
         if tokens in tried or len(tried) >= trials:
             return False
         tried[tokens] = damage(tokens)
@@ -73,9 +74,11 @@ def optimise(
     return best[1], best[2], tried[best[2]]
 
 
-def fitted(shape: Shape, budget: float, cost: CostModel, floor: Tokens) -> Tokens:
+def fitted(
+    shape: Shape, budget: float, cost: CostModel, floor: Tokens, blocks: Tokens | None = None
+) -> Tokens:
     """The weakest schedule of this shape whose estimated cost is within `budget`; `floor`, which
     is, where none of the shape's is."""
-    chain = family_chain(cost, shape=shape, floor=floor)
+    chain = family_chain(cost, blocks, shape=shape, floor=floor)
     first = first_within(budget * MARGIN, cost.estimates(chain))
     return chain[first] if first < len(chain) else floor

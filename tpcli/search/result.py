@@ -35,13 +35,15 @@ class SearchResult:
     """What a search found.
 
     members: from no pooling to the smallest schedule there is; each has at most as many tokens in
-    every block as the one before. made_by: what it was made from.
+    every block as the one before. made_by: what it was made from. change: what is pooled in another
+    way than was asked for, in words; None where no other was looked for.
     """
 
     members: tuple[Member, ...]
     options: PoolingOptions
     made_by: dict[str, Any]
     cost: CostModel = field(repr=False)
+    change: str | None = None
 
     def schedule(self, budget: float) -> Schedule:
         """The schedule of the family that comes closest to `budget` without exceeding it.
@@ -59,9 +61,12 @@ class SearchResult:
     def verdict(self) -> str:
         """Whether the search was worth its time, in words."""
         better = [f"{m.ratio:.2f}" for m in self.members if m.beats_default]
-        if not better:
-            return "the default schedule is as good"
-        return f"better than the default schedule at {', '.join(better)} of the FLOPs"
+        said = "the default schedule is as good"
+        if better:
+            said = f"better than the default schedule at {', '.join(better)} of the FLOPs"
+        if self.change is None:
+            return said
+        return f"{said}; {self.change or 'options and places as given are as good as others'}"
 
     def _schedule(self, tokens: Tokens, budget: float, ratio: float) -> Schedule:
         spec = "" if ratio < 1 else "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,24 +17,20 @@ from tpcli.devices import borrowed, explain_out_of_memory, pick_device
 from tpcli.errors import UserError
 from tpcli.models import weights_hash
 from tpcli.options import PoolingOptions
-from tpcli.profile import DEFAULT, Shape
 from tpcli.schedule import Tokens
 from tpcli.surgery import unpooled, with_place
 from tpcli.surgery.head import last_pooling_is_free
 from tpcli.version import __version__
 
-from .checkpoint import Memory
-from .objectives import Damage
-from .optimise import fitted, optimise
 from .result import Member, SearchResult
 from .thresholds import Thresholds
-from .views import VIEWS, random_views
+from .trials import Trials, find_family, find_way, smallest
+from .views import VIEWS
+from .ways import VARIED, Way, moves
 
 OBJECTIVES = ("kl", "reconstruction", "significance")
 BUDGETS = (0.75, 0.55, 0.4, 0.28)
 """Where the family is searched for; budgets between them are interpolated."""
-SURE = 2.0
-"""Standard errors by which a searched schedule has to beat the default one."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,9 @@ class SearchOptions:
 
     by: what a schedule is judged by. images: number of calibration images. budgets: shares of the
     base FLOPs at which the family is searched for. trials: schedules that are tried per budget.
-    last_free: leave one patch token for the last block's MLP, in models whose answers don't depend
-    on it (`surgery.head.last_pooling_is_free`).
+    vary: what is searched besides the schedule: "options", "places". focus: the budget at which
+    those are compared; the smallest where left out. last_free: leave one patch token for the last
+    block's MLP, in models whose answers don't depend on it (`surgery.head.last_pooling_is_free`).
 
     Raises:
         UserError: a value is not among those accepted.
@@ -53,6 +51,8 @@ class SearchOptions:
     images: int = 256
     budgets: tuple[float, ...] = BUDGETS
     trials: int = 16
+    vary: tuple[str, ...] = ()
+    focus: float | None = None
     last_free: bool = False
     batch_size: int = 64
     device: str = "auto"
@@ -63,6 +63,11 @@ class SearchOptions:
         for name, value in (("images", self.images), ("trials", self.trials)):
             if value < 1:
                 raise UserError(f"--{name} {value} is below 1; use 1 or more.")
+        for what in self.vary:
+            if what not in VARIED:
+                raise UserError(f"vary {what!r} is unknown; use one of {', '.join(VARIED)}.")
+        if self.vary and self.by == "significance":
+            raise UserError("by 'significance' tells no two ways of pooling apart; use another.")
         for budget in self.budgets:
             if not 0 < budget <= 1:
                 raise UserError(
@@ -115,31 +120,42 @@ def search(
         "budgets": list(options.budgets),
     }
     images = calibration_images(data, options, device)
-    memory = None
+    memory, change = None, None
     with (
         borrowed(model, device),
         unpooled(model),
         explain_out_of_memory(options.batch_size),
     ):
-        pooling = with_place(model, pooling)
+        way = Way(with_place(model, pooling))
         if options.last_free:
-            _check_last_is_free(model, pooling)
-        cost = CostModel(model, pooling, last_free=options.last_free)
-        smallest = _smallest(cost)
-        _check_reachable(min(options.budgets), smallest, cost, pooling)
+            _check_last_is_free(model, way.options)
+        cost = CostModel(model, way.options, last_free=options.last_free)
+        least = smallest(cost)
+        _check_reachable(min(options.budgets), least, cost)
         if options.by == "significance":
             found = _by_threshold(model, images, options.budgets, cost)
         else:
-            damage = Damage(model, pooling, random_views(images), options.by)
-            others = Damage(model, pooling, random_views(images, seed=1), options.by)
             made_by["views"] = VIEWS
-            identity = {**made_by, "images": data.fingerprint, "method": pooling.to_dict()}
-            memory = Memory(damage.of, checkpoint, identity)
-            found = _by_damage(memory, others, options, cost, smallest, on_trial)
+            trials = Trials(
+                model,
+                way,
+                images,
+                options.by,
+                last_free=options.last_free,
+                checkpoint=checkpoint,
+                identity={**made_by, "images": data.fingerprint, "method": way.options.to_dict()},
+                on_trial=_counted(on_trial, trials_in(options, pooling, cost.depth)),
+            )
+            memory = trials.memory
+            if options.vary:
+                way = find_way(trials, options.focus or min(options.budgets), options.vary)
+                cost, change = trials.cost(way), way.changes(trials.start)
+                least = smallest(cost, way.blocks)
+            found = find_family(trials, way, options.budgets, options.trials)
     full = Member((cost.patch_tokens,) * cost.depth, 1.0, 0.0)
-    ends = () if found[-1].tokens == smallest else (smallest,)
+    ends = () if found[-1].tokens == least else (least,)
     last = [Member(tokens, cost.exact(tokens), None) for tokens in ends]
-    result = SearchResult((full, *found, *last), pooling, made_by, cost)
+    result = SearchResult((full, *found, *last), way.options, made_by, cost, change)
     if on_found is not None:
         on_found(result)
     if memory is not None:
@@ -195,53 +211,6 @@ def calibration_images(
     )
 
 
-def _by_damage(
-    memory: Memory,
-    others: Damage,
-    options: SearchOptions,
-    cost: CostModel,
-    smallest: Tokens,
-    on_trial: Callable[[int, int], None] | None,
-) -> list[Member]:
-    """From the smallest budget up, each schedule above the one before; returned falling.
-
-    Where what was found is not better than the default family's schedule by more than noise, on
-    `others` that took no part in finding it, the default stays.
-    """
-    budgets = sorted(set(options.budgets))
-    total = len(budgets) * options.trials
-    floor = smallest
-    shapes: list[Shape] = []
-    members: list[Member] = []
-    for i, budget in enumerate(budgets):
-        done = i * options.trials
-
-        def damage(tokens: Tokens) -> float:
-            nonlocal done
-            value = memory(tokens)
-            done += 1
-            if on_trial is not None:
-                on_trial(done, total)
-            return value
-
-        default = fitted(DEFAULT, budget, cost, floor)
-        shape, best, lost = optimise(
-            budget, cost, damage, floor=floor, known=shapes, trials=options.trials
-        )
-        gain = None if best == default else gained(others.each(default), others.each(best))
-        if gain is not None and gain[0] < SURE * gain[1]:
-            shape, best, lost = DEFAULT, default, memory(default)
-        shapes, floor = [shape], best
-        members.append(Member(best, cost.exact(best), lost, best != default))
-    return members[::-1]
-
-
-def gained(before: Tensor, after: Tensor) -> tuple[float, float]:
-    """How much less damage each image takes on average, and the standard error: (M,), (M,)."""
-    less = before - after
-    return float(less.mean()), float(less.std() / len(less) ** 0.5)
-
-
 def _by_threshold(
     model: nn.Module, images: Sequence[Tensor], budgets: Sequence[float], cost: CostModel
 ) -> list[Member]:
@@ -249,11 +218,6 @@ def _by_threshold(
     found = {thresholds.fit_budget(budget, cost) for budget in budgets}
     members = [Member(tokens, cost.exact(tokens), None) for tokens in found]
     return sorted(members, key=lambda member: -member.ratio)
-
-
-def _smallest(cost: CostModel) -> Tokens:
-    """One token after the first block, or as few as the method can make."""
-    return cost.followed([1] * cost.depth)
 
 
 def _check_last_is_free(model: nn.Module, pooling: PoolingOptions) -> None:
@@ -264,12 +228,21 @@ def _check_last_is_free(model: nn.Module, pooling: PoolingOptions) -> None:
         )
 
 
-def _check_reachable(
-    budget: float, smallest: Tokens, cost: CostModel, pooling: PoolingOptions
-) -> None:
-    ratio = cost.exact(smallest)
+def trials_in(options: SearchOptions, pooling: PoolingOptions, depth: int) -> int:
+    """How many trials there are at most."""
+    ways = sum(map(len, moves(Way(pooling), depth, options.vary)))
+    return (1 + ways if options.vary else 0) + len(set(options.budgets)) * options.trials
+
+
+def _counted(on_trial: Callable[[int, int], None] | None, total: int) -> Callable[[], None]:
+    done = itertools.count(1)
+    return lambda: on_trial(next(done), total) if on_trial is not None else None
+
+
+def _check_reachable(budget: float, least: Tokens, cost: CostModel) -> None:
+    ratio = cost.exact(least)
     if budget < ratio:
         raise UserError(
-            f"budget {budget:g} can't be reached; the smallest that method {pooling.method} "
+            f"budget {budget:g} can't be reached; the smallest that method {cost.options.method} "
             f"reaches on this model is {ratio:.3f}."
         )
