@@ -46,8 +46,8 @@ MUTATIONS = (
     Mutation(
         "a missing size in a head",
         "surgery/head.py",
-        "mean = _mean(tokens, weights)",
-        "mean = _mean(tokens, torch.ones_like(weights))",
+        "mean = _mean(tokens, sizes)",
+        "mean = _mean(tokens, torch.ones_like(sizes))",
         "surgery/test_sizes.py::test_a_token_counts_as_often_as_its_size",
     ),
     Mutation(
@@ -87,7 +87,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a schedule rounding",
-        "schedule.py",
+        "schedule_forms.py",
         "math.floor(left * rate + 1e-9)",
         "math.ceil(left * rate - 1e-9)",
         "test_schedule.py::test_forms",
