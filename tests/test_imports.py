@@ -108,6 +108,11 @@ def test_errors_of_the_library_name_arguments_and_no_flags() -> None:
         if module.startswith("tpcli.cli"):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                text = re.sub(r"(tpcli|docker) [^\n]*", "", node.value)  # a whole command
-                assert not spoken.search(text), (module, node.lineno, node.value)
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            said = "".join(part.value if is_text(part) else "x" for part in parts)
+            text = re.sub(r"(tpcli|docker) [^\n]*", "", said)  # a whole command
+            assert not spoken.search(text), (module, node, said)
+
+
+def is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)

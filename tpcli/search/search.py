@@ -62,7 +62,7 @@ class SearchOptions:
             raise UserError(f"by {self.by!r} is unknown; use one of {', '.join(OBJECTIVES)}.")
         for name, value in (("images", self.images), ("trials", self.trials)):
             if value < 1:
-                raise UserError(f"--{name} {value} is below 1; use 1 or more.")
+                raise UserError(f"`{name}={value}` is below 1; use 1 or more.")
         for what in self.vary:
             if what not in VARIED:
                 raise UserError(f"vary {what!r} is unknown; use one of {', '.join(VARIED)}.")
