@@ -244,11 +244,6 @@ def recipe(values: Mapping[str, object]) -> Recipe:
     return Recipe(**{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
 
 
-def option_name(name: str) -> str:
-    """The option of a field."""
-    return "--" + name.replace("_", "-")
-
-
 def types_of(name: str) -> tuple[Any, ...]:
     """The types of a field, but for None."""
     kind = get_type_hints(Recipe)[name]

@@ -130,8 +130,8 @@ def test_only_one_checkpoint_stays(straight: Path) -> None:
     ("changes", "told"),
     [
         ({"schedule": "tokens:12,8,6"}, r"schedule \(tokens per block\): \[12, 8, 5\] there"),
-        ({"lr": 2e-3}, "--lr: 0.001 there, 0.002 here"),
-        ({"epochs": 3}, "--epochs: 2 there, 3 here"),
+        ({"lr": 2e-3}, "`lr`: 0.001 there, 0.002 here"),
+        ({"epochs": 3}, "`epochs`: 2 there, 3 here"),
         ({"limit": 66}, "number of training images: 67 there, 66 here"),
     ],
 )

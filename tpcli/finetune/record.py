@@ -25,7 +25,6 @@ from tpcli.files import (
     write_text,
 )
 from tpcli.locks import locked
-from tpcli.recipe import option_name
 
 RUN, RESULT, CONFIG, METRICS, CURVE, CHECKPOINTS = (
     "run.json",
@@ -211,8 +210,7 @@ def first_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | N
     for name in [*now, *(name for name in then if name not in now)]:
         before, after = then.get(name), now.get(name)
         if before != after:
-            label = option_name(name) if name not in SPOKEN else SPOKEN[name]
-            return f"another {label}: {_told(before)} there, {_told(after)} here"
+            return f"another {SPOKEN.get(name, f'`{name}`')}: {_told(before)} there, {_told(after)} here"
     return None
 
 
