@@ -210,7 +210,8 @@ def first_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | N
     for name in [*now, *(name for name in then if name not in now)]:
         before, after = then.get(name), now.get(name)
         if before != after:
-            return f"another {SPOKEN.get(name, f'`{name}`')}: {_told(before)} there, {_told(after)} here"
+            label = SPOKEN.get(name, f"`{name}`")
+            return f"another {label}: {_told(before)} there, {_told(after)} here"
     return None
 
 
