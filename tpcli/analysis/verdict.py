@@ -33,8 +33,8 @@ def _smooths(found: Analysis) -> str:
     )
     return (
         f"Attention lowers {what} in {lowers} of {found.depth} blocks "
-        f"({_mean(attention):+.2f} on average) and the MLP raises them in {raises} "
-        f"({_mean(mlp):+.2f}), {claim}."
+        f"({_mean(attention):+.3f} on average) and the MLP raises them in {raises} "
+        f"({_mean(mlp):+.3f}), {claim}."
     )
 
 

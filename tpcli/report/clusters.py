@@ -30,7 +30,7 @@ CELL = 1.75
 """Inches of the longer side of a picture."""
 TEXT, GAP, TITLE, HEAD, NOTE = 1.75, 0.07, 0.2, 0.48, 0.55
 """Inches: text at the left, between pictures, above each, at the top, below the last."""
-LINE = np.array([255, 255, 255], np.uint8)
+LIGHT, DARK = np.array([255, 255, 255], np.uint8), np.array([70, 70, 70], np.uint8)
 GONE = np.array([235, 235, 235], np.uint8)
 """What is there of a dropped patch."""
 COLOURS = "viridis"
@@ -78,10 +78,12 @@ def clusters_figure(seen: Sequence[Seen], title: str = "", style: str = "mean") 
         va="top", fontsize=8, color="#555555",
     )  # fmt: skip
     several = len({one.method for one in seen}) > 1
+    names = {one.name for one in seen}
+    is_short = len({Path(name).name for name in names}) == len(names)
     for row, one in enumerate(seen):
         top = full_h - HEAD - row * (cell_h + TITLE + GAP) - TITLE
         figure.text(
-            0.08 / full_w, top / full_h, _words(one, several), va="top", fontsize=7.5,
+            0.08 / full_w, top / full_h, _words(one, several, is_short), va="top", fontsize=7.5,
             linespacing=1.35, **PLAIN,
         )  # fmt: skip
         pictures = [(f"{one.blocks[0].source.size} patches", _upscaled(one.picture))]
@@ -204,19 +206,19 @@ def _enlarged(region: npt.NDArray[np.int64], picture: Picture) -> npt.NDArray[np
 
 
 def _outlined(picture: Picture, region: npt.NDArray[np.int64]) -> Picture:
-    """A line of two pixels between regions."""
+    """A line between regions, half of it light and half dark, to be seen on any colour."""
     down, right = region[1:] != region[:-1], region[:, 1:] != region[:, :-1]
-    edge = np.zeros(region.shape, bool)
-    edge[1:] |= down
-    edge[:-1] |= down
-    edge[:, 1:] |= right
-    edge[:, :-1] |= right
-    return np.where(edge[..., None], LINE, picture)
+    dark, light = np.zeros(region.shape, bool), np.zeros(region.shape, bool)
+    dark[1:] |= down
+    dark[:, 1:] |= right
+    light[:-1] |= down
+    light[:, :-1] |= right
+    return np.where(light[..., None], LIGHT, np.where(dark[..., None], DARK, picture))
 
 
-def _words(one: Seen, with_method: bool) -> str:
-    """What stands beside a row."""
-    name = visible(Path(one.name).name)
+def _words(one: Seen, with_method: bool, is_short: bool) -> str:
+    """What stands beside a row; names are without folders where they differ all the same."""
+    name = visible(Path(one.name).name if is_short else one.name)
     lines = [name if len(name) <= 26 else f"{name[:12]}...{name[-11:]}"]
     if with_method:
         lines += [f"by {visible(one.method)}"]
