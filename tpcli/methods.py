@@ -181,6 +181,19 @@ METHODS: dict[str, Description] = {
             ),
         ),
         Description(
+            "mctf",
+            "Bipartite matching both ways of tokens that are alike, little looked at and small.",
+            "Lee et al., Multi-criteria Token Fusion with One-step-ahead Attention (MCTF), "
+            "CVPR 2024",
+            defaults={"metric": "tokens", "position": "attention", "weights": "significance"},
+            takes=("metric", "metric_dim", "weights"),
+            weights=ATTENTION,
+            parameters=(
+                Parameter("information", 1 / 20, "exponent of the attention received", maximum=10),
+                Parameter("size", 1 / 40, "exponent of the sizes", maximum=10),
+            ),
+        ),
+        Description(
             "atc",
             "Agglomerative clustering by average, complete or single linkage, exact.",
             "Haurum et al., Agglomerative Token Clustering, ECCV 2024",
@@ -221,6 +234,26 @@ METHODS: dict[str, Description] = {
             defaults=PRUNING,
             takes=(),
             parameters=(Parameter("seed", 0, "which random choice", maximum=2**32 - 1),),
+        ),
+        Description(
+            "diffrate",
+            "Drop what the class token attends to least; merge the next into the most similar.",
+            "Chen et al., DiffRate: Differentiable Compression Rate for Efficient Vision "
+            "Transformers, ICCV 2023",
+            defaults={"metric": "tokens", "position": "attention", "weights": "attention"},
+            takes=("metric", "metric_dim", "weights"),
+            weights=ATTENTION,
+            parameters=(
+                Parameter("dropped", 0.37, "share of the removed that is dropped", maximum=1),
+            ),
+        ),
+        Description(
+            "tofu",
+            "ToMe's pairs: one token is dropped in the first half of the blocks, merged later.",
+            "Kim et al., Token Fusion: Bridging the Gap between Token Pruning and Token Merging "
+            "(ToFu), WACV 2024",
+            defaults={**MATCHING, "reduce": "max-norm"},
+            takes=("metric", "metric_dim"),
         ),
         Description(
             "dpc-knn",

@@ -60,8 +60,9 @@ class PoolingOptions:
     )
     reduce: str = _about(
         "mean",
-        "What a cluster becomes (norm: a mean as long as its members; significance: a mean)",
-        ("mean", "norm", "significance", "medoid"),
+        "What a cluster becomes (norm, max-norm: a mean as long as its members, as the longest; "
+        "significance: a mean)",
+        ("mean", "norm", "max-norm", "significance", "medoid"),
     )
     iterations: int = _about(3, "Steps of the method.", low=0, high=MOST_ITERATIONS)
     position: str | None = _about(

@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.tiny import tokens
 from tpcli.pooling import Clusters, reconstruction_loss, reduce_tokens
 from tpcli.pooling.clusters import (
+    as_long_as_the_longest,
     best_members,
     lowest_member,
     medoids_near_mean,
@@ -70,6 +71,39 @@ def test_means_that_keep_norms_are_as_long_as_their_members() -> None:
     assert torch.equal(kept[:, 0], x[:, 0])
 
 
+@given(seed=st.integers(0, 10_000), n=st.integers(2, 16), data=st.data())
+def test_means_as_long_as_the_longest_member(seed: int, n: int, data: st.DataObject) -> None:
+    labels = torch.tensor([data.draw(st.lists(st.integers(0, n - 1), min_size=n, max_size=n))])
+    k = len(labels.unique())
+    clusters = Clusters.from_labels(labels, k)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, n + 1, 5, generator=generator) + 1
+    weights = torch.rand(1, n, generator=generator) + 0.1
+    plain = reduce_tokens(x, clusters, weights, prefix=1)
+    stretched = as_long_as_the_longest(plain, x, clusters, 1)
+    torch.testing.assert_close(
+        torch.cosine_similarity(stretched, plain, dim=-1), torch.ones(1, k + 1)
+    )
+    assert torch.equal(stretched[:, 0], x[:, 0])
+    for c in range(k):
+        members = x[0, 1:][clusters.labels()[0] == c]
+        longest = members.norm(dim=-1).max()
+        torch.testing.assert_close(stretched[0, c + 1].norm(), longest)
+        if len(members) == 1:
+            assert torch.equal(stretched[0, c + 1], members[0])
+
+
+def test_gradients_through_the_longest_are_those_of_finite_differences() -> None:
+    clusters, weights = Clusters.from_labels(LABELS, 3), torch.rand(2, 6).double() + 0.1
+
+    def reduce(x: Tensor) -> Tensor:
+        means = reduce_tokens(x, clusters, weights, prefix=1)
+        return as_long_as_the_longest(means, x, clusters, 1)
+
+    x = torch.randn(2, 7, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(reduce, x)
+
+
 @pytest.mark.parametrize("keep_norms", [False, True])
 def test_gradients_are_those_of_finite_differences(keep_norms: bool) -> None:
     clusters, weights = Clusters.from_labels(LABELS, 3), torch.rand(2, 6).double() + 0.1
@@ -81,10 +115,13 @@ def test_gradients_are_those_of_finite_differences(keep_norms: bool) -> None:
     assert torch.autograd.gradcheck(reduce, x)
 
 
-def test_opposite_tokens_have_a_mean_of_zero_however_long_it_should_be() -> None:
+@pytest.mark.parametrize("keep_longest", [False, True])
+def test_opposite_tokens_have_a_mean_of_zero_however_long_it_should_be(keep_longest: bool) -> None:
     x = torch.tensor([[[1.0, 2.0], [-1.0, -2.0]]], requires_grad=True)
     clusters = Clusters.from_labels(torch.tensor([[0, 0]]), 1)
-    mean = reduce_tokens(x, clusters, torch.ones(1, 2), keep_norms=True)
+    mean = reduce_tokens(x, clusters, torch.ones(1, 2), keep_norms=not keep_longest)
+    if keep_longest:
+        mean = as_long_as_the_longest(mean, x, clusters, 0)
     assert mean.tolist() == [[[0.0, 0.0]]]
     mean.sum().backward()
     assert x.grad is not None

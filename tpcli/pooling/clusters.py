@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import constants, native
+from .order import mask_at
 
 
 class Clusters(NamedTuple):
@@ -99,15 +100,17 @@ def merge_tokens(
     prefix: int = 0,
     leads: Tensor | None = None,
     keep_norms: bool = False,
+    keep_longest: bool = False,
     numbered: bool = True,
 ) -> Merged:
     """Number the clusters, sum what is `counted`, and take the means: one token per cluster.
 
     x: (B, P + N, C). labels: (B, N), K distinct integers in [0, N). counted, shares: (B, N), what a
-    token adds to its cluster's size, and its weight in the mean. leads, keep_norms: see
-    `Clusters.from_labels` and `reduce_tokens`. numbered: whether the clusters are wanted too.
+    token adds to its cluster's size, and its weight in the mean. leads, keep_norms, keep_longest:
+    see `Clusters.from_labels`, `reduce_tokens` and `as_long_as_the_longest`. numbered: whether the
+    clusters are wanted too.
     """
-    if leads is None:
+    if leads is None and not keep_longest:
         merged = native.merge_tokens(x, labels, k, counted, shares, prefix, keep_norms, numbered)
         if merged is not None:
             tokens, sizes, parts = merged
@@ -116,6 +119,8 @@ def merge_tokens(
     sizes = clusters.sums(counted)
     totals = sizes if shares is counted else None
     tokens = reduce_tokens(x, clusters, shares, prefix, totals=totals, keep_norms=keep_norms)
+    if keep_longest:
+        tokens = as_long_as_the_longest(tokens, x, clusters, prefix)
     return Merged(tokens, sizes, clusters)
 
 
@@ -169,6 +174,25 @@ def reduce_tokens(
         grown = mean * (stretch / sums[..., 1:])  # one share for each follower
         means.flatten(0, 1).index_add_(0, target, grown.flatten(0, 1))
     return means.to(x.dtype)
+
+
+def as_long_as_the_longest(means: Tensor, x: Tensor, clusters: Clusters, prefix: int) -> Tensor:
+    """Stretch each mean to the length of the longest member of its cluster (ToFu's MLERP).
+
+    A cluster of one stays as it is, to the bit; differentiable in both.
+
+    means: (B, P + K, C), x: (B, P + N, C), of which the first P = `prefix` pass through.
+    """
+    exact = torch.promote_types(x.dtype, torch.float32)
+    lead, followers, into = clusters
+    norms = token_norms(x[:, prefix:].to(exact)).squeeze(-1)
+    longest = norms.gather(1, lead).scatter_reduce(1, into, norms.gather(1, followers), "amax")
+    at_least = (longest / constants.LARGEST_STRETCH).clamp(min=constants.LEAST_NORM)
+    patches = means[:, prefix:].to(exact)
+    stretch = longest / token_norms(patches).squeeze(-1).maximum(at_least)
+    merged = mask_at(into, lead.shape[1])
+    stretched = torch.where(merged, stretch, 1.0).unsqueeze(-1) * patches
+    return torch.cat([means[:, :prefix], stretched.to(means.dtype)], dim=1)
 
 
 def token_norms(x: Tensor) -> Tensor:

@@ -192,6 +192,7 @@ class TokenPooling(nn.Module):
             prefix=prefix,
             leads=medoids,
             keep_norms=options.reduce == "norm",
+            keep_longest=options.reduce == "max-norm" and kept is None,
             numbered=recorded is not None or patches is not None or self.follows_positions,
         )
         if clusters is not None and self.follows_positions:

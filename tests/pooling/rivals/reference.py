@@ -74,6 +74,76 @@ def pitome(
     return in_rounds(z, sizes, k, merges)
 
 
+def mctf(
+    z: Floats, attention: Floats, sizes: Floats, k: int, tau_info: float, tau_size: float
+) -> list[list[int]]:
+    groups = [[i] for i in range(len(z))]
+    while len(groups) > k:
+        mass = [sum(attention[i] * sizes[i] for i in g) for g in groups]
+        x = [sum(attention[i] * sizes[i] * z[i] for i in g) for g in groups]
+        x = [total / m for total, m in zip(x, mass, strict=True)]
+        a = [sum(attention[i] for i in g) for g in groups]
+        s = [sum(sizes[i] for i in g) for g in groups]
+
+        def attraction(i: int, j: int) -> float:
+            similar = (cosine(x[i], x[j]) + 1) / 2  # noqa: B023
+            return similar * (1 / (a[i] * a[j])) ** tau_info * (1 / (s[i] * s[j])) ** tau_size  # noqa: B023
+
+        n = len(groups)
+        remove = min(n - k, n // 2)
+        odd, even = list(range(1, n, 2)), list(range(0, n, 2))
+        parent = {}
+        for sources, targets, count in (
+            (odd, even, remove // 2),
+            (even, odd, remove - remove // 2),
+        ):
+            left = [j for j in targets if j not in parent]
+            best = {i: max(left, key=lambda j: attraction(i, j)) for i in sources}
+            order = sorted(sources, key=lambda i: -attraction(i, best[i]))
+            parent.update({i: best[i] for i in order[:count]})
+        members = {i: list(group) for i, group in enumerate(groups)}
+        for i in range(n):
+            root = i
+            while root in parent:
+                root = parent[root]
+            if root != i:
+                members[root] += members.pop(i)
+        groups = sorted(sorted(group) for group in members.values())
+    return groups
+
+
+def diffrate(
+    x: Floats, attention: Floats, k: int, dropped: float
+) -> tuple[dict[int, list[int]], list[int]]:
+    """What merges into each of the K tokens that stay, itself included, and what is dropped."""
+    order = sorted(range(len(x)), key=lambda i: (-attention[i], i))
+    count = len(x) - math.floor(dropped * (len(x) - k) + 0.5)
+    groups = {i: [i] for i in sorted(order[:k])}
+    for i in order[k:count]:
+        groups[max(groups, key=lambda j: cosine(x[i], x[j]))].append(i)
+    return groups, order[count:]
+
+
+def tofu_drops(z: Floats, k: int) -> list[int]:
+    """The K tokens that stay where the source of each of ToMe's pairs is dropped."""
+    alive = list(range(len(z)))
+    while len(alive) > k:
+        edges = []
+        for i in alive[1::2]:
+            edges.append((max(cosine(z[i], z[j]) for j in alive[0::2]), i))
+        edges.sort(key=lambda edge: -edge[0])
+        gone = {i for _, i in edges[: min(len(alive) - k, len(alive) // 2)]}
+        alive = [i for i in alive if i not in gone]
+    return alive
+
+
+def mlerp(x: Floats, sizes: Floats, group: list[int]) -> Floats:
+    """The mean of a group, as long as its longest member."""
+    mean = sum(sizes[i] * x[i] for i in group) / sum(sizes[i] for i in group)
+    longest = max(float(np.linalg.norm(x[i])) for i in group)
+    return np.asarray(mean / np.linalg.norm(mean) * longest)
+
+
 def dpc_knn(z: Floats, k: int, neighbours: int = 5) -> tuple[list[int], list[int]]:
     """Label of each token (its centre), and the centres."""
     n, channels = z.shape
