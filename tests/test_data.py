@@ -174,8 +174,10 @@ def test_images_without_class_folders(tmp_path: Path) -> None:
     (tmp_path / "flat").mkdir()
     for i in range(3):
         picture(i).save(tmp_path / "flat" / f"{i}.png")
+    found = create(str(tmp_path / "flat"), CONFIG)
+    assert (found.count, list(found.classes)) == (3, [])
     with pytest.raises(UserError, match="class folders"):
-        create(str(tmp_path / "flat"), CONFIG)
+        check_classes(found, 3, "mine")
 
 
 @pytest.mark.parametrize("spec", ["nowhere", "nowhere/set.tar", "imagenet"])

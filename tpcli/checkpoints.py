@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from tpcli.errors import UserError
 from tpcli.unwrapping import adopt_head, find_weights
 
+HEADS = ("head", "head_dist")
+"""What timm's models call their classifiers."""
+
 
 def load_weights(
     model: nn.Module,
@@ -29,7 +32,8 @@ def load_weights(
     """Load a checkpoint file into `model`, through timm's own key clean-up and resampling.
 
     Args:
-        adapt_head: give the model as many classes as the checkpoint has.
+        adapt_head: give the model as many classes as the checkpoint has. Without it a model that
+            has no head leaves the checkpoint's.
         translate: what is in the file to something under timm's names.
 
     Raises:
@@ -58,6 +62,8 @@ def load_weights(
     if adapt_head and classes and classes != model.num_classes:
         model.reset_classifier(classes)  # type: ignore[operator]
         own = model.state_dict()
+    elif not model.num_classes:
+        state = {k: v for k, v in state.items() if k in own or k.split(".")[0] not in HEADS}
     _check_fit(own, state, path)
     model.load_state_dict(state)
 

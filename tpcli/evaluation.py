@@ -41,6 +41,30 @@ class EvalResult:
     correct: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool), repr=False)
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """On what a model runs over images, and how.
+
+    device: "auto" takes an accelerator if there is one. amp: autocast to bfloat16 (float16 where a
+    CUDA device has no bfloat16). workers: processes that decode images. strict: stop at the first
+    unreadable image instead of leaving it out.
+    """
+
+    batch_size: int = 128
+    device: str | torch.device = "auto"
+    amp: bool = False
+    workers: int = 0
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A model has run over all images: its speed, and what could not be read."""
+
+    images_per_second: float
+    unreadable: tuple[str, ...]
+
+
 def evaluate(
     model: nn.Module,
     data: ImageData,
@@ -56,69 +80,29 @@ def evaluate(
     """Measure top-1, top-5 and loss of `model` on all images of `data`; it is left as it was.
 
     Args:
-        device: "auto" takes an accelerator if there is one.
-        amp: autocast to bfloat16 (float16 where a CUDA device has no bfloat16).
-        workers: processes that decode images.
-        strict: stop at the first unreadable image instead of leaving it out.
+        batch_size, device, amp, workers, strict: as in `RunOptions`.
         decoded: batches of `data` that are in memory already.
         on_batch: called with the number of images in each batch that is done.
 
     Raises:
         UserError: out of memory (says the batch size to try), or an unreadable image with `strict`.
     """
-    target_device = pick_device(device)
-    pin = target_device.type == "cuda"
     check_size(model, data)
-    if decoded is None:
-        if hasattr(model, "num_classes"):
-            data = match_classes(data, Head.of(model))
-        decoded = batches(data, batch_size, workers, pin_memory=pin)
-    dtype = floating_dtype(model)
+    if decoded is None and hasattr(model, "num_classes"):
+        data = match_classes(data, Head.of(model))
     right1: list[Tensor] = []
     right5: list[Tensor] = []
     losses: list[Tensor] = []
-    unreadable: list[str] = []
-    seen, measured, timed_images = 0, 0.0, 0
-    with (
-        borrowed(model, target_device),
-        torch.inference_mode(),
-        explain_out_of_memory(batch_size),
-    ):
-        for images, targets in decoded:
-            bad = (targets == UNREADABLE).nonzero().flatten().tolist()
-            if bad:
-                names = [data.names[seen + i] if data.names else f"image {seen + i}" for i in bad]
-                if strict:
-                    raise UserError(f"{names[0]} can't be read; mend it, or leave out `strict`.")
-                unreadable += names
-            seen += len(targets)
-            if len(bad) < len(targets):
-                if bad:
-                    keep = targets != UNREADABLE
-                    images, targets = images[keep], targets[keep]
-                images = data.normalize(images.to(target_device, non_blocking=True)).to(dtype)
-                targets = targets.to(target_device, non_blocking=True)
-                synchronize(target_device)
-                began = time.perf_counter()
-                with autocast(target_device, amp):
-                    logits = model(images)
-                synchronize(target_device)
-                if right1:  # the first batch warms up
-                    measured += time.perf_counter() - began
-                    timed_images += len(targets)
-                elif timed_images == 0:
-                    first = (len(targets), time.perf_counter() - began)
-                logits = logits.float()
-                best = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets.unsqueeze(1)
-                right1.append(best[:, 0])
-                right5.append(best.any(1))
-                losses.append(F.cross_entropy(logits, targets, reduction="none"))
-            if on_batch is not None:
-                on_batch(len(targets) + len(bad))
-    if not right1:
-        raise UserError(f"none of the images in {data.spec} can be read.")
-    if timed_images == 0:
-        timed_images, measured = first
+
+    def take(logits: Tensor, targets: Tensor) -> None:
+        logits = logits.float()
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets.unsqueeze(1)
+        right1.append(best[:, 0])
+        right5.append(best.any(1))
+        losses.append(F.cross_entropy(logits, targets, reduction="none"))
+
+    run = RunOptions(batch_size, device, amp, workers, strict)
+    streamed = stream(model, data, take, run, decoded=decoded, on_batch=on_batch)
     correct = torch.cat(right1).cpu().numpy()
     count = len(correct)
     loss = float(torch.cat(losses).cpu().numpy().mean(dtype=np.float64))
@@ -133,10 +117,72 @@ def evaluate(
         top5=100 * float(torch.cat(right5).cpu().numpy().mean()),
         loss=loss,
         top1_ci95=(100 * low, 100 * high),
-        images_per_second=timed_images / measured,
-        unreadable=tuple(unreadable),
+        images_per_second=streamed.images_per_second,
+        unreadable=streamed.unreadable,
         correct=correct,
     )
+
+
+def stream(
+    model: nn.Module,
+    data: ImageData,
+    take: Callable[[Tensor, Tensor], None],
+    run: RunOptions,
+    *,
+    answer: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    decoded: Batches | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Streamed:
+    """Hand what `model` says of each batch of readable images to `take`, with their targets.
+
+    Args:
+        answer: what is asked of the model and the normalized images (B, C, H, W); its output where
+            left out.
+        decoded, on_batch: as for `evaluate`.
+
+    Raises:
+        UserError: as `evaluate`, or no image can be read.
+    """
+    device = pick_device(run.device)
+    if decoded is None:
+        decoded = batches(data, run.batch_size, run.workers, pin_memory=device.type == "cuda")
+    dtype = floating_dtype(model)
+    unreadable: list[str] = []
+    seen, measured, timed_images = 0, 0.0, 0
+    first: tuple[int, float] | None = None
+    with borrowed(model, device), torch.inference_mode(), explain_out_of_memory(run.batch_size):
+        for images, targets in decoded:
+            bad = (targets == UNREADABLE).nonzero().flatten().tolist()
+            if bad:
+                names = [data.names[seen + i] if data.names else f"image {seen + i}" for i in bad]
+                if run.strict:
+                    raise UserError(f"{names[0]} can't be read; mend it, or leave out `strict`.")
+                unreadable += names
+            seen += len(targets)
+            if len(bad) < len(targets):
+                if bad:
+                    keep = targets != UNREADABLE
+                    images, targets = images[keep], targets[keep]
+                images = data.normalize(images.to(device, non_blocking=True)).to(dtype)
+                targets = targets.to(device, non_blocking=True)
+                synchronize(device)
+                began = time.perf_counter()
+                with autocast(device, run.amp):
+                    said = model(images) if answer is None else answer(model, images)
+                synchronize(device)
+                if first is None:  # the first batch warms up
+                    first = (len(targets), time.perf_counter() - began)
+                else:
+                    measured += time.perf_counter() - began
+                    timed_images += len(targets)
+                take(said, targets)
+            if on_batch is not None:
+                on_batch(len(targets) + len(bad))
+    if first is None:
+        raise UserError(f"none of the images in {data.spec} can be read.")
+    if timed_images == 0:
+        timed_images, measured = first
+    return Streamed(timed_images / measured, tuple(unreadable))
 
 
 def check_size(model: nn.Module, data: ImageData) -> None:

@@ -59,7 +59,8 @@ def export_model(
     whose answers differ is not kept.
 
     Args:
-        output: what the program answers: "logits"; "features", the (B, P + K, C) tokens of
+        output: what the program answers: "logits" (one vector of features where the model has no
+            head, and called so); "features", the (B, P + K, C) tokens of
             `forward_features`; or "dense", a normalized feature for each patch, (B, C, H, W).
         opset: of ONNX; torch's own choice where left out.
 
@@ -88,6 +89,8 @@ def export_model(
         with torch.no_grad(), warnings.catch_warnings(), replacing(out) as fresh:
             warnings.simplefilter("ignore")
             program = model if output == "logits" else _Features(model, output)
+            if output == "logits" and not getattr(model, "num_classes", 1):
+                output = "features"  # what it answers without a head
             expected = program(images)
             if file_format == "onnx":
                 opset = _write_onnx(program, images[:2], fresh, opset, output)

@@ -79,8 +79,9 @@ def check_data(spec: str) -> None:
         return
     if not os.path.exists(spec):
         raise UserError(
-            f"data {spec!r} does not exist; give a folder of class folders, of splits or of "
-            "<split>.tar files, a .tar file, or a timm data set such as torch/cifar10."
+            f"data {spec!r} does not exist; give a folder of class folders, of images, of "
+            "splits or of <split>.tar files, a .tar file, or a timm data set such as "
+            "torch/cifar10."
         )
     if not os.path.isdir(spec) and not spec.lower().endswith(".tar"):
         raise UserError(f"data {spec!r} is a file but no .tar; give a folder or a .tar file.")

@@ -9,7 +9,16 @@ import pytest
 
 from tests.pictures import class_folders, picture, tar_of, truncate
 from tests.test_data import CONFIG, everything
-from tpcli.data import UNREADABLE, ImageData, LeftOut, create, describe
+from tpcli.data import (
+    UNREADABLE,
+    Head,
+    ImageData,
+    LeftOut,
+    Unmatched,
+    create,
+    describe,
+    match_classes,
+)
 from tpcli.data.files import natural_key, suffixes
 from tpcli.errors import UserError
 
@@ -169,8 +178,6 @@ def test_nested_class_folders(tmp_path: Path, paths: list[str], expected: list[s
 @pytest.mark.parametrize(
     ("paths", "words"),
     [
-        (["cat/0", "cat/old/1", "dog/0"], "different depths, in cat/ and in cat/old/"),
-        (["cat/0", "pets/dog/0"], "different depths, in cat/ and in pets/dog/"),
         (["a/cat/0", "a/dog/0", "b/cat/0", "b/dog/0"], "has cat/ in both a/ and b/"),
         (["cat/front/0", "dog/front/0", "dog/back/0"], "has front/ in both cat/ and dog/"),
     ],
@@ -185,3 +192,29 @@ def test_folders_that_could_be_read_in_two_ways(
     for data in (tmp_path / "set", tar_of(tmp_path / "set", tmp_path / "set.tar")):
         with pytest.raises(UserError, match=words):
             create(str(data), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        (["0", "1"], "holds images but no class folders"),
+        (["cat/0", "cat/old/1", "dog/0"], "different depths, in cat/ and in cat/old/"),
+        (["cat/0", "pets/dog/0"], "different depths, in cat/ and in pets/dog/"),
+    ],
+)
+def test_images_without_classes_are_data_without_labels(
+    tmp_path: Path, paths: list[str], words: str
+) -> None:
+    for i, path in enumerate(paths):
+        file = tmp_path / "set" / f"{path}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture(i).save(file)
+    for data in (tmp_path / "set", tar_of(tmp_path / "set", tmp_path / "set.tar")):
+        found = create(str(data), CONFIG)
+        assert found.names == [f"{path}.png" for path in paths]
+        assert (list(found.classes), everything(found)[1]) == ([], [-1] * len(paths))
+        with pytest.raises(Unmatched, match=words) as error:
+            match_classes(found, Head("m", 2))
+        assert "or use `measure=agreement` or `measure=similarity`, which need" in str(error.value)
+        with pytest.raises(UserError, match=words):
+            create(str(data), CONFIG, class_map={"cat": 0})

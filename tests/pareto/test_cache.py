@@ -38,7 +38,7 @@ def test_round_trip_keeps_every_field(tmp_path: Path) -> None:
     after = cache.get("k")
     assert after == before
     assert after is not None
-    assert np.array_equal(after.correct, before.correct)
+    assert np.array_equal(after.each, before.each)
 
 
 def test_half_written_entry_counts_as_missing(tmp_path: Path) -> None:
@@ -128,9 +128,9 @@ def damaged(entry: Path, how: str) -> None:
     document = json.loads(entry.read_text())
     changes: dict[str, Any] = {
         "null": {"top1": None}, "infinite": {"loss": float("nan")}, "count": {"count": 999},
-        "many": {"count": 10**9}, "no count": {"count": "x"}, "short": {"correct": "AAAA"},
-        "other answers": {"correct": base64.b64encode(bytes(125)).decode()},
-        "no base64": {"correct": "\u00e9"}, "true": {"top1": True}, "no name": {"model": 3},
+        "many": {"count": 10**9}, "no count": {"count": "x"}, "short": {"each": "AAAA"},
+        "other answers": {"each": base64.b64encode(bytes(125)).decode()},
+        "no base64": {"each": "\u00e9"}, "true": {"top1": True}, "no name": {"model": 3},
         "budget": {"budget": "much"}, "tokens": {"tokens": [1.5]}, "no tokens": {"tokens": None},
     }  # fmt: skip
     if how in changes:

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binom
 
 from tpcli.pareto import Point, compare
-from tpcli.pareto.compare import top1_at
+from tpcli.pareto.compare import score_at
 
 from .points import COUNT, point
 
@@ -17,7 +17,7 @@ from .points import COUNT, point
 def with_correct(p: Point, wrong: range) -> Point:
     correct = np.ones(COUNT, bool)
     correct[list(wrong)] = False
-    return replace(p, budget=0.5, correct=correct)
+    return replace(p, budget=0.5, each=correct)
 
 
 def test_difference_counts_only_images_on_which_the_two_disagree() -> None:
@@ -48,5 +48,5 @@ def test_only_points_with_the_same_budget_and_model_are_compared() -> None:
 
 def test_accuracy_at_equal_flops_is_interpolated_and_never_extrapolated() -> None:
     points = [point(1.0, 80), point(0.5, 70, "ward")]
-    assert top1_at(points, "ward", "m", 0.75) == pytest.approx(75.0)
-    assert top1_at(points, "ward", "m", 0.4) is None
+    assert score_at(points, "ward", "m", 0.75) == pytest.approx(75.0)
+    assert score_at(points, "ward", "m", 0.4) is None

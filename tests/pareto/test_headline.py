@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from tpcli.pareto import frontier, headline
-from tpcli.pareto.headline import RESAMPLES, _resampled_top1, flops_saving
+from tpcli.pareto.headline import RESAMPLES, _resampled_scores, flops_saving
 
 from .points import COUNT, point
 
 
 def test_frontier_keeps_only_points_that_nothing_beats() -> None:
     points = [point(1.0, 80), point(0.5, 81), point(0.4, 70), point(0.45, 69), point(0.4, 71)]
-    assert [(p.gflops, p.top1) for p in frontier(points)] == [(0.4, 71), (0.5, 81)]
+    assert [(p.gflops, p.score) for p in frontier(points)] == [(0.4, 71), (0.5, 81)]
 
 
 def test_saving_interpolates_between_the_points_around_the_crossing() -> None:
@@ -75,8 +75,8 @@ def test_interval_is_paired() -> None:
 
 def test_interval_covers_the_value_where_images_differ() -> None:
     base, pooled = point(1.0, 80), point(0.5, 80, "ward")
-    shuffled = np.random.default_rng(1).permutation(pooled.correct)
-    pooled.correct[:] = shuffled
+    shuffled = np.random.default_rng(1).permutation(pooled.each)
+    pooled.each[:] = shuffled
     saving = headline([base, pooled], "ward").same_accuracy_flops_saving["0.0"]
     assert saving is not None
     low, high = saving.ci95
@@ -88,11 +88,11 @@ def test_resamples_have_the_law_of_the_plain_bootstrap() -> None:
     random = np.random.default_rng(2)
     easy = random.random(COUNT)
     points = [
-        replace(point(0.5, 80), correct=easy + 0.2 * random.random(COUNT) > limit)
+        replace(point(0.5, 80), each=easy + 0.2 * random.random(COUNT) > limit)
         for limit in (0.2, 0.25, 0.9)
     ]
-    drawn = _resampled_top1(points)
-    correct = np.stack([p.correct for p in points], axis=1).astype(float)
+    drawn = _resampled_scores(points)
+    correct = np.stack([p.each for p in points], axis=1).astype(float)
     images = random.integers(COUNT, size=(4000, COUNT))
     plain = np.stack([100 * correct[i].mean(0) for i in images])
     assert drawn.shape == (RESAMPLES, 3)
@@ -110,13 +110,12 @@ def test_resampling_takes_little_memory() -> None:
     """Also where no two images are alike, which is the worst."""
     random = np.random.default_rng(3)
     points = [
-        replace(point(0.5, 80), count=50_000, correct=random.random(50_000) < 0.8)
-        for _ in range(30)
+        replace(point(0.5, 80), count=50_000, each=random.random(50_000) < 0.8) for _ in range(30)
     ]
     tracemalloc.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[_resampled_top1.__module__], "RESAMPLES", 5)
-        _resampled_top1(points)
+        patch.setattr(sys.modules[_resampled_scores.__module__], "RESAMPLES", 5)
+        _resampled_scores(points)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 50e6

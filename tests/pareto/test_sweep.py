@@ -64,7 +64,7 @@ def test_the_better_of_two_families_is_the_entry(source: ModelAndData, tmp_path:
     for entry, other in zip(result.points[1:], result.others, strict=False):
         assert {entry.family, other.family} == {"default", "constant"}
         assert entry.tokens != other.tokens
-        assert entry.top1 >= other.top1
+        assert entry.score >= other.score
     alone = sweep([source], replace(both, families=("constant",), budgets=(0.5,)), tmp_path)
     assert alone.measured == 0
     assert alone.points[1].family == "constant"

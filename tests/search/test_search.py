@@ -211,3 +211,12 @@ def test_methods_command(run: Run) -> None:
     assert by_name["evit"]["class_token"] == "used if there"
     text = run("methods").out
     assert all(name in text for name in by_name)
+
+
+def test_a_model_without_a_head_is_judged_by_similarity(digits: data.ImageData) -> None:
+    model = tiny_vit(depth=2, num_classes=0)
+    result = search(model, digits, pooling_options("ward"), replace(SMALL, trials=2))
+    assert result.made_by["by"] == "similarity"
+    assert 0 < (result.members[-2].damage or 0) < 1
+    with pytest.raises(UserError, match="by 'kl' compares class probabilities, and the model"):
+        search(model, digits, pooling_options("ward"), replace(SMALL, by="kl"))

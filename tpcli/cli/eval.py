@@ -1,12 +1,28 @@
-"""`tpcli eval`: accuracy of a model."""
+"""`tpcli eval`: what a model is worth."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from tpcli.cli.groups import DataGroup, JsonOption, ModelArgument, ModelGroup, RunGroup
+from tpcli.cli.measure_options import MeasureGroup, TrainSplit
 from tpcli.cli.pooling_options import PoolingGroup
 from tpcli.cli.spread import add
+from tpcli.measures import MEASURES
+
+if TYPE_CHECKING:
+    from tpcli.measures.choice import Task
+    from tpcli.measures.scores import Scores
+
+SHOWN = {
+    "top5": ("top-5", "{:.2f}%"),
+    "loss": ("loss", "{:.4f}"),
+    "kl": ("KL", "{:.4f}  (mean divergence of class probabilities from the unpooled model's)"),
+    "neighbours": ("neighbours", "{:.2f}%  (of the unpooled model's 10 nearest, found again)"),
+}
+"""What is printed beside the score: its name, and how it is written."""
 
 
 def register(app: typer.Typer) -> None:
@@ -20,19 +36,27 @@ def evaluate(
     loading: ModelGroup,
     pooling: PoolingGroup,
     source: DataGroup,
+    train_split: TrainSplit = "train",
+    measuring: MeasureGroup,
     run: RunGroup,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure top-1, top-5 and loss, with a 95% interval. Pools only where asked to.
+    """Measure a model, with a 95% interval. Pools only where asked to.
+
+    Top-1 where it has a head whose classes the data are of; else by neighbours, or against the
+    model without pooling, which needs no labels (--measure).
 
     Example: tpcli eval deit_small_patch16_224 --data imagenet/ --schedule flops:0.6
     """
-    source.require_for(model, source.split)
+    source.require_for(model, source.split, train_split)
     pooling.check(model)
+    measuring.check()
 
-    from tpcli import evaluation
     from tpcli.cli import render
     from tpcli.devices import pick_device
+    from tpcli.evaluation import RunOptions
+    from tpcli.measures.choice import Candidate, choose
+    from tpcli.measures.measurer import Measurer
     from tpcli.surgery import pooling_spec
 
     render.quiet()
@@ -41,19 +65,17 @@ def evaluate(
     pooling.apply_to(loaded)
     data = source.open(loaded)
     render.say_left_out(data)
-    with render.progress_bar(f"eval {loaded.name}", data.count) as advance:
-        result = evaluation.evaluate(
-            loaded.model,
-            data,
-            batch_size=run.batch_size,
-            device=device,
-            amp=run.amp,
-            workers=run.workers,
-            strict=run.strict,
-            on_batch=advance,
-        )
+    candidate = Candidate(
+        loaded.model, loaded.name, data, measuring.opener(source, loaded, train_split)
+    )
+    (task,) = choose(measuring.asked, [candidate], measuring.bank or "pooled")
+    render.say_passed_over(task)
+    options = RunOptions(run.batch_size, device, run.amp, run.workers, run.strict)
+    with render.progress_bars(f"eval {loaded.name}") as begin:
+        result = Measurer(loaded.model, task, options).measure(loaded.model, begin)
     spec = pooling_spec(loaded.model)
     schedule = spec.schedule.name if spec else "none"
+    low, high = result.ci95
     if as_json:
         render.print_json(
             {
@@ -64,28 +86,52 @@ def evaluate(
                 "tokens": list(spec.schedule.tokens) if spec else [],
                 "method": spec.options.to_dict() if spec else {},
                 "count": result.count,
-                "top1": result.top1,
-                "top5": result.top5,
-                "loss": result.loss,
-                "top1_ci95": list(result.top1_ci95),
+                "measure": result.measure,
+                "score": result.score,
+                "score_lo": low,
+                "score_hi": high,
+                **_more(result),
                 "images_per_second": result.images_per_second,
                 "unreadable": list(result.unreadable),
                 "left_out": [entry._asdict() for entry in data.left_out],
                 "device": str(device),
                 "amp": run.amp,
+                **_bank(task),
             }
         )
         return
-    low, high = result.top1_ci95
     facts = [
         ("model", loaded.name),
         ("schedule", schedule),
         ("data", f"{data.spec}, {data.split}, {result.count} images"),
-        ("top-1", f"{result.top1:.2f}%  (95% interval {low:.2f} to {high:.2f})"),
-        ("top-5", f"{result.top5:.2f}%"),
-        ("loss", f"{result.loss:.4f}"),
+        (
+            MEASURES[result.measure].label,
+            f"{result.score:.2f}%  (95% interval {low:.2f} to {high:.2f})",
+        ),
+        *(
+            (SHOWN[name][0], SHOWN[name][1].format(v))
+            for name, v in result.more.items()
+            if name in SHOWN
+        ),
         ("images/s", f"{result.images_per_second:.0f}  (model alone, on {device})"),
     ]
+    if task.bank is not None:
+        whose = f"features of the {task.bank_of} model"
+        facts.insert(3, ("bank", f"{task.bank.count} images of {task.bank.split}, {whose}"))
     if result.unreadable:
         facts.append(("unreadable", render.some(result.unreadable)))
     render.print_facts(facts)
+
+
+def _more(result: Scores) -> dict[str, Any]:
+    """What was measured beside the score, by its keys in JSON."""
+    more: dict[str, Any] = dict(result.more)
+    if "top1_lo" in more:
+        more["top1_ci95"] = [more.pop("top1_lo"), more.pop("top1_hi")]
+    return more
+
+
+def _bank(task: Task) -> dict[str, Any]:
+    if task.bank is None:
+        return {}
+    return {"bank": {"of": task.bank_of, "split": task.bank.split, "count": task.bank.count}}

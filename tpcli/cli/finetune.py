@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ from tpcli.cli.recipe_options import RecipeGroup, open_training, read_config
 from tpcli.cli.spread import add
 from tpcli.cli.values import FILE, FOLDER, flag, one_of, option
 from tpcli.files import check_output
+from tpcli.measures import MEASURES
 from tpcli.specs import base_name
 
 DEFAULT_SCHEDULE = "flops:0.6"
@@ -64,6 +65,8 @@ def finetune(
     as_json: JsonOption = False,
 ) -> None:
     """Train a model with its pooling in place, and win back the accuracy that pooling cost.
+
+    Without labels, or without a head, it learns from the model before pooling.
 
     The same command again goes on after an interruption. On 8 GPUs: torchrun --nproc-per-node 8
     -m tpcli finetune ...
@@ -118,9 +121,10 @@ def finetune(
     if not is_first:
         return
     if as_json:
-        render.print_json(asdict(result))
+        render.print_json(result.to_dict())
         return
-    low, high = result.best_top1_ci95
+    low, high = result.best_score_ci95
+    label = MEASURES[result.measure].label
     weights = "averaged weights, " if result.best_weights == "average" else ""
     when = f"{weights}epoch {result.best_epoch}"
     if result.best_epoch == 0:
@@ -131,11 +135,11 @@ def finetune(
         [
             ("model", f"{result.model}, {recipe.epochs} epochs"),
             ("schedule", result.schedule),
-            ("base top-1", f"{result.base_top1:.2f}%  (unpooled, before training)"),
-            ("start top-1", f"{result.start_top1:.2f}%  (pooled, before training)"),
+            (f"base {label}", f"{result.base_score:.2f}%  (unpooled, before training)"),
+            (f"start {label}", f"{result.start_score:.2f}%  (pooled, before training)"),
             (
-                "best top-1",
-                f"{result.best_top1:.2f}%  ({when}; 95% interval {low:.2f} to {high:.2f})",
+                f"best {label}",
+                f"{result.best_score:.2f}%  ({when}; 95% interval {low:.2f} to {high:.2f})",
             ),
             (
                 "GFLOPs",

@@ -90,7 +90,7 @@ class SourceGroup:
     data: Annotated[
         str | None,
         option(
-            DATA, "demo, a folder, a .tar, or a timm data set such as torch/cifar10.",
+            DATA, "demo, a folder or .tar of images, or a timm data set such as torch/cifar10.",
             panel=DATA_PANEL,
         ),
     ] = None  # fmt: skip
@@ -132,10 +132,10 @@ class DataGroup(SourceGroup):
     ] = None
 
     def open(self, loaded: LoadedModel) -> ImageData:
-        """Open the data for this model, and match its classes with the head's."""
-        from tpcli.data import Head, create, match_classes
+        """Open the data, prepared for this model; targets are positions of class folders."""
+        from tpcli.data import create
 
-        data = create(
+        return create(
             self.data or specs.DEMO,
             loaded.data_config,
             split=self.split,
@@ -144,7 +144,6 @@ class DataGroup(SourceGroup):
             limit=self.limit,
             class_map=self.read_class_map(),
         )
-        return match_classes(data, Head.of(loaded.model, loaded.name))
 
     def read_class_map(self) -> dict[str, int] | None:
         """The class map, where one was given."""

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from tpcli.cli.render import make_bar
 from tpcli.cli.text import visible
+from tpcli.measures import MEASURES
 
 if TYPE_CHECKING:
     from tpcli.pareto import Point
@@ -60,7 +61,8 @@ class LiveSweep:
         if not self._console.is_terminal:
             self._console.print(
                 f"{visible(point.model)} {visible(point.method)} {point.gflops:.4f} GFLOPs "
-                f"({100 * point.gflops_ratio:.1f}%): top-1 {point.top1:.2f}",
+                f"({100 * point.gflops_ratio:.1f}%): "
+                f"{MEASURES[point.measure].label} {point.score:.2f}",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,
@@ -68,7 +70,8 @@ class LiveSweep:
 
     def _render(self) -> RenderableType:
         table = Table(box=None, padding=(0, 2))
-        for column in ("model", "method", "GFLOPs", "of base", "top-1"):
+        label = MEASURES[self._points[0].measure].label if self._points else ""
+        for column in ("model", "method", "GFLOPs", "of base", label):
             table.add_column(column, justify="left" if column in ("model", "method") else "right")
         for p in self._points[-ROWS:]:
             table.add_row(
@@ -76,6 +79,6 @@ class LiveSweep:
                 Text(visible(p.method)),
                 f"{p.gflops:.4f}",
                 f"{100 * p.gflops_ratio:.1f}%",
-                f"{p.top1:.2f}",
+                f"{p.score:.2f}",
             )
         return Group(table, self._progress)

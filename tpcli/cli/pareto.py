@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,17 +11,20 @@ import typer
 from tpcli.cli.groups import DataGroup, JsonOption, ModelGroup, RunGroup
 from tpcli.cli.kinds import BUDGETS, MODEL, SCHEDULE, SOME_METHODS, budgets
 from tpcli.cli.made_by import report_context
+from tpcli.cli.measure_options import MeasureGroup
 from tpcli.cli.pooling_options import METHODS_HELP, POOLING_PANEL, MethodGroup, method_names
 from tpcli.cli.recipe_options import FinetuneGroup
 from tpcli.cli.spread import add
 from tpcli.cli.values import FIGURE, FOLDER, Value, one_of, option
 from tpcli.errors import UserError
 from tpcli.files import check_output
+from tpcli.measures import MEASURES
 from tpcli.specs import DEMO
 
 if TYPE_CHECKING:
     from tpcli.data import ImageData
     from tpcli.finetune import TrainingData
+    from tpcli.measures.choice import Task
     from tpcli.models import LoadedModel
     from tpcli.pareto import ModelAndData, SweepOptions, SweepResult
     from tpcli.report import ReportContext
@@ -89,6 +93,7 @@ def pareto(
     ] = BOTH,
     pooling: MethodGroup,
     source: DataGroup,
+    measuring: MeasureGroup,
     run: RunGroup,
     training: FinetuneGroup,
     x: Annotated[
@@ -108,7 +113,9 @@ def pareto(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Sweep models, methods and budgets; draw top-1 against GFLOPs into a report.
+    """Sweep models, methods and budgets; draw accuracy against GFLOPs into a report.
+
+    Without a head or labels, draws how near the pooled model is to the unpooled one (--measure).
 
     Points are measured once and kept: a sweep that was stopped goes on where it was, and several
     processes with the same --cache share the work.
@@ -116,6 +123,7 @@ def pareto(
     Example: tpcli pareto deit_small_patch16_224 --data imagenet/ --out plot.png
     """
     check_output(out)
+    measuring.check()
     poolings = [pooling.options(name) for name in method_names(method) or DEFAULT_METHODS]
     recipe = training.recipe
     searched = SEARCHED in (schedule or [])
@@ -152,6 +160,8 @@ def pareto(
         amp=run.amp,
         workers=run.workers,
         strict=run.strict,
+        measure=measuring.asked,
+        bank=measuring.bank or "pooled",
     )
     sources = []
     for loaded in told_apart({model: loading.load(model) for model in specs}):
@@ -161,6 +171,7 @@ def pareto(
                 source.open(loaded),
                 training=_training(loaded, source, training, device),
                 calibration=_calibration(loaded, source) if searched else None,
+                open_bank=measuring.opener(source, loaded, training.train_split),
             )
         )
     first = sources[0]
@@ -200,15 +211,19 @@ def _calibration(loaded: LoadedModel, source: DataGroup) -> ImageData:
 
 def _run(sources: list[ModelAndData], options: SweepOptions, cache: Path) -> SweepResult:
     """The sweep with a live table of points on stderr."""
+    from tpcli.cli import render
     from tpcli.cli.live import LiveSweep
     from tpcli.pareto import sweep
+
+    def say(tasks: Sequence[Task]) -> None:
+        render.say_passed_over(tasks[0])
 
     budgets, others = len(options.budgets), len(options.schedules)
     points = 1 + len(options.poolings) * (budgets * len(options.families) + others)
     if options.recipe is not None:
         points += 1 + len(options.poolings) * (budgets + others)
     with LiveSweep(len(sources) * points) as live:
-        return sweep(sources, options, cache, on_job=live.start, on_point=live.add)
+        return sweep(sources, options, cache, on_job=live.start, on_point=live.add, on_tasks=say)
 
 
 def _context(
@@ -218,15 +233,27 @@ def _context(
     names = ", ".join(s.loaded.name for s in sources)
     title = f"Token Pooling of {names} on {Path(data.spec).name}"
     count = result.points[0].count
-    return report_context(title, f"{data.spec}, {data.split}", count, device, options.amp)
+    images = f"{data.spec}, {data.split}{_bank(result.tasks[0])}"
+    return report_context(title, images, count, device, options.amp)
+
+
+def _bank(task: Task) -> str:
+    if task.bank is None:
+        return ""
+    return (
+        f" (neighbours among {task.bank.count} images of {task.bank.split}, by features of the "
+        f"{task.bank_of} model)"
+    )
 
 
 def _print(result: SweepResult, context: ReportContext, out: Path) -> None:
     from tpcli.cli import render
     from tpcli.report.document import report_paths, table_rows
 
-    columns = ["model", "method", "budget", "GFLOPs", "of base", "top-1", "difference", "images/s"]
-    keys = ["model", "method", "budget", "gflops", "ratio", "top1", "difference", "speed"]
+    measure = MEASURES[result.points[0].measure]
+    columns = ["model", "method", "budget", "GFLOPs", "of base", measure.label]
+    columns += ["difference", "images/s"]
+    keys = ["model", "method", "budget", "gflops", "ratio", measure.name, "difference", "speed"]
     rows = [[row[key] for key in keys] for row in table_rows(result)]
     caption = f"{context.count} images of {context.data}. {render.CONVENTION}."
     spare = ["images/s", "budget", "difference", "GFLOPs"]

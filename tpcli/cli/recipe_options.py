@@ -94,7 +94,9 @@ class FinetuneGroup:
             panel=FINETUNE_PANEL,
         ),
     ] = None
-    train_split: Annotated[str, option(SPLIT, "Split to train on.", panel=FINETUNE_PANEL)] = "train"
+    train_split: Annotated[
+        str, option(SPLIT, "Split to train on, and of knn's bank.", panel=FINETUNE_PANEL)
+    ] = "train"
 
     @property
     def recipe(self) -> Recipe | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
     from tpcli.data import ImageData
+    from tpcli.measures.choice import Task
 
 from tpcli.text import CONVENTION as CONVENTION
 
@@ -143,6 +144,30 @@ def make_bar(console: Console, *more: ProgressColumn, bar_width: int | None = 40
         transient=True,
         disable=console.quiet or not console.is_terminal,
     )
+
+
+def say_passed_over(task: Task) -> None:
+    """On stderr, why the measure that is taken where it can be is not."""
+    if task.passed_over:
+        text = f"measured by {task.measure}, as {task.passed_over.partition(';')[0].rstrip('.')}"
+        sys.stderr.write(visible(text) + "\n")
+
+
+@contextmanager
+def progress_bars(description: str) -> Iterator[Callable[[str, int | None], Callable[[int], None]]]:
+    """A bar on stderr for one thing after another; yields what begins the next, and returns what
+    advances it."""
+    from rich.console import Console
+
+    with make_bar(Console(stderr=True)) as bar:
+        task = bar.add_task("")
+
+        def begin(label: str, total: int | None) -> Callable[[int], None]:
+            text = visible(f"{description} {label}".strip())
+            bar.reset(task, description=text, total=total)
+            return lambda amount: bar.advance(task, amount)
+
+        yield begin
 
 
 @contextmanager

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tpcli.search import SearchResult
 
 
-JUDGES = ("kl", "significance", "reconstruction")
+JUDGES = ("kl", "significance", "reconstruction", "similarity")
 VARIED = ("options", "places")
 varied = some_of(VARIED)
 VARY = checked(varied, "NAMES", lambda: VARIED)
@@ -79,8 +79,13 @@ def schedule(
     ] = None,
     budget: Annotated[float, option(BUDGET, "Share of the base FLOPs, in (0, 1].")] = 0.6,
     by: Annotated[
-        str, option(one_of(JUDGES), f"What a schedule is judged by: {', '.join(JUDGES)}.")
-    ] = "kl",
+        str | None,
+        option(
+            one_of(JUDGES),
+            f"What a schedule is judged by: {', '.join(JUDGES)}.",
+            shown="kl; similarity where there is no head",
+        ),
+    ] = None,
     trials: Annotated[int, option(whole(1, MANY), "Schedules tried per budget.")] = 16,
     vary: Annotated[
         str | None,
@@ -152,7 +157,10 @@ def schedule(
             ("model", f"{loaded.name}, pooled by {chosen.method}"),
             ("tokens", ", ".join(map(str, found.tokens))),
             ("FLOPs", f"{100 * float(str(ratio)):.2f}% of the base, budget {100 * budget:g}%"),
-            ("judged by", f"{by}, {calibration.images} images of {data.spec}, {data.split}"),
+            (
+                "judged by",
+                f"{result.made_by['by']}, {calibration.images} images of {data.spec}, {data.split}",
+            ),
             ("family", ", ".join(f"{member.ratio:.2f}" for member in result.members)),
             *_last_free(result, found.tokens),
             ("verdict", result.verdict),

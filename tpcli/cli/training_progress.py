@@ -1,4 +1,4 @@
-"""Training on the terminal: a bar with loss, top-1, learning rate, images/s and time left."""
+"""Training on the terminal: a bar with loss, score, learning rate, images/s and time left."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.progress import TextColumn, TimeElapsedColumn
 from tpcli.cli.render import make_bar
 from tpcli.cli.text import visible
 from tpcli.finetune import Watcher
+from tpcli.measures import MEASURES
 
 SMOOTHING = 0.9
 
@@ -30,7 +31,8 @@ class TrainingProgress(Watcher):
         self.task = self.bar.add_task(visible(title), total=None, state="measuring before training")
         self.loss: float | None = None
         self.rate: float | None = None
-        self.top1 = 0.0
+        self.score = 0.0
+        self.measure = "top1"
         self.last = time.monotonic()
 
     def __enter__(self) -> TrainingProgress:
@@ -45,13 +47,20 @@ class TrainingProgress(Watcher):
     ) -> None:
         self.bar.stop()
 
-    def begin(self, *, steps: int, done: int, base_top1: float, start_top1: float) -> None:
-        self.top1 = start_top1
+    def begin(
+        self, *, steps: int, done: int, base_score: float, start_score: float, measure: str
+    ) -> None:
+        self.score, self.measure = start_score, measure
         self.last = time.monotonic()
         self.bar.update(self.task, total=steps, completed=done, state="")
         self.console.print(
-            f"before: top-1 {base_top1:.2f}% unpooled, {start_top1:.2f}% as it starts"
+            f"before: {self.label} {base_score:.2f}% unpooled, {start_score:.2f}% as it starts"
         )
+
+    @property
+    def label(self) -> str:
+        """What the score is called."""
+        return MEASURES[self.measure].label
 
     def step(self, *, step: int, epoch: int, loss: float, lr: float, images: int) -> None:
         now = time.monotonic()
@@ -59,18 +68,19 @@ class TrainingProgress(Watcher):
         self.rate = _smooth(self.rate, images / max(now - self.last, 1e-9))
         self.last = now
         state = (
-            f"epoch {epoch + 1}/{self.epochs}  loss {self.loss:.3f}  top-1 {self.top1:.2f}%  "
-            f"lr {lr:.2g}  {self.rate:.0f} images/s"
+            f"epoch {epoch + 1}/{self.epochs}  loss {self.loss:.3f}  "
+            f"{self.label} {self.score:.2f}%  lr {lr:.2g}  {self.rate:.0f} images/s"
         )
         self.bar.update(self.task, completed=step, state=state)
 
     def epoch(self, row: Mapping[str, float]) -> None:
-        self.top1 = row["top1"]
+        self.score = row[self.measure]
         self.last = time.monotonic()
-        average = f" (averaged weights {row['average_top1']:.2f}%)" if "average_top1" in row else ""
+        average = row.get(f"average_{self.measure}")
+        averaged = "" if average is None else f" (averaged weights {average:.2f}%)"
         self.console.print(
             f"epoch {row['epoch']}/{self.epochs}: loss {row['train_loss']:.4f}, "
-            f"top-1 {row['top1']:.2f}%{average}, {row['images_per_second']:.0f} images/s"
+            f"{self.label} {self.score:.2f}%{averaged}, {row['images_per_second']:.0f} images/s"
         )
 
     def note(self, text: str) -> None:

@@ -12,16 +12,23 @@ from .files import Files, LeftOut, Member, natural_key
 
 BESIDE = "beside the class folders"
 EMPTY = "a class folder without an image"
+NO_LABEL = -1
+"""Target of an image without a class."""
 HOLDERS = ("images", "imgs", "image", "img")
 """Folders that are no class even where there is a single one."""
+
+
+class NoClasses(UserError):
+    """Images lie in no class folders, or in none that all of them agree on."""
 
 
 @dataclass(frozen=True)
 class Classes:
     """Images with the class folder of each.
 
-    names: of the class folders that hold images, in natural order. members, labels: the images, and
-    for each the position of its class in `names`. left_out: images without a class, empty folders.
+    names: of the class folders that hold images, in natural order; empty where there are none.
+    members, labels: the images, and for each the position of its class in `names`, or NO_LABEL.
+    left_out: images without a class, empty folders.
     """
 
     names: tuple[str, ...]
@@ -46,14 +53,17 @@ def by_folder(files: Files) -> Classes:
     `class/images/*.jpg`, it is the name above.
 
     Raises:
-        UserError: there are no images, no folders, or folders that could be read in two ways.
+        NoClasses: images lie beside each other, or at different depths.
+        UserError: there are no images, or folders that may be splits.
     """
     root = files.root
     if not files.members:
-        raise UserError(f"{root} holds no images in class folders{_archives(files)}.")
+        raise UserError(
+            f"{root} holds no images in class folders or beside each other{_archives(files)}."
+        )
     members = [m for m in files.members if "/" in m.name]
     if not members:
-        raise UserError(
+        raise NoClasses(
             f"{root} holds images but no class folders; put the images of each class in a folder "
             "of its own."
         )
@@ -81,6 +91,11 @@ def by_folder(files: Files) -> Classes:
     )
 
 
+def without_classes(files: Files) -> Classes:
+    """All images, none with a class."""
+    return Classes((), tuple(files.members), (NO_LABEL,) * len(files.members), ())
+
+
 def _holds_one_more(folders: Collection[str]) -> bool:
     """Whether all folders have one name and lie in others."""
     last = {posixpath.basename(folder) for folder in folders}
@@ -92,7 +107,7 @@ def _check_depths(files: Files, folders: Collection[str]) -> None:
     depths = {folder.count("/"): folder for folder in sorted(folders, reverse=True)}
     if len(depths) > 1:
         shallow, deep = depths[min(depths)], depths[max(depths)]
-        raise UserError(
+        raise NoClasses(
             f"{files.root} holds images at different depths, in {shallow}/ and in {deep}/, so "
             "it is not clear which folder is the class; put all class folders side by side."
         )

@@ -1,4 +1,4 @@
-"""Labelled images with the preprocessing of one model."""
+"""Images, labelled or not, with the preprocessing of one model."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ UNREADABLE = -100
 
 @dataclass(frozen=True)
 class ImageData:
-    """Labelled images with the preprocessing of one model.
+    """Images with the preprocessing of one model.
 
     spec: what the user typed. split: its name. images: yields (uint8 image (C, H, W), target).
     names: file names in order, empty where the data set has none. classes: class names, empty where
-    unknown. mean, std: per channel, in [0, 1]. config: the model's data config.
+    unknown, or where images have no labels. mean, std: per channel, in [0, 1]. config: the model's
+    data config.
     """
 
     spec: str
@@ -44,6 +45,8 @@ class ImageData:
     """For each class its index in the head, where targets are such; else they are positions."""
     left_out: tuple[LeftOut, ...] = ()
     """What lies under the root and does not count, and why."""
+    unlabelled: str = ""
+    """Why the images have no labels, as a sentence; empty where they have."""
 
     @property
     def empty_folders(self) -> tuple[str, ...]:

@@ -17,6 +17,11 @@ PLACEHOLDER = re.compile(r"(LABEL_)?\d+")
 """Label names that say nothing."""
 
 
+class Unmatched(UserError):
+    """The labels of the data say nothing about the model: there are none, or it has no such
+    classes."""
+
+
 @dataclass(frozen=True)
 class Head:
     """The classes that a model tells apart.
@@ -68,13 +73,11 @@ def match(
             own, which stands where its names are not all the head's.
 
     Raises:
-        UserError: a class is none of the head's, or numbers of classes differ.
+        Unmatched: no class is the head's, or numbers of classes differ.
+        UserError: some classes are the head's and others are not.
     """
     if head.size == 0:
-        raise UserError(
-            f"{head.model} has no head, so the labels of {spec} say nothing about it; use a model "
-            "with classes."
-        )
+        raise no_head(spec, head)
     for names in _names(classes, head):
         found = _look_up(classes, names)
         known = [i for i in found if i is not None]
@@ -86,10 +89,19 @@ def match(
             raise UserError(_unknown(spec, unknown, names, head))
     says_something = any(not PLACEHOLDER.fullmatch(name) for name in head.names)
     if are_folders and says_something and not _are_numbered(classes):
-        raise UserError(_unknown(spec, classes, head.names, head))
+        raise Unmatched(_unknown(spec, classes, head.names, head))
     if len(classes) != head.size:
-        raise UserError(_wrong_count(spec, classes, head, odd))
+        kind = UserError if odd else Unmatched
+        raise kind(_wrong_count(spec, classes, head, odd))
     return tuple(range(head.size))
+
+
+def no_head(spec: str, head: Head) -> Unmatched:
+    """What is wrong where labels are held against a model that has no classes."""
+    return Unmatched(
+        f"{head.model} has no head, so the labels of {spec} say nothing about it; use a model "
+        "with classes, or `measure=knn` or `measure=similarity`, which need no head."
+    )
 
 
 def check_indices(indices: Iterable[int], head: Head) -> None:

@@ -15,11 +15,11 @@ from tpcli.specs import DEMO, check_data, is_named
 from tpcli.splits import main_name
 
 from .class_map import by_map
-from .classes import by_folder
+from .classes import NoClasses, by_folder, without_classes
 from .decoding import Prepared, mode_for
 from .files import NO_FILE, in_folder
 from .images import UNREADABLE, FileImages, ImageData, NamedImages, Relabelled
-from .labels import Head, check_indices, match
+from .labels import Head, Unmatched, check_indices, match, no_head
 from .places import find_split, keep_split
 from .tar import in_tar
 
@@ -70,8 +70,16 @@ def match_classes(data: ImageData, head: Head) -> ImageData:
     """The same images, with targets that are indices into a model's head.
 
     Raises:
-        UserError: the classes are not the head's; names the odd one.
+        Unmatched: there are no labels, no head, or no class is the head's.
+        UserError: some classes are not the head's; names the odd one.
     """
+    if data.unlabelled:
+        raise Unmatched(
+            f"{data.unlabelled.rstrip('.')}, or use `measure=agreement` or `measure=similarity`, "
+            "which need no labels."
+        )
+    if head.size == 0:
+        raise no_head(data.spec, head)
     if data.indices is not None:
         check_indices(data.indices, head)
         return data
@@ -81,6 +89,14 @@ def match_classes(data: ImageData, head: Head) -> ImageData:
     if indices == tuple(range(len(indices))):
         return replace(data, indices=indices)
     return replace(data, images=Relabelled(data.images, indices), indices=indices)
+
+
+def overlap(one: ImageData, other: ImageData) -> bool:
+    """Whether the images of two splits lie in one folder, or in a folder in the other's."""
+    if one.root is None or other.root is None:
+        return False
+    first, second = one.root.resolve(), other.root.resolve()
+    return first == second or first in second.parents or second in first.parents
 
 
 def check_classes(data: ImageData, num_classes: int, model: str) -> None:
@@ -147,7 +163,13 @@ def _local(
     files = in_folder(root) if root.is_dir() else in_tar(root)
     if root == path and path.is_file():
         keep_split(files, split)
-    found, indices = by_folder(files), None
+    indices, unlabelled = None, ""
+    try:
+        found = by_folder(files)
+    except NoClasses as error:
+        if class_map is not None:
+            raise
+        found, unlabelled = without_classes(files), str(error)
     labels = found.labels
     if class_map is not None:
         found, indices = by_map(spec, found, class_map)
@@ -157,7 +179,7 @@ def _local(
     left_out = (*files.left_out, *found.left_out)
     files.members, files.left_out = [], []  # not to be copied into every process
     return ImageData(
-        spec, split, images, names, found.names, config, root, indices=indices, left_out=left_out
+        spec, split, images, names, found.names, config, root, indices, left_out, unlabelled
     )
 
 

@@ -1,4 +1,4 @@
-"""The curve of a run: accuracy and loss over the epochs."""
+"""The curve of a run: score and loss over the epochs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tpcli.files import replacing
+from tpcli.measures import MEASURES
 
 
-def draw_curve(rows: Sequence[Mapping[str, float]], base_top1: float, path: Path) -> None:
+def draw_curve(
+    rows: Sequence[Mapping[str, float]], base_score: float, path: Path, measure: str = "top1"
+) -> None:
     """Draw metrics rows (the first is the model before training) as a PNG, atomically."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     accuracy = figure.subplots()
-    accuracy.axhline(base_top1, color="black", linestyle="--", linewidth=1, label="unpooled model")
+    accuracy.axhline(base_score, color="black", linestyle="--", linewidth=1, label="unpooled model")
     for column, label, color in (
-        ("top1", "weights", "tab:blue"),
-        ("average_top1", "averaged weights", "tab:orange"),
+        (measure, "weights", "tab:blue"),
+        (f"average_{measure}", "averaged weights", "tab:orange"),
     ):
         points = [(row["epoch"], row[column]) for row in rows if column in row]
         if points:
             accuracy.plot(*zip(*points, strict=True), color=color, marker="o", ms=3, label=label)
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
     accuracy.set_xlabel("epoch (0: before training)")
-    accuracy.set_ylabel("top-1 (%)")
+    accuracy.set_ylabel(MEASURES[measure].axis)
     accuracy.grid(alpha=0.3)
     loss = accuracy.twinx()
     trained = rows[1:]

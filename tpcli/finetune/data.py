@@ -11,7 +11,7 @@ from timm.data import create_transform
 from torch.utils.data import IterableDataset
 
 from tpcli import data
-from tpcli.data import Head, ImageData, match_classes
+from tpcli.data import Head, ImageData, match_classes, overlap
 from tpcli.data.decoding import Prepared, mode_for
 from tpcli.data.opening import open_named
 from tpcli.errors import UserError
@@ -87,7 +87,7 @@ def open_data(
             transform=transform,
             class_map=class_map,
         )
-    if _overlap(train, validation) and split != train_split:
+    if overlap(train, validation) and split != train_split:
         raise UserError(
             f"data {spec!r} has no {train_split!r} split: the same images would be trained on and "
             f"measured on; make two folders in it, {train_split}/ and {split}/."
@@ -100,16 +100,22 @@ def open_data(
 def match_data(data: TrainingData, head: Head) -> TrainingData:
     """The same images, with targets that are indices into a model's head.
 
-    Where the head's classes have no names, those of the training split are theirs.
+    Where the head's classes have no names, those of the training split are theirs. Where there is
+    no head, or there are no labels, nothing is matched.
 
     Raises:
         UserError: the classes are not the head's; names the odd one.
     """
-    train = match_classes(data.train, head)
+    if head.size == 0:  # labels mean nothing to it
+        return TrainingData(replace(data.train, classes=()), replace(data.validation, classes=()))
+    train = data.train if data.train.unlabelled else match_classes(data.train, head)
     if not head.names and len(train.classes) == head.size and train.indices is not None:
         names = dict(zip(train.indices, train.classes, strict=True))
         head = replace(head, names=tuple(names[i] for i in sorted(names)))
-    return TrainingData(train, match_classes(data.validation, head))
+    validation = data.validation
+    if not validation.unlabelled:
+        validation = match_classes(validation, head)
+    return TrainingData(train, validation)
 
 
 def label_names(train: ImageData, head: Head) -> tuple[str, ...]:
@@ -149,7 +155,7 @@ def training_transform(config: dict[str, Any], recipe: Recipe, is_demo: bool = F
 def check_data(data: TrainingData, recipe: Recipe, processes: int) -> None:
     """Raise unless the data can be cut into this recipe's batches over so many processes."""
     train, count = data.train, data.train.count
-    if train.classes and len(train.classes) < 2:
+    if len(train.classes) == 1:
         raise UserError(
             f"{train.spec} has one class only ({train.classes[0]}); training needs 2 or more."
         )
@@ -170,14 +176,6 @@ def check_data(data: TrainingData, recipe: Recipe, processes: int) -> None:
             "number of images (processes x `grad_accumulation`); "
             f"use a multiple of {part * shards}."
         )
-
-
-def _overlap(train: ImageData, validation: ImageData) -> bool:
-    """Whether the two are one folder or one lies in the other, also by a link."""
-    if train.root is None or validation.root is None:
-        return False
-    first, second = train.root.resolve(), validation.root.resolve()
-    return first == second or first in second.parents or second in first.parents
 
 
 def _check_same_classes(spec: str, train: ImageData, validation: ImageData) -> None:

@@ -1,46 +1,25 @@
-"""Accuracy with several processes: each image is counted by exactly one of them."""
+"""Scores with several processes: each image is counted by exactly one of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-import torch
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset
 
 from tpcli.data import ImageData, batches
-from tpcli.evaluation import evaluate, wilson_interval
+from tpcli.evaluation import RunOptions
+from tpcli.measures.choice import Task
+from tpcli.measures.measurer import Measurer
+from tpcli.measures.scores import Scores, scores
 
 from .stop import outlive_signals
-
-
-@dataclass(frozen=True)
-class Score:
-    """Over all processes. right: images whose best guess was right. loss: mean cross entropy.
-
-    unreadable: names of images that could not be read.
-    """
-
-    count: int
-    right: int
-    loss: float
-    unreadable: tuple[str, ...] = ()
-
-    @property
-    def top1(self) -> float:
-        """Percent."""
-        return 100 * (self.right / self.count)
-
-    @property
-    def top1_ci95(self) -> tuple[float, float]:
-        """Wilson's interval, in percent."""
-        low, high = wilson_interval(self.right, self.count)
-        return 100 * low, 100 * high
 
 
 class Turns(IterableDataset[Any]):
@@ -59,54 +38,56 @@ class Turns(IterableDataset[Any]):
 
 
 class Judge:
-    """Measures models on this process' share of the images, in float32, and adds the shares up.
+    """Measures models on this process' share of the images, in float32, and puts shares together.
 
     Images are dealt out in turn, so no image is counted twice to even out the shares. Of a stream
     every process reads all images and counts its own: timm's dealing by shard pads.
+
+    base: the unpooled model, which others are held against where the measure wants that.
     """
 
     def __init__(
-        self, accelerator: Accelerator, data: ImageData, batch_size: int, workers: int
+        self,
+        accelerator: Accelerator,
+        base: nn.Module,
+        task: Task,
+        batch_size: int,
+        workers: int,
     ) -> None:
+        data = task.data
+        self.measure = task.measure
         self.accelerator = accelerator
         self.batch_size = batch_size
         self.workers = workers
-        self.share: ImageData | None = data
+        share: ImageData | None = data
         if isinstance(data.images, IterableDataset):
             turns = Turns(data.images, accelerator.process_index, accelerator.num_processes)
-            self.share = replace(data, images=turns)
+            share = replace(data, images=turns)
         else:
             own = range(accelerator.process_index, data.count or 0, accelerator.num_processes)
             names = [data.names[i] for i in own] if data.names else ()
-            self.share = (
-                replace(data, images=Subset(data.images, own), names=names) if own else None
-            )
+            share = replace(data, images=Subset(data.images, own), names=names) if own else None
+        self.measurer: Measurer | None = None
+        if share is not None:
+            run = RunOptions(batch_size, accelerator.device)
+            self.measurer = Measurer(base, replace(task, data=share), run, decode=self._decoded)
 
-    def score(self, model: nn.Module) -> Score:
-        """Measure `model`, which is put in eval mode."""
-        counts = torch.zeros(3, dtype=torch.float64)
-        unreadable: list[str] = []
-        if self.share is not None:
-            result = evaluate(
-                model,
-                self.share,
-                batch_size=self.batch_size,
-                device=self.accelerator.device,
-                decoded=batches(
-                    self.share,
-                    self.batch_size,
-                    self.workers,
-                    pin_memory=self.accelerator.device.type == "cuda",
-                    start_worker=outlive_signals,
-                ),
-            )
-            counts[0] = result.count
-            counts[1] = int(result.correct.sum())
-            counts[2] = result.loss * result.count
-            unreadable += result.unreadable
-        if self.accelerator.num_processes > 1:
-            unreadable = gather_object(unreadable)
-            exact = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
-            counts = self.accelerator.reduce(counts.to(self.accelerator.device, exact), "sum")
-        count, right, loss = counts.tolist()
-        return Score(int(count), int(right), loss / count, tuple(sorted(unreadable)))
+    def score(self, model: nn.Module) -> Scores:
+        """Measure `model`."""
+        own = None if self.measurer is None else self.measurer.measure(model)
+        if self.accelerator.num_processes == 1:
+            assert own is not None
+            return own
+        shares: list[Scores] = [s for s in gather_object([own]) if s is not None]
+        each = np.concatenate([share.each for share in shares])
+        unreadable = sorted(name for share in shares for name in share.unreadable)
+        return scores(self.measure, each, shares[0].images_per_second, tuple(unreadable))
+
+    def _decoded(self, data: ImageData) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches(
+            data,
+            self.batch_size,
+            self.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            start_worker=outlive_signals,
+        )

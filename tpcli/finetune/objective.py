@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +14,18 @@ from torch import Tensor, nn
 from tpcli.recipe import Recipe
 
 from .batches import seeded
+from .sources import FEATURES, LABELS, LOGITS
+from .tokens import FinalTokens, final_tokens
+
+COSINE = 0.9
+"""Share of the angle in the distance of features; the rest is their length and scale."""
 
 
 class Objective:
     """Mixes a batch, and scores the model's answer to it.
 
     teacher: the unpooled model, or None. It sees the very same mixed images.
-    autocast: makes the context in which the teacher runs.
+    autocast: makes the context in which the teacher runs. source: LABELS, LOGITS or FEATURES.
     """
 
     def __init__(
@@ -29,10 +34,13 @@ class Objective:
         num_classes: int,
         teacher: nn.Module | None,
         autocast: Callable[[], AbstractContextManager[object]],
+        source: str = LABELS,
     ) -> None:
         self.recipe = recipe
         self.teacher = teacher
         self.autocast = autocast
+        self.source = source
+        self.tokens: FinalTokens | None = None
         self.mixup: Mixup | None = None
         self.loss: nn.Module = LabelSmoothingCrossEntropy(recipe.smoothing)
         if recipe.mixes:
@@ -42,7 +50,7 @@ class Objective:
                 cutmix_alpha=recipe.cutmix,
                 prob=recipe.mix_prob,
                 label_smoothing=recipe.smoothing,
-                num_classes=num_classes,
+                num_classes=max(num_classes, 1),
             )
 
     def mix(self, images: Tensor, targets: Tensor, *key: int) -> tuple[Tensor, Tensor]:
@@ -51,23 +59,64 @@ class Objective:
         images: (B, 3, H, W), changed in place. targets: (B,). Returns both; where batches are
         mixed, targets are (B, classes).
         """
+        if self.source != LABELS:
+            targets = torch.zeros_like(targets)
         if self.mixup is None:
             return images, targets
         with seeded(self.recipe.seed, *key):
             mixed: tuple[Tensor, Tensor] = self.mixup(images, targets)
         return mixed
 
-    def __call__(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
-        """The loss of a batch: (B, classes), what `mix` returned -> ()."""
-        loss: Tensor = self.loss(logits.float(), targets)
-        if self.teacher is None:
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """While `model` runs on what is then scored."""
+        if self.source != FEATURES:
+            yield
+            return
+        with final_tokens(model) as self.tokens:
+            yield
+
+    def __call__(self, answer: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+        """The loss of a batch: (B, classes) or (B, D), what `mix` returned -> ()."""
+        if self.source == FEATURES:
+            return self._of_features(answer, images)
+        wanted = None if self.teacher is None else self._wanted(images)
+        if self.source == LOGITS:
+            assert wanted is not None
+            return soft_divergence(answer.float(), wanted, self.recipe.distill_temperature)
+        loss: Tensor = self.loss(answer.float(), targets)
+        if wanted is None:
             return loss
-        with torch.no_grad(), self.autocast():
-            wanted = self.teacher(images)
         alpha = self.recipe.distill_alpha
         return (1 - alpha) * loss + alpha * soft_divergence(
-            logits.float(), wanted.float(), self.recipe.distill_temperature
+            answer.float(), wanted, self.recipe.distill_temperature
         )
+
+    def _wanted(self, images: Tensor) -> Tensor:
+        """What the teacher answers."""
+        assert self.teacher is not None
+        with torch.no_grad(), self.autocast():
+            wanted: Tensor = self.teacher(images)
+        return wanted.float()
+
+    def _of_features(self, features: Tensor, images: Tensor) -> Tensor:
+        assert self.teacher is not None
+        assert self.tokens is not None
+        with final_tokens(self.teacher) as theirs:
+            wanted = self._wanted(images)
+        return feature_distance(features, wanted) + feature_distance(
+            self.tokens.spread(), theirs.spread()
+        )
+
+
+def feature_distance(ours: Tensor, wanted: Tensor) -> Tensor:
+    """0.9 (1 - cosine) + 0.1 smooth L1, the mean over vectors (AM-RADIO, Ranzinger et al., 2024).
+
+    Both: (..., D). Returns ().
+    """
+    ours, wanted = ours.float(), wanted.float()
+    angle = 1 - F.cosine_similarity(ours, wanted, dim=-1).mean()
+    return COSINE * angle + (1 - COSINE) * F.smooth_l1_loss(ours, wanted)
 
 
 def soft_divergence(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:

@@ -44,8 +44,8 @@ COLUMNS = (
     "step",
     "lr",
     "train_loss",
-    "top1",
-    "average_top1",
+    "{measure}",
+    "average_{measure}",
     "images_per_second",
     "seconds",
 )
@@ -194,9 +194,9 @@ class RunFolder:
         document = {"format": FORMAT, "identity": self.identity, "scores": scores}
         write_json(self.path / RUN, document)
 
-    def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
+    def write_metrics(self, rows: Sequence[Mapping[str, float]], measure: str) -> None:
         """Write metrics.csv anew, one line per epoch; line 0 is the model before training."""
-        table = pd.DataFrame(rows, columns=list(COLUMNS))
+        table = pd.DataFrame(rows, columns=[c.format(measure=measure) for c in COLUMNS])
         write_text(self.path / METRICS, table.to_csv(index=False, float_format="%.6g"))
 
     def result(self) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from .data import TrainingData
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What came of a run. Accuracies in percent, FLOPs per image.
+    """What came of a run. Scores in percent, by `measure`; FLOPs per image.
 
-    base_top1: the unpooled model before training. start_top1: right after pooling. best_top1: of
+    base_score: the unpooled model before training. start_score: right after pooling. best_score: of
     the weights that were saved, after `best_epoch` (0: as they were before training), "model" or
-    "average". final_top1: after the last epoch. count: images measured on. ratio: FLOPs over base
+    "average". final_score: after the last epoch. count: images measured on. ratio: FLOPs over base
     FLOPs. images_per_second: of training, over all processes, loading included, measuring not.
     seconds: of training. unreadable: names of images that could not be read, by split.
     """
@@ -36,13 +36,14 @@ class FinetuneResult:
     schedule: str
     tokens: list[int]
     method: dict[str, Any]
-    base_top1: float
-    start_top1: float
-    best_top1: float
-    best_top1_ci95: list[float]
+    measure: str
+    base_score: float
+    start_score: float
+    best_score: float
+    best_score_ci95: list[float]
     best_epoch: int
     best_weights: str
-    final_top1: float
+    final_score: float
     count: int
     flops: int
     base_flops: int
@@ -52,6 +53,22 @@ class FinetuneResult:
     seconds: float
     processes: int
     unreadable: dict[str, list[str]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; scores under the name of their measure as well."""
+        values = asdict(self)
+        own = {name.replace("score", self.measure): v for name, v in values.items()}
+        return {**own, **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FinetuneResult:
+        """What `to_dict` wrote, also before there were other measures than top-1."""
+        known = {"measure": "top1", **values}
+        names = [f.name for f in fields(cls)]
+        own: dict[str, Any] = {
+            name: known[name if name in known else name.replace("score", "top1")] for name in names
+        }
+        return cls(**own)
 
 
 def identity(loaded: LoadedModel, data: TrainingData, recipe: Recipe) -> dict[str, Any]:
@@ -74,6 +91,7 @@ def summarise(
     loaded: LoadedModel,
     best: nn.Module,
     recipe: Recipe,
+    measure: str,
     scores: Mapping[str, Any],
     progress: Progress,
     distilled: bool,
@@ -95,13 +113,14 @@ def summarise(
         schedule=spec.schedule.name if spec else "none",
         tokens=list(spec.schedule.tokens) if spec else [],
         method=spec.options.to_dict() if spec else {},
-        base_top1=scores["base_top1"],
-        start_top1=scores["start_top1"],
-        best_top1=progress.best["top1"],
-        best_top1_ci95=progress.best["top1_ci95"],
+        measure=measure,
+        base_score=scores[f"base_{measure}"],
+        start_score=scores[f"start_{measure}"],
+        best_score=progress.best[measure],
+        best_score_ci95=progress.best[f"{measure}_ci95"],
         best_epoch=progress.best["epoch"],
         best_weights=progress.best["weights"],
-        final_top1=last["top1"],
+        final_score=last[measure],
         count=scores["count"],
         flops=flops,
         base_flops=base_flops,

@@ -6,7 +6,6 @@ import copy
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tpcli.data import Head
 from tpcli.devices import pick_device
 from tpcli.errors import UserError
 from tpcli.files import write_json
+from tpcli.measures.choice import Task
 from tpcli.models import LoadedModel, save
 from tpcli.recipe import Recipe
 from tpcli.surgery import pooling_spec, unpool
@@ -39,6 +39,7 @@ from .parts import (
 )
 from .record import CHECKPOINTS, CURVE, RESULT, RunFolder
 from .result import FinetuneResult, identity, summarise
+from .sources import LABELS, check_distills, measure_of, source_of
 from .trainer import Trainer
 from .watch import Watcher
 
@@ -76,7 +77,11 @@ def finetune(
     """
     recipe = settle_precision(recipe or Recipe(), device)
     spec = pooling_spec(loaded.model)
-    data = match_data(data, Head.of(loaded.model, loaded.name))
+    head = Head.of(loaded.model, loaded.name)
+    data = match_data(data, head)
+    source = source_of(data, head)
+    if source != LABELS:
+        check_distills(loaded, data, recipe, source)
     if recipe.distill and not (spec is not None and spec.schedule.pools):
         raise UserError(
             "`distill` learns from the model before pooling, and nothing is pooled here; leave it "
@@ -89,13 +94,14 @@ def finetune(
         state.wait_for_everyone()
         folder.check(resume=resume, force=force)
         settings = {**(origin or {}), **recipe.to_dict()}
-        return _run(loaded, data, recipe, folder, device, settings, watcher or Watcher())
+        return _run(loaded, data, recipe, source, folder, device, settings, watcher or Watcher())
 
 
 def _run(
     loaded: LoadedModel,
     data: TrainingData,
     recipe: Recipe,
+    source: str,
     folder: RunFolder,
     device: str,
     settings: Mapping[str, Any],
@@ -107,6 +113,7 @@ def _run(
     pools = spec is not None and spec.schedule.pools
     accelerator = make_accelerator(recipe, device, out)
     is_main = accelerator.is_main_process
+    head = Head.of(model, loaded.name)
     check_data(data, recipe, accelerator.num_processes)
     optimizer = make_optimizer(model, recipe)
     scheduler = make_scheduler(optimizer, recipe, (data.train.count or 0) // recipe.batch_size)
@@ -120,22 +127,23 @@ def _run(
         watcher.note(f"{out} is complete already")
         if is_main:
             folder.finish()
-        return FinetuneResult(**finished)
+        return FinetuneResult.from_dict(finished)
     if out != folder.out:
         watcher.note(f"{folder.out} keeps its run until the new one, in {out}, is complete")
 
     set_seed(recipe.seed, device_specific=True)
     teacher = unpool(copy.deepcopy(model)).eval().requires_grad_(False).to(accelerator.device)
-    judge = Judge(accelerator, data.validation, recipe.eval_batch_size, recipe.workers)
+    task = Task(measure_of(data, head), data.validation)
+    measure = task.measure
+    judge = Judge(accelerator, teacher, task, recipe.eval_batch_size, recipe.workers)
     scores = folder.scores()
-    if "start_top1_ci95" not in scores:  # none, or of an older version
+    if f"start_{measure}_ci95" not in scores:  # none, or of an older version
         scores = _scores_before(judge, model, teacher, pools)
     if is_main:
         folder.write_scores(scores)
     distills = pools if recipe.distill is None else recipe.distill
-    chance = 100 / int(model.num_classes)  # type: ignore[arg-type]
-    if recipe.distill is None and scores["base_top1"] < chance + TEACHER_ABOVE_CHANCE:
-        distills = False
+    if source == LABELS and recipe.distill is None and measure == "top1":
+        distills = distills and scores["base_top1"] >= 100 / head.size + TEACHER_ABOVE_CHANCE
 
     set_drop_path(model, recipe.drop_path)
     model.to(accelerator.device)
@@ -158,21 +166,22 @@ def _run(
         watcher.note(f"checkpoint {path} {wrong}; it is passed over")
     progress = checkpoints.load()
     if progress is None:  # training that only does harm leaves the model as it was
-        top1, interval = scores["start_top1"], scores["start_top1_ci95"]
-        best = {"epoch": 0, "weights": "model", "top1": top1, "top1_ci95": interval}
+        start, interval = scores[f"start_{measure}"], scores[f"start_{measure}_ci95"]
+        best = {"epoch": 0, "weights": "model", measure: start, f"{measure}_ci95": interval}
         if is_main:
             best["file"] = checkpoints.save_best(model.state_dict())
-        first_row = {"epoch": 0, "step": 0, "top1": scores["start_top1"]}
+        first_row = {"epoch": 0, "step": 0, measure: start}
         progress = Progress(rows=[first_row], best=best)
     else:
         watcher.note(f"going on with {out} after step {progress.step}")
     if is_main:
-        folder.write_metrics(progress.rows)
+        folder.write_metrics(progress.rows, measure)
     watcher.begin(
         steps=recipe.epochs * batches.steps,
         done=progress.step,
-        base_top1=scores["base_top1"],
-        start_top1=scores["start_top1"],
+        base_score=scores[f"base_{measure}"],
+        start_score=scores[f"start_{measure}"],
+        measure=measure,
     )
     Trainer(
         recipe=recipe,
@@ -185,9 +194,10 @@ def _run(
         scheduler=scheduler,
         objective=Objective(
             recipe,
-            int(model.num_classes),  # type: ignore[arg-type]
+            head.size,
             teacher if distills else None,
             accelerator.autocast,
+            source,
         ),
         batches=batches,
         judge=judge,
@@ -200,12 +210,14 @@ def _run(
     for tracker in accelerator.trackers:
         tracker.finish()
     spare.load_state_dict(checkpoints.load_best(progress))
-    result = summarise(loaded, spare, recipe, scores, progress, distills, accelerator, folder.out)
+    result = summarise(
+        loaded, spare, recipe, measure, scores, progress, distills, accelerator, folder.out
+    )
     if is_main:
         set_drop_path(spare, 0.0)
-        _write_model(spare, out, label_names(data.train, Head.of(spare, loaded.name)))
-        draw_curve(progress.rows, scores["base_top1"], out / CURVE)
-        write_json(out / RESULT, asdict(result))
+        _write_model(spare, out, label_names(data.train, head))
+        draw_curve(progress.rows, scores[f"base_{measure}"], out / CURVE, measure)
+        write_json(out / RESULT, result.to_dict())
         folder.finish()
     accelerator.wait_for_everyone()
     return result
@@ -230,9 +242,9 @@ def _scores_before(
     base = judge.score(teacher)
     start = judge.score(model) if pools else base
     return {
-        "base_top1": base.top1,
-        "start_top1": start.top1,
-        "start_top1_ci95": list(start.top1_ci95),
+        f"base_{judge.measure}": base.score,
+        f"start_{judge.measure}": start.score,
+        f"start_{judge.measure}_ci95": list(start.ci95),
         "count": base.count,
         "unreadable": list(base.unreadable),
     }

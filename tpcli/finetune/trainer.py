@@ -100,7 +100,8 @@ class Trainer:
             images, targets = (t.to(accelerator.device, non_blocking=True) for t in next(batches))
             images, targets = self.objective.mix(images, targets, self.progress.step)
             with accelerator.accumulate(self.prepared):
-                loss = self.objective(self.forward(images), targets, images)
+                with self.objective.watching(self.model):
+                    loss = self.objective(self.forward(images), targets, images)
                 accelerator.backward(loss)
                 total += loss.detach() / recipe.grad_accumulation
                 if accelerator.sync_gradients:
@@ -116,7 +117,7 @@ class Trainer:
         return loss_value
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes); says so where tokens are not finite and so can't be clustered."""
+        """Logits or features; says so where tokens are not finite and so can't be clustered."""
         try:
             logits: Tensor = self.prepared(images)
         except (RuntimeError, IndexError) as error:
@@ -203,18 +204,19 @@ class Trainer:
             "seconds": progress.seconds,
         }
         self.copy.load_state_dict(self.model.state_dict())
-        candidates = {"top1": ("model", self.copy)}
+        measure = self.judge.measure
+        candidates = {measure: ("model", self.copy)}
         if self.average is not None:
-            candidates["average_top1"] = ("average", self.average.module)
+            candidates[f"average_{measure}"] = ("average", self.average.module)
         for column, (weights, model) in candidates.items():
             score = self.judge.score(model)
-            row[column] = score.top1
-            if beats(score.top1, progress.best):
+            row[column] = score.score
+            if beats(score.score, progress.best, measure):
                 progress.best = {
                     "epoch": epoch + 1,
                     "weights": weights,
-                    "top1": score.top1,
-                    "top1_ci95": list(score.top1_ci95),
+                    measure: score.score,
+                    f"{measure}_ci95": list(score.ci95),
                 }
                 if self.accelerator.is_main_process:
                     progress.best["file"] = self.checkpoints.save_best(model.state_dict())
@@ -223,17 +225,17 @@ class Trainer:
         self.note_unreadable()
         self.save()
         if self.accelerator.is_main_process:
-            self.folder.write_metrics(progress.rows)
+            self.folder.write_metrics(progress.rows, measure)
         self.watcher.epoch(row)
-        scores = {key: row[key] for key in ("top1", "average_top1") if key in row}
+        scores = {key: row[key] for key in candidates}
         self.accelerator.log(scores, step=progress.step)
         (stop,) = self.agreed(self.stop.signal is not None)
         if stop and epoch + 1 < recipe.epochs:
             self.interrupt(f"epoch {epoch + 1}")
 
 
-def beats(top1: float, best: Mapping[str, Any]) -> bool:
+def beats(score: float, best: Mapping[str, Any], measure: str) -> bool:
     """Whether weights are better than the best before; trained ones as good as untrained ones."""
-    if not best or top1 > best["top1"]:
+    if not best or score > best[measure]:
         return True
-    return bool(best["epoch"] == 0 and top1 == best["top1"])
+    return bool(best["epoch"] == 0 and score == best[measure])

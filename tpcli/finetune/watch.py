@@ -8,7 +8,9 @@ from collections.abc import Mapping
 class Watcher:
     """Told of what happens; does nothing itself. Commands draw from it."""
 
-    def begin(self, *, steps: int, done: int, base_top1: float, start_top1: float) -> None:
+    def begin(
+        self, *, steps: int, done: int, base_score: float, start_score: float, measure: str
+    ) -> None:
         """Training begins: optimizer steps in all, and how many a former run has done."""
 
     def step(self, *, step: int, epoch: int, loss: float, lr: float, images: int) -> None:

@@ -68,13 +68,13 @@ class PointCache:
     def get(self, key: str) -> Point | None:
         """The point, if it has been measured and what is there is whole."""
         try:
-            return Point.from_dict(json.loads((self.folder / f"{key}.json").read_text()))
+            return Point.from_file(json.loads((self.folder / f"{key}.json").read_text()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def put(self, key: str, point: Point) -> None:
         """Remember a point, atomically."""
-        write_json(self.folder / f"{key}.json", point.to_dict(with_correct=True))
+        write_json(self.folder / f"{key}.json", point.to_file())
 
     def claim(self, key: str) -> AbstractContextManager[bool]:
         """Whether this process may measure the point; False while another one does.

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from tpcli.measures import MEASURES
+from tpcli.measures.scores import Each, mean, resampled_means
+
 from .points import FINETUNED, Point
 
 
@@ -16,9 +19,9 @@ from .points import FINETUNED, Point
 class Comparison:
     """A point of one method against the reference method's point at the same budget.
 
-    difference: points of top-1 that `method` is above `reference`, with its 95% interval for paired
-    proportions. p_value: exact McNemar test. gflops_ratio, reference_gflops_ratio: what the two
-    really cost, as budgets are met from below.
+    difference: points that `method` is above `reference`, with its 95% interval for pairs. p_value:
+    exact McNemar test of shares, paired t-test of means. gflops_ratio, reference_gflops_ratio: what
+    the two really cost, as budgets are met from below.
     """
 
     model: str
@@ -55,34 +58,57 @@ def compare(points: Sequence[Point], reference: str) -> list[Comparison]:
 
 
 def _compare(point: Point, anchor: Point) -> Comparison:
-    from scipy.stats import binomtest, norm
-
-    n = point.count
-    only_point = int(np.sum(point.correct & ~anchor.correct))
-    only_anchor = int(np.sum(~point.correct & anchor.correct))
-    discordant = only_point + only_anchor
-    difference = (only_point - only_anchor) / n
-    variance = max(discordant - (only_point - only_anchor) ** 2 / n, 0) / n**2
-    half = float(norm.ppf(0.975)) * math.sqrt(variance)
+    paired = _of_shares if MEASURES[point.measure].is_share else _of_means
+    difference, low, high, p_value = paired(point.each, anchor.each)
     return Comparison(
         model=point.model,
         schedule=point.asked,
         method=point.method,
         reference=anchor.method,
         difference=100 * difference,
-        ci95=(100 * (difference - half), 100 * (difference + half)),
-        p_value=float(binomtest(only_point, discordant).pvalue) if discordant else 1.0,
+        ci95=(100 * low, 100 * high),
+        p_value=p_value,
         gflops_ratio=point.gflops_ratio,
         reference_gflops_ratio=anchor.gflops_ratio,
     )
 
 
-def top1_at(points: Sequence[Point], method: str, model: str, ratio: float) -> float | None:
-    """Top-1 of a method's curve at a share of the base FLOPs; None outside the measured points."""
+def _of_shares(ours: Each, theirs: Each) -> tuple[float, float, float, float]:
+    """Difference of two shares, its interval for paired proportions, p of McNemar's exact test."""
+    from scipy.stats import binomtest, norm
+
+    n = len(ours)
+    only_ours = int(np.sum(ours & ~theirs))
+    only_theirs = int(np.sum(~ours & theirs))
+    discordant = only_ours + only_theirs
+    difference = (only_ours - only_theirs) / n
+    variance = max(discordant - (only_ours - only_theirs) ** 2 / n, 0) / n**2
+    half = float(norm.ppf(0.975)) * math.sqrt(variance)
+    p_value = float(binomtest(only_ours, discordant).pvalue) if discordant else 1.0
+    return difference, difference - half, difference + half, p_value
+
+
+def _of_means(ours: Each, theirs: Each) -> tuple[float, float, float, float]:
+    """Difference of two means, its interval by paired bootstrap, p of a paired t-test."""
+    from scipy.stats import ttest_rel
+
+    difference = (ours - theirs).astype(np.float32)
+    low, high = np.percentile(resampled_means(difference), [2.5, 97.5])
+    if len(difference) < 2 or not difference.any():
+        p_value = 1.0
+    elif np.ptp(difference) == 0:
+        p_value = 0.0
+    else:
+        p_value = float(ttest_rel(ours, theirs).pvalue)
+    return mean(difference), float(low), float(high), p_value
+
+
+def score_at(points: Sequence[Point], method: str, model: str, ratio: float) -> float | None:
+    """Score of a method's curve at a share of the base FLOPs; None outside the measured points."""
     own = [p for p in points if p.model == model and p.method == method]
     bases = [p for p in points if own and p.is_base_of(own[0])]
     curve = sorted([*own, *bases], key=lambda p: p.gflops_ratio)
     ratios = [p.gflops_ratio for p in curve]
     if not ratios or not ratios[0] <= ratio <= ratios[-1]:
         return None
-    return float(np.interp(ratio, ratios, [p.top1 for p in curve]))
+    return float(np.interp(ratio, ratios, [p.score for p in curve]))

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tpcli.measures import MEASURES
+
 from .points import FINETUNED, Point
 
 Floats = npt.NDArray[np.float64]
 
-POINTS_BELOW = (0.0, 0.5, 1.0)
 RESAMPLES = 1000
 
 
@@ -39,10 +40,10 @@ class Saving:
 class Headline:
     """One method's result.
 
-    same_accuracy_flops_saving: per number of points below the base model's top-1 that is allowed,
+    same_accuracy_flops_saving: per number of points below the base model's score that is allowed,
     the largest share of the base model's FLOPs that is saved; None where the curve stays below.
-    same_flops_accuracy_gain: points of top-1 over the unpooled models' own curve, at the GFLOPs
-    where the gain is largest; None with fewer than two models.
+    same_flops_accuracy_gain: points over the unpooled models' own curve, at the GFLOPs where the
+    gain is largest; None with fewer than two models, and where all of them have 100.
     """
 
     method: str
@@ -50,18 +51,37 @@ class Headline:
     same_accuracy_flops_saving: dict[str, Saving | None]
     same_flops_accuracy_gain: Saving | None
     gain_at_gflops: float | None = None
+    measure: str = "top1"
+
+    @property
+    def told(self) -> tuple[str, Saving] | None:
+        """What the sentence tells: how far below the base, and what is saved there, if anything.
+
+        At the base's own score, else 1 point below; where the base is 100 by construction, at the
+        step in the middle, else at the last one.
+        """
+        steps = list(self.same_accuracy_flops_saving)
+        for below in steps[1:] if MEASURES[self.measure].is_of_unpooled else ("0.0", "1.0"):
+            saving = self.same_accuracy_flops_saving[below]
+            if saving is not None and saving.value >= 0.005:
+                return below, saving
+        return None
 
     @property
     def words(self) -> str:
         """The headline as a sentence."""
-        saving = self.same_accuracy_flops_saving["0.0"]
-        near = self.same_accuracy_flops_saving["1.0"]
-        name = self.method.replace(FINETUNED, ", fine-tuned")
-        if saving is not None and saving.value >= 0.005:
-            return f"{name}: same accuracy with {saving.words} less computation"
-        if near is not None and near.value >= 0.005:
-            return f"{name}: {near.words} less computation for 1 point of accuracy"
-        return f"{name}: no computation saved within 1 point of accuracy"
+        name, noun = self.method.replace(FINETUNED, ", fine-tuned"), MEASURES[self.measure].noun
+        last = list(self.same_accuracy_flops_saving)[-1]
+        is_of_unpooled = MEASURES[self.measure].is_of_unpooled
+        if self.told is None:
+            reach = f"at {kept(last)}" if is_of_unpooled else "within 1 point of"
+            return f"{name}: no computation saved {reach} {noun}"
+        below, saving = self.told
+        if is_of_unpooled:
+            return f"{name}: {kept(below)} {noun} with {saving.words} less computation"
+        if float(below) == 0:
+            return f"{name}: same {noun} with {saving.words} less computation"
+        return f"{name}: {saving.words} less computation for 1 point of {noun}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -78,8 +98,13 @@ class Headline:
         }
 
 
+def kept(below: str) -> str:
+    """What is left of 100% so many points below it."""
+    return f"{100 - float(below):g}%"
+
+
 def headline(points: Sequence[Point], method: str) -> Headline:
-    """The headline of `method`, on the most accurate of the models.
+    """The headline of `method`, on the best of the models.
 
     Interpolates linearly on measured points, never beyond them. A method that was fine-tuned is
     held against the models that were fine-tuned as long.
@@ -87,42 +112,46 @@ def headline(points: Sequence[Point], method: str) -> Headline:
     pooled = [p for p in points if p.method == method]
     epochs = {p.epochs for p in pooled}
     bases = [p for p in points if p.is_base and p.epochs in epochs]
-    base = max(bases, key=lambda p: p.top1)
+    base = max(bases, key=lambda p: p.score)
+    measure = MEASURES[base.measure]
     own = sorted([*(p for p in pooled if p.model == base.model), base], key=lambda p: p.gflops)
     ratios = np.array([p.gflops_ratio for p in own])
-    top1 = np.array([p.top1 for p in own])
-    resampled = _resampled_top1([*own, *bases, *pooled])
+    scores = np.array([p.score for p in own])
+    resampled = _resampled_scores([*own, *bases, *pooled])
     curves, base_curves = resampled[:, : len(own)], resampled[:, len(own) : len(own) + len(bases)]
     reference = curves[:, [own.index(base)]]
 
     savings: dict[str, Saving | None] = {}
-    for below in POINTS_BELOW:
-        value = flops_saving(ratios, top1, base.top1 - below)
+    if measure.is_of_unpooled:  # not of the base, which may have been trained
+        reference = np.full_like(reference, 100.0)
+    top = 100.0 if measure.is_of_unpooled else base.score
+    for below in measure.steps:
+        value = flops_saving(ratios, scores, top - below)
         draws = [
             flops_saving(ratios, curve, float(target[0]) - below)
             for curve, target in zip(curves, reference, strict=True)
         ]
         savings[f"{below:.1f}"] = None if value is None else Saving(value, _interval(draws))
     gain, where = None, None
-    if len(bases) > 1:
+    if len(bases) > 1 and not measure.is_of_unpooled:
         pooled_curves = resampled[:, len(own) + len(bases) :]
         gain, where = _accuracy_gain(bases, pooled, base_curves, pooled_curves)
-    return Headline(method, base.model, savings, gain, where)
+    return Headline(method, base.model, savings, gain, where, measure.name)
 
 
-def flops_saving(ratios: Floats, top1: Floats, target: float) -> float | None:
+def flops_saving(ratios: Floats, scores: Floats, target: float) -> float | None:
     """1 - the smallest share of FLOPs at which the curve reaches `target`; None if nowhere.
 
-    ratios: (P,) ascending. top1: (P,).
+    ratios: (P,) ascending. scores: (P,).
     """
-    reached = top1 >= target - 1e-9
+    reached = scores >= target - 1e-9
     if not reached.any():
         return None
     first = int(reached.argmax())
     ratio = float(ratios[first])
     if first > 0:
-        rise = top1[first] - top1[first - 1]
-        share = (target - top1[first - 1]) / rise
+        rise = scores[first] - scores[first - 1]
+        share = (target - scores[first - 1]) / rise
         ratio = float(ratios[first - 1] + min(share, 1.0) * (ratios[first] - ratios[first - 1]))
     return max(0.0, 1 - ratio)
 
@@ -132,11 +161,11 @@ def _accuracy_gain(
 ) -> tuple[Saving | None, float | None]:
     order = np.argsort([p.gflops for p in bases])
     x = np.array([bases[i].gflops for i in order])
-    y = np.array([bases[i].top1 for i in order])
+    y = np.array([bases[i].score for i in order])
     inside = [i for i, p in enumerate(pooled) if x[0] <= p.gflops <= x[-1]]
     if not inside:
         return None, None
-    gains = [pooled[i].top1 - float(np.interp(pooled[i].gflops, x, y)) for i in inside]
+    gains = [pooled[i].score - float(np.interp(pooled[i].gflops, x, y)) for i in inside]
     best = inside[int(np.argmax(gains))]
     draws = [
         float(curve[best] - np.interp(pooled[best].gflops, x, base[order]))
@@ -145,24 +174,27 @@ def _accuracy_gain(
     return Saving(max(gains), _interval(draws)), pooled[best].gflops
 
 
-def _resampled_top1(points: Sequence[Point]) -> Floats:
-    """Top-1 of each point on resampled images, the same images for all: (RESAMPLES, P).
+def _resampled_scores(points: Sequence[Point]) -> Floats:
+    """Score of each point on resampled images, the same images for all: (RESAMPLES, P).
 
     Images on which the same points are right are of one kind; a resample is how many of each kind
-    were drawn, which takes little memory.
+    were drawn, which takes little memory. Images that have a number each are all of their own kind.
     """
-    correct = np.stack([p.correct for p in points], axis=1)
-    kinds, kind_of = np.unique(correct, axis=0, return_inverse=True)  # (U, P), (N,)
-    right, kind_of = kinds.astype(np.float32), kind_of.reshape(-1)
-    count = len(correct)
+    each = np.stack([p.each for p in points], axis=1)
+    count = len(each)
+    kinds, kind_of = each, np.arange(count)
+    if each.dtype == bool:
+        kinds, kind_of = np.unique(each, axis=0, return_inverse=True)  # (U, P), (N,)
+        kind_of = kind_of.reshape(-1)
+    right: npt.NDArray[np.float32] = kinds.astype(np.float32)
     random = np.random.default_rng(0)
     sums = np.empty((RESAMPLES, len(points)))
     for i in range(RESAMPLES):
         images = random.integers(count, size=count, dtype=np.uint32)
         drawn = np.bincount(kind_of[images], minlength=len(kinds))  # (U,)
-        sums[i] = drawn.astype(np.float32) @ right  # whole numbers, so exact
-    top1: Floats = 100 * sums / count
-    return top1
+        sums[i] = drawn.astype(np.float32) @ right  # of whole numbers exact
+    scores: Floats = 100 * sums / count
+    return scores
 
 
 def _interval(draws: Sequence[float | None]) -> tuple[float, float]:

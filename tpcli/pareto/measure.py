@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
-from tpcli.evaluation import evaluate
 from tpcli.flops import count_flops
 from tpcli.models import load
 from tpcli.planning import pool
@@ -24,7 +24,7 @@ steps done."""
 
 def measure(job: Job, on_job: OnJob | None = None) -> Point:
     """One point; the subject's model is left unpooled and as it was trained before."""
-    subject, run = job.subject, job.subject.options
+    subject = job.subject
     try:
         model = _pooled(job, on_job)
         spec = pooling_spec(model)
@@ -32,18 +32,7 @@ def measure(job: Job, on_job: OnJob | None = None) -> Point:
         if job.recipe is not None:
             model = _trained(job, model, on_job)
         count = count_flops(model)
-        data = subject.given.data
-        result = evaluate(
-            model,
-            data,
-            batch_size=run.batch_size,
-            device=run.device,
-            amp=run.amp,
-            workers=run.workers,
-            strict=run.strict,
-            decoded=subject.decoded,
-            on_batch=on_job(job.label, data.count) if on_job else None,
-        )
+        found = subject.measurer.measure(model, partial(_begin, job, on_job) if on_job else None)
     finally:
         unpool(subject.model)
     return Point(
@@ -56,19 +45,24 @@ def measure(job: Job, on_job: OnJob | None = None) -> Point:
         gflops=count.total / 1e9,
         gflops_ratio=count.total / subject.base_flops,
         pooling_gflops=count.pooling / 1e9,
-        top1=result.top1,
-        top1_lo=result.top1_ci95[0],
-        top1_hi=result.top1_ci95[1],
-        top5=result.top5,
-        loss=result.loss,
-        images_per_second=result.images_per_second,
+        measure=found.measure,
+        score=found.score,
+        score_lo=found.ci95[0],
+        score_hi=found.ci95[1],
+        images_per_second=found.images_per_second,
         params=count.params,
-        count=result.count,
-        unreadable=result.unreadable,
+        count=found.count,
+        unreadable=found.unreadable,
         epochs=job.recipe.epochs if job.recipe else 0,
         family=job.family,
-        correct=result.correct,
+        more=found.more,
+        each=found.each,
     )
+
+
+def _begin(job: Job, on_job: OnJob, label: str, images: int | None) -> Callable[[int], None]:
+    """Say that a model begins to run over images."""
+    return on_job(f"{job.label} {label}".strip(), images)
 
 
 def _pooled(job: Job, on_job: OnJob | None) -> nn.Module:
@@ -94,6 +88,8 @@ def _trained(job: Job, model: nn.Module, on_job: OnJob | None) -> nn.Module:
 
     subject, recipe = job.subject, job.recipe
     assert recipe is not None
+    if job.options is None and subject.learns_from_itself:
+        return model  # it is what it would learn from
     assert subject.given.training is not None
 
     class Images(Watcher):
@@ -103,7 +99,9 @@ def _trained(job: Job, model: nn.Module, on_job: OnJob | None) -> nn.Module:
             self.advance = advance
             self.batch_size = batch_size
 
-        def begin(self, *, steps: int, done: int, base_top1: float, start_top1: float) -> None:
+        def begin(
+            self, *, steps: int, done: int, base_score: float, start_score: float, measure: str
+        ) -> None:
             self.advance(done * self.batch_size)
 
         def step(self, *, step: int, epoch: int, loss: float, lr: float, images: int) -> None:

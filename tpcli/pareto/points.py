@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from tpcli.measures import MEASURES
+from tpcli.measures.scores import Each, mean
 
 BASE = "none"
 """Method of an unpooled model's point."""
@@ -22,7 +24,7 @@ DEFAULT, CONSTANT, SEARCHED = "default", "constant", "search"
 """Families of schedules that a budget is met in; the last is what `tpcli.search` finds."""
 
 NUMBERS = [
-    *("gflops", "gflops_ratio", "pooling_gflops", "top1", "top1_lo", "top1_hi", "top5", "loss"),
+    *("gflops", "gflops_ratio", "pooling_gflops", "score", "score_lo", "score_hi"),
     *("images_per_second", "params", "count", "epochs"),
 ]
 """Fields of a point that are finite numbers."""
@@ -43,7 +45,12 @@ CSV_COLUMNS = [
     "count",
     "on_frontier",
     "family",
+    "measure",
+    "score",
+    "score_lo",
+    "score_hi",
 ]
+"""Of a report; top1 to top5 only where they are measured, and behind these what a measure adds."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +58,9 @@ class Point:
     """A model under one method and schedule.
 
     budget: the share of the base's FLOPs that was asked for, None for other schedules. gflops:
-    multiply-adds per image. top1, top1_lo, top1_hi, top5: percent. correct: (count,) bool, which
-    images were right, for paired comparisons. epochs: of fine-tuning; `method` then ends in
+    multiply-adds per image. measure: what score is, in percent, with its 95% interval. more: what
+    was measured beside it, by its name in files, top1 too where that is the measure. each: (count,)
+    the score of each image, for paired comparisons. epochs: of fine-tuning; `method` then ends in
     FINETUNED. family: of schedules that the budget was met in ("default", "constant", "search"),
     nothing for other schedules.
     """
@@ -66,11 +74,10 @@ class Point:
     gflops: float
     gflops_ratio: float
     pooling_gflops: float
-    top1: float
-    top1_lo: float
-    top1_hi: float
-    top5: float
-    loss: float
+    measure: str
+    score: float
+    score_lo: float
+    score_hi: float
     images_per_second: float
     params: int
     count: int
@@ -78,9 +85,8 @@ class Point:
     epochs: int = 0
     family: str = ""
     on_frontier: bool = False
-    correct: npt.NDArray[np.bool_] = field(
-        default_factory=lambda: np.zeros(0, bool), repr=False, compare=False
-    )
+    more: Mapping[str, float] = field(default_factory=dict)
+    each: Each = field(default_factory=lambda: np.zeros(0, bool), repr=False, compare=False)
 
     @property
     def is_base(self) -> bool:
@@ -96,54 +102,65 @@ class Point:
         """What was asked for: the budget, else the schedule."""
         return f"{self.budget:g}" if self.budget is not None else self.schedule
 
-    def to_dict(self, with_correct: bool = False) -> dict[str, Any]:
-        """Plain values; `correct` as base64 of packed bits, only if asked for."""
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, those of `more` beside the others, without the score of each image."""
         values = asdict(self)
-        del values["correct"]
-        if with_correct:
-            values["correct"] = base64.b64encode(np.packbits(self.correct).tobytes()).decode()
-        return values
+        del values["each"]
+        more = values.pop("more")
+        return {**values, **more}
+
+    def to_file(self) -> dict[str, Any]:
+        """Plain values, with the score of each image as base64: packed bits, or float32."""
+        whole = self.each.astype("<f4") if self.each.dtype != bool else np.packbits(self.each)
+        each = base64.b64encode(whole.tobytes()).decode()
+        return {**self.to_dict(), "more": list(self.more), "each": each}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Point:
-        """What `to_dict(with_correct=True)` wrote.
+    def from_file(cls, document: dict[str, Any]) -> Point:
+        """What `to_file` wrote.
 
         Raises:
             ValueError, KeyError, TypeError: it is not whole, or does not agree with itself.
         """
-        values = {f.name: values[f.name] for f in fields(cls)}
-        for name in NUMBERS if values["budget"] is None else [*NUMBERS, "budget"]:
-            if isinstance(values[name], bool) or not math.isfinite(values[name]):
-                raise ValueError(f"{name} is {values[name]!r}")
-        for name in ("model", "method", "schedule"):
+        values = {f.name: document[f.name] for f in fields(cls)}
+        numbers = [*NUMBERS, *values["more"]]
+        for name in numbers if values["budget"] is None else [*numbers, "budget"]:
+            if isinstance(document[name], bool) or not math.isfinite(document[name]):
+                raise ValueError(f"{name} is {document[name]!r}")
+        for name in ("model", "method", "schedule", "measure"):
             if not isinstance(values[name], str):
                 raise ValueError(f"{name} is {values[name]!r}")
         count = values["count"]
-        bits = np.frombuffer(base64.b64decode(values["correct"]), dtype=np.uint8)
-        if len(bits) != math.ceil(count / 8):
-            raise ValueError(f"{8 * len(bits)} answers for {count} images")
-        values["correct"] = np.unpackbits(bits, count=count).astype(bool)
-        if not math.isclose(100 * float(values["correct"].mean()), values["top1"]):
-            raise ValueError(f"answers do not make a top-1 of {values['top1']}")
+        raw = base64.b64decode(values["each"])
+        if MEASURES[values["measure"]].is_share:
+            if len(raw) != math.ceil(count / 8):
+                raise ValueError(f"{8 * len(raw)} answers for {count} images")
+            bits = np.frombuffer(raw, dtype=np.uint8)
+            values["each"] = np.unpackbits(bits, count=count).astype(bool)
+        else:
+            values["each"] = np.frombuffer(raw, dtype="<f4", count=count)
+        if not math.isclose(100 * mean(values["each"]), values["score"], abs_tol=1e-9):
+            raise ValueError(f"answers do not make a score of {values['score']}")
+        values["more"] = {name: document[name] for name in values["more"]}
         values["tokens"] = tuple(map(operator.index, values["tokens"]))
         values["unreadable"] = tuple(map(str, values["unreadable"]))
         return cls(**values)
 
 
 def entries(points: Iterable[Point]) -> list[Point]:
-    """Of points that differ in their family alone, the most accurate; the first where some are."""
+    """Of points that differ in their family alone, the best; the first where several are."""
     best: dict[tuple[str, str, str, int], Point] = {}
     for point in points:
         key = (point.model, point.method, point.asked, point.epochs)
-        if key not in best or point.top1 > best[key].top1:
+        if key not in best or point.score > best[key].score:
             best[key] = point
     return list(best.values())
 
 
 def frontier(points: Iterable[Point]) -> list[Point]:
-    """The points that no other beats: from cheap to dear, each more accurate than all before."""
+    """The points that no other beats: from cheap to dear, each better than all before."""
     best: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.gflops, -p.top1)):
-        if not best or point.top1 > best[-1].top1:
+    for point in sorted(points, key=lambda p: (p.gflops, -p.score)):
+        if not best or point.score > best[-1].score:
             best.append(point)
     return best

@@ -1,4 +1,4 @@
-"""What is swept: models with what their points share, and the points that are wanted."""
+"""What is swept: models with what their points share, and the points that are measured."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from tpcli.budget import BudgetSolver
-from tpcli.data import Head, ImageData, batches, match_classes
+from tpcli.data import ImageData, batches
 from tpcli.devices import device_name, free_memory
 from tpcli.errors import UserError
 from tpcli.files import read_json, write_json
 from tpcli.flops import count_flops
-from tpcli.models import LoadedModel, weights_hash
+from tpcli.measures.choice import Task, choose
+from tpcli.measures.measurer import Measurer
+from tpcli.models import weights_hash
 from tpcli.options import PoolingOptions
 from tpcli.planning import resolve
 from tpcli.recipe import Recipe
@@ -26,48 +28,12 @@ from tpcli.schedule import Budget, Schedule
 from tpcli.surgery import unpool
 from tpcli.surgery.geometry import patch_tokens
 
+from .asked import ModelAndData, SweepOptions
 from .cache import claimed, point_key
 from .points import BASE, CONSTANT, DEFAULT, FINETUNED, SEARCHED
 
 if TYPE_CHECKING:
-    from tpcli.finetune import TrainingData
-
-
-@dataclass(frozen=True)
-class ModelAndData:
-    """A model of the sweep and the images it is measured on.
-
-    training: what it is fine-tuned on. calibration: what schedules are searched on. Both only where
-    the sweep asks for it.
-    """
-
-    loaded: LoadedModel
-    data: ImageData
-    training: TrainingData | None = None
-    calibration: ImageData | None = None
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """What to measure besides the models.
-
-    poolings: how to pool, one curve each. budgets: shares of the base FLOPs, one point each.
-    schedules: further schedule specs, one point each. families: that each budget is measured in;
-    the best of them is its method's entry. search stands for one that is found by a search, one for
-    each method. recipe: fine-tune every point of the first family, the models without pooling too,
-    and measure it before and after.
-    """
-
-    poolings: Sequence[PoolingOptions]
-    budgets: Sequence[float] = ()
-    schedules: Sequence[str] = ()
-    families: Sequence[str] = (DEFAULT,)
-    recipe: Recipe | None = None
-    batch_size: int = 128
-    device: str = "auto"
-    amp: bool = False
-    workers: int = 0
-    strict: bool = False
+    pass
 
 
 @dataclass(frozen=True)
@@ -99,12 +65,14 @@ class Job:
 
         subject, training = self.subject, self.subject.given.training
         is_file = self.schedule.endswith(".json")
+        bank = subject.task.bank
         determinants: dict[str, Any] = {
             "weights": subject.weights,
             "architecture": repr(subject.model),
             "options": self.options.to_dict() if self.options else None,
             "schedule": [self.schedule, read_json(Path(self.schedule)) if is_file else None],
-            "data": subject.given.data.fingerprint,
+            "data": subject.task.data.fingerprint,
+            "measure": [subject.task.measure, bank and bank.fingerprint, subject.task.bank_of],
             "amp": subject.options.amp,
             "strict": subject.options.strict,
             "speed": [device_name(subject.options.device), subject.options.batch_size],
@@ -140,19 +108,29 @@ class Job:
 class Subject:
     """A model of the sweep with what its points share: hashes, images, FLOPs counts, searches."""
 
-    def __init__(self, source: ModelAndData, options: SweepOptions, cache: Path) -> None:
-        head = Head.of(source.loaded.model, source.loaded.name)
-        self.given = replace(source, data=match_classes(source.data, head))
+    def __init__(
+        self, source: ModelAndData, task: Task, options: SweepOptions, cache: Path
+    ) -> None:
+        self.given = source
+        self.task = task
         self.model = unpool(source.loaded.model)
         self.name = source.loaded.name
         self.options = options
         self.cache = cache
         self._solvers: dict[PoolingOptions, BudgetSolver] = {}
+        self._decoded: dict[str, list[tuple[Tensor, Tensor]] | None] = {}
 
     @cached_property
     def weights(self) -> str:
         """Hash of the weights."""
         return weights_hash(self.model)
+
+    @property
+    def learns_from_itself(self) -> bool:
+        """Whether fine-tuning learns from the unpooled model alone, having no head or no labels."""
+        training = self.given.training
+        headless = not self.model.num_classes
+        return headless or (training is not None and bool(training.train.unlabelled))
 
     @cached_property
     def base_flops(self) -> int:
@@ -160,9 +138,18 @@ class Subject:
         return count_flops(self.model).total
 
     @cached_property
-    def decoded(self) -> list[tuple[Tensor, Tensor]] | None:
+    def measurer(self) -> Measurer:
+        """Measures the model and its pooled and trained versions."""
+        folder = self.cache / "points"
+        return Measurer(self.model, self.task, self.options.run, folder, self.decoded)
+
+    def decoded(self, data: ImageData) -> list[tuple[Tensor, Tensor]] | None:
         """All batches, decoded once, where they fit in a quarter of the free memory."""
-        data = self.given.data
+        if data.split not in self._decoded:
+            self._decoded[data.split] = self._decode(data)
+        return self._decoded[data.split]
+
+    def _decode(self, data: ImageData) -> list[tuple[Tensor, Tensor]] | None:
         count = data.count
         channels, height, width = data.config["input_size"]
         if count is None or count * channels * height * width > free_memory() / 4:
@@ -259,8 +246,9 @@ def jobs(sources: Sequence[ModelAndData], options: SweepOptions, cache: Path) ->
     """All points: each model, then its curves; those that need training last."""
     wanted: list[Job] = []
     specs = {DEFAULT: "flops:{:g}", CONSTANT: "flops:{:g}/constant", SEARCHED: "search:{:g}"}
-    for source in sources:
-        subject = Subject(source, options, cache)
+    tasks = choose(options.measure, [source.candidate for source in sources], options.bank)
+    for source, task in zip(sources, tasks, strict=True):
+        subject = Subject(source, task, options, cache)
         wanted.append(Job(subject, None, "none", None))
         for method in options.poolings:
             wanted += [

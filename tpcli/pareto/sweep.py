@@ -9,14 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tpcli.devices import borrowed, pick_device
+from tpcli.measures.choice import Task
 from tpcli.surgery import unpooled
 
+from .asked import ModelAndData, SweepOptions
 from .cache import PointCache
 from .compare import Comparison, compare
 from .headline import Headline, headline
 from .measure import OnJob, measure
 from .points import FINETUNED, Point, entries, frontier
-from .subjects import Job, ModelAndData, SweepOptions, jobs
+from .subjects import Job, jobs
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class SweepResult:
     """Each other method against the first, at the same budget and on the same images."""
     measured: int
     """How many points this process measured itself; the others were in the cache."""
+    tasks: tuple[Task, ...] = ()
+    """What each model was measured by."""
 
 
 def sweep(
@@ -40,6 +44,7 @@ def sweep(
     cache_folder: Path,
     on_job: OnJob | None = None,
     on_point: Callable[[Point], None] | None = None,
+    on_tasks: Callable[[Sequence[Task]], None] | None = None,
 ) -> SweepResult:
     """Measure every model under every method and schedule.
 
@@ -50,24 +55,31 @@ def sweep(
         on_job: called with a label and the number of images when a measurement starts; returns what
             is called with the images of each batch done.
         on_point: called with each point as it becomes known.
+        on_tasks: called, before anything is measured, with what each model is measured by.
+
+    Raises:
+        UserError: a model or its data does not allow the measure, or a schedule can't be had.
     """
     device = pick_device(options.device)
     with ExitStack() as stack:
         for source in sources:
             stack.enter_context(borrowed(source.loaded.model, device))
             stack.enter_context(unpooled(source.loaded.model))
-        return _sweep(sources, options, cache_folder, on_job, on_point)
+        wanted = jobs(sources, options, cache_folder)
+        tasks = tuple(subject.task for subject in dict.fromkeys(job.subject for job in wanted))
+        if on_tasks is not None:
+            on_tasks(tasks)
+        return _sweep(wanted, tasks, options, PointCache(cache_folder), on_job, on_point)
 
 
 def _sweep(
-    sources: Sequence[ModelAndData],
+    wanted: list[Job],
+    tasks: tuple[Task, ...],
     options: SweepOptions,
-    cache_folder: Path,
+    cache: PointCache,
     on_job: OnJob | None,
     on_point: Callable[[Point], None] | None,
 ) -> SweepResult:
-    cache = PointCache(cache_folder)
-    wanted = jobs(sources, options, cache_folder)
     for job in wanted:
         if job.is_risky and not job.is_spare and cache.get(job.key) is None:
             job.subject.check(job)
@@ -109,5 +121,6 @@ def _sweep(
         frontier=tuple(p for p in ordered if p.on_frontier),
         headlines=tuple(headline(ordered, name) for name in curves),
         comparisons=tuple(compare(ordered, names[0])) if names else (),
+        tasks=tasks,
         measured=measured,
     )

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from tpcli.errors import UserError
 from tpcli.files import check_output, read_json, replacing, write_text
+from tpcli.measures import MEASURES
 from tpcli.pareto import SweepResult
 from tpcli.text import CONVENTION, as_code, as_markdown, visible
 
@@ -109,6 +110,7 @@ def report_document(
         "format": FORMAT,
         "convention": PER_IMAGE,
         "measured": result.measured,
+        "measure": result.points[0].measure,
         "points": [p.to_dict() for p in result.points],
         "others": [p.to_dict() for p in result.others],
         "frontier": [p.to_dict() for p in result.frontier],
@@ -179,6 +181,7 @@ def _render(
         savings=savings_table(result),
         equal_flops=equal_flops_table(result),
         comparisons=comparisons_table(result),
+        measure=MEASURES[result.points[0].measure],
         reference=result.comparisons[0].reference if result.comparisons else "",
         unreadable=max((p.unreadable for p in result.points), key=len),
         **values,

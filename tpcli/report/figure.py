@@ -1,4 +1,4 @@
-"""The Pareto figure: top-1 against GFLOPs, one curve per method."""
+"""The Pareto figure: the score against GFLOPs, one curve per method."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tpcli.measures import MEASURES
 from tpcli.pareto import Point
 from tpcli.pareto.points import FINETUNED
 from tpcli.text import visible
@@ -67,7 +68,7 @@ def pareto_figure(points: Sequence[Point], title: str, x: str = "gflops") -> Fig
             _draw_curve(axes, sorted(own, key=lambda p: p.gflops), base, style, label, axis)
     _draw_bases(axes, bases, axis)
     axes.set_xlabel(axis.label)
-    axes.set_ylabel("top-1 accuracy (%)")
+    axes.set_ylabel(MEASURES[points[0].measure].axis)
     axes.set_title(visible(title), loc="left", fontsize=11, **PLAIN)
     axes.set_xlim(left=0, right=1.06 * max(axis.of(p) for p in points))
     axes.grid(alpha=0.25, linewidth=0.6)
@@ -98,9 +99,9 @@ def _draw_curve(
 ) -> None:
     colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
     x = [axis.of(p) for p in curve]
-    y = [p.top1 for p in curve]
-    spread = [[p.top1 - p.top1_lo for p in curve], [p.top1_hi - p.top1 for p in curve]]
-    axes.plot([x[-1], axis.of(base)], [y[-1], base.top1], color=colour, linewidth=1, linestyle=":")
+    y = [p.score for p in curve]
+    spread = [[p.score - p.score_lo for p in curve], [p.score_hi - p.score for p in curve]]
+    axes.plot([x[-1], axis.of(base)], [y[-1], base.score], color=colour, linewidth=1, linestyle=":")
     axes.errorbar(
         x,
         y,
@@ -121,11 +122,11 @@ def _draw_bases(axes: Axes, bases: Sequence[Point], axis: Axis) -> None:
     seen = set()
     several = len({base.model for base in bases}) > 1
     for base in bases:
-        spread = [[base.top1 - base.top1_lo], [base.top1_hi - base.top1]]
+        spread = [[base.score - base.score_lo], [base.score_hi - base.score]]
         label = "without pooling, fine-tuned" if base.epochs else "without pooling"
         axes.errorbar(
             [axis.of(base)],
-            [base.top1],
+            [base.score],
             yerr=spread,
             color=BASE_COLOUR,
             marker="*",
@@ -138,9 +139,9 @@ def _draw_bases(axes: Axes, bases: Sequence[Point], axis: Axis) -> None:
             zorder=5,
         )
         seen.add(label)
-        axes.axhline(base.top1, color=BASE_COLOUR, linewidth=0.7, linestyle="--", alpha=0.5)
+        axes.axhline(base.score, color=BASE_COLOUR, linewidth=0.7, linestyle="--", alpha=0.5)
         if several:
             axes.annotate(
-                visible(base.model), (axis.of(base), base.top1), xytext=(-8, 8), fontsize=8,
+                visible(base.model), (axis.of(base), base.score), xytext=(-8, 8), fontsize=8,
                 textcoords="offset points", ha="right", **PLAIN,
             )  # fmt: skip

@@ -6,23 +6,21 @@ from typing import Any
 
 from pandas import DataFrame
 
+from tpcli.measures import MEASURES
 from tpcli.pareto import Point, SweepResult
-from tpcli.pareto.compare import top1_at
-from tpcli.pareto.headline import Saving
+from tpcli.pareto.compare import score_at
+from tpcli.pareto.headline import Headline, Saving, kept
 from tpcli.pareto.points import CONSTANT, CSV_COLUMNS, FINETUNED
 from tpcli.text import as_cell, as_markdown
 
 HEADINGS = {
     "gflops": "GFLOPs",
     "ratio": "of base",
-    "top1": "top-1 %",
     "interval": "95% interval",
-    "top5": "top-5 %",
     "speed": "images/s",
     "tokens": "patch tokens after each block",
-    "0.0": "at the same accuracy",
-    "0.5": "at 0.5 points less",
-    "1.0": "at 1 point less",
+    **{m.name: f"{m.label} %" for m in MEASURES.values()},
+    **{name: heading for m in MEASURES.values() for name, heading in m.more},
 }
 """What columns are headed by, where it is not their name."""
 
@@ -46,8 +44,11 @@ def _frame(rows: list[dict[str, Any]], columns: list[str] | None = None) -> Data
 
 
 def points_frame(result: SweepResult) -> DataFrame:
-    """One row per point, with the columns that scripts rely on."""
-    return _frame([p.to_dict() for p in result.points], CSV_COLUMNS)
+    """One row per point, with the columns that scripts rely on, as far as they are measured."""
+    rows = [p.to_dict() for p in result.points]
+    more = MEASURES[result.points[0].measure].more
+    names = dict.fromkeys([*CSV_COLUMNS, *(name for name, _ in more)])
+    return _frame(rows, [name for name in names if any(name in row for row in rows)])
 
 
 def points_table(result: SweepResult) -> DataFrame:
@@ -65,14 +66,18 @@ def _row(p: Point, base: Point) -> dict[str, str]:
         "budget": "" if p.is_base else p.asked + (", constant r" if p.family == CONSTANT else ""),
         "gflops": f"{p.gflops:.3f}" if p.gflops >= 0.1 else f"{p.gflops:.4f}",
         "ratio": f"{100 * p.gflops_ratio:.1f}%",
-        "top1": f"{p.top1:.2f}",
-        "interval": f"{p.top1_lo:.2f} to {p.top1_hi:.2f}",
-        "difference": "" if p is base else f"{p.top1 - base.top1:+.2f}",
-        "top5": f"{p.top5:.2f}",
+        p.measure: f"{p.score:.2f}",
+        "interval": f"{p.score_lo:.2f} to {p.score_hi:.2f}",
+        "difference": "" if p is base else f"{p.score - base.score:+.2f}",
+        **{name: _more(p, name) for name, _ in MEASURES[p.measure].more},
         "speed": f"{p.images_per_second:.0f}",
         "tokens": " ".join(map(str, p.tokens)),
         "frontier": "yes" if p.on_frontier else "",
     }
+
+
+def _more(p: Point, name: str) -> str:
+    return "" if name not in p.more else f"{p.more[name]:.{4 if name == 'kl' else 2}f}"
 
 
 def savings_table(result: SweepResult) -> DataFrame:
@@ -80,10 +85,23 @@ def savings_table(result: SweepResult) -> DataFrame:
     return _frame(
         [
             {"method": spoken(h.method)}
-            | {below: _saved(saving) for below, saving in h.same_accuracy_flops_saving.items()}
+            | {
+                _step(h, below): _saved(saving)
+                for below, saving in h.same_accuracy_flops_saving.items()
+            }
             for h in result.headlines
         ]
     )
+
+
+def _step(h: Headline, below: str) -> str:
+    """What a column of savings is headed by."""
+    measure = MEASURES[h.measure]
+    if measure.is_of_unpooled:
+        return f"at {kept(below)} {measure.noun}"
+    if float(below) == 0:
+        return f"at the same {measure.noun}"
+    return f"at {float(below):g} point{'s' if float(below) != 1 else ''} less"
 
 
 def _saved(saving: Saving | None) -> str:
@@ -91,14 +109,14 @@ def _saved(saving: Saving | None) -> str:
 
 
 def equal_flops_table(result: SweepResult) -> DataFrame:
-    """Top-1 of each method at the same share of FLOPs, interpolated between its points."""
+    """The score of each method at the same share of FLOPs, interpolated between its points."""
     budgets = sorted({p.budget for p in result.points if p.budget is not None}, reverse=True)
     rows = []
     for model in dict.fromkeys(p.model for p in result.points):
         for budget in budgets:
             row = {"model": model, "of base FLOPs": f"{100 * budget:g}%"}
             for h in result.headlines:
-                value = top1_at(result.points, h.method, model, budget)
+                value = score_at(result.points, h.method, model, budget)
                 row[spoken(h.method)] = "" if value is None else f"{value:.2f}"
             rows.append(row)
     return _frame(rows)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpcli.errors import TpcliError
+from tpcli.measures.answers import features_of, logits_of
 from tpcli.options import PoolingOptions
 from tpcli.pooling.distance import squared_distances
 from tpcli.schedule import Schedule, Tokens
@@ -24,6 +25,7 @@ class Damage:
     """Mean over calibration images of what pooling changes, for one schedule after another.
 
     by "kl": KL divergence from the unpooled model's class probabilities to the pooled model's.
+    by "similarity": how much the cosine between the features of both falls short of 1.
     by "reconstruction": the loss that Token Pooling minimises (Marin et al.), summed over
     blocks: sum_i s_i min_k ||z_i - c_k||^2 between layer-normalised tokens before and after.
 
@@ -41,7 +43,7 @@ class Damage:
         self._by = by
         self._losses: list[Tensor] = []
         with torch.inference_mode():
-            self._wanted = [model(batch).float().log_softmax(-1) for batch in images]
+            self._wanted = [self._said(batch) for batch in images]
 
     def under(self, options: PoolingOptions) -> Damage:
         """The damage on the same images of pooling in another way."""
@@ -60,12 +62,12 @@ class Damage:
         try:
             with torch.inference_mode(), self._watching_layers():
                 for batch, wanted in zip(self._images, self._wanted, strict=True):
-                    logits = self._model(batch).float()
+                    said = self._said(batch)
                     if self._by == "kl":
-                        terms = F.kl_div(
-                            logits.log_softmax(-1), wanted, log_target=True, reduction="none"
-                        )
+                        terms = F.kl_div(said, wanted, log_target=True, reduction="none")
                         self._losses = [terms.sum(-1)]
+                    elif self._by == "similarity":
+                        self._losses = [1 - F.cosine_similarity(said, wanted, dim=-1)]
                     none = torch.zeros(len(batch), dtype=torch.float64)
                     found.append(sum((loss.cpu().double() for loss in self._losses), none))
                     self._losses.clear()
@@ -75,6 +77,12 @@ class Damage:
         if not bool(damages.isfinite().all()):
             raise TpcliError("the model's output is not finite; check its weights.")
         return damages
+
+    def _said(self, batch: Tensor) -> Tensor:
+        """Log probabilities, or features: (B, D)."""
+        if self._by == "kl":
+            return logits_of(self._model, batch).float().log_softmax(-1)
+        return features_of(self._model, batch).float()
 
     @contextmanager
     def _watching_layers(self) -> Iterator[None]:

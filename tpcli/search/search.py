@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from .trials import Trials, find_family, find_way, smallest
 from .views import VIEWS
 from .ways import VARIED, Way, moves
 
-OBJECTIVES = ("kl", "reconstruction", "significance")
+OBJECTIVES = ("kl", "reconstruction", "significance", "similarity")
 BUDGETS = (0.75, 0.55, 0.4, 0.28)
 """Where the family is searched for; budgets between them are interpolated."""
 
@@ -37,8 +37,9 @@ BUDGETS = (0.75, 0.55, 0.4, 0.28)
 class SearchOptions:
     """How to search.
 
-    by: what a schedule is judged by. images: number of calibration images. budgets: shares of the
-    base FLOPs at which the family is searched for. trials: schedules that are tried per budget.
+    by: what a schedule is judged by; None for "kl" in models with a head, else "similarity".
+    images: number of calibration images. budgets: shares of the base FLOPs at which the family is
+    searched for. trials: schedules that are tried per budget.
     vary: what is searched besides the schedule: "options", "places". focus: the budget at which
     those are compared; the smallest where left out. last_free: leave one patch token for the last
     block's MLP, in models whose answers don't depend on it (`surgery.head.last_pooling_is_free`).
@@ -47,7 +48,7 @@ class SearchOptions:
         UserError: a value is not among those accepted.
     """
 
-    by: str = "kl"
+    by: str | None = None
     images: int = 256
     budgets: tuple[float, ...] = BUDGETS
     trials: int = 16
@@ -58,7 +59,7 @@ class SearchOptions:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.by not in OBJECTIVES:
+        if self.by is not None and self.by not in OBJECTIVES:
             raise UserError(f"by {self.by!r} is unknown; use one of {', '.join(OBJECTIVES)}.")
         for name, value in (("images", self.images), ("trials", self.trials)):
             if value < 1:
@@ -105,9 +106,10 @@ def search(
         on_found: called with the result while `checkpoint` is still there, to write it down.
 
     Raises:
-        UserError: there are fewer images than asked for, or the smallest budget is out of reach.
+        UserError: there are fewer images than asked for, the smallest budget is out of reach, or
+            the model gives no class probabilities to judge by.
     """
-    options = options or SearchOptions()
+    options = _settled(options or SearchOptions(), model)
     device = pick_device(options.device)
     made_by = {
         "command": "tpcli schedule",
@@ -135,6 +137,7 @@ def search(
         if options.by == "significance":
             found = _by_threshold(model, images, options.budgets, cost)
         else:
+            assert options.by is not None
             made_by["views"] = VIEWS
             trials = Trials(
                 model,
@@ -161,6 +164,18 @@ def search(
     if memory is not None:
         memory.forget()
     return result
+
+
+def _settled(options: SearchOptions, model: nn.Module) -> SearchOptions:
+    """The options with what schedules of this model are judged by."""
+    is_classifier = int(getattr(model, "num_classes", 0)) > 1
+    if options.by is None:
+        return replace(options, by="kl" if is_classifier else "similarity")
+    if options.by == "kl" and not is_classifier:
+        raise UserError(
+            "by 'kl' compares class probabilities, and the model gives none; use similarity."
+        )
+    return options
 
 
 def calibration_data(
