@@ -33,5 +33,5 @@ def test_a_published_schedule_costs_what_its_name_says(file: Path) -> None:
     for left in schedule.tokens:
         flops += 4 * tokens * channels**2 + 2 * tokens**2 * channels + 8 * (left + 1) * channels**2
         tokens = left + 1
-    slack = 0.06 if file.stem == "diffrate-deit_tiny-0.6" else 0.03  # its counts come to 0.655
+    slack = 0.06 if file.stem == "diffrate-deit_tiny-0.6" else 0.04  # its counts come to 0.655
     assert flops / 1e9 == pytest.approx(float(gflops), abs=slack)
