@@ -29,7 +29,7 @@ def diffrate(z: Tensor, k: int, *, weights: Tensor, dropped: float = 0.37) -> As
     directions = F.normalize(z, dim=-1)
     similarity = torch.bmm(take(directions, which), take(directions, into).transpose(1, 2))
     _, partner = lowest(-similarity)  # (B, merged)
-    labels = keep_only(kept).labels.scatter(1, which, into.gather(1, partner))
+    labels = keep_only(kept, k).labels.scatter(1, which, into.gather(1, partner))
     return Assignment(labels, kept, counted.float())
 
 
@@ -49,7 +49,7 @@ def tofu(z: Tensor, k: int, *, sizes: Tensor, depth: float) -> Assignment:
         parents = match_alternating(F.normalize(take(z, alive), dim=-1), remove)
         stays = parents == torch.arange(left, device=z.device)
         alive = alive.gather(1, positions_of(stays, left - remove))
-    return keep_only(mask_at(alive, n))
+    return keep_only(mask_at(alive, n), k)
 
 
 implement("diffrate", diffrate)

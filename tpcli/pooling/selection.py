@@ -13,21 +13,19 @@ from .order import highest, mask_at, positions_of
 from .registry import Assignment, implement
 
 
-def keep_only(kept: Tensor) -> Assignment:
-    """Drop all tokens but those that are `kept` (B, N) bool.
+def keep_only(kept: Tensor, k: int) -> Assignment:
+    """Drop all tokens but the K that are `kept` (B, N) bool.
 
     The label of a dropped token is the kept token before it in reading order, or the first one;
     this says where the token was, and nothing else comes of it.
     """
-    position = torch.arange(kept.shape[1], device=kept.device)
-    before = position.masked_fill(~kept, -1).cummax(1).values  # (B, N), -1 before the first
-    first = positions_of(kept, 1)
-    return Assignment(torch.where(before < 0, first, before), kept, kept.float())
+    before = (kept.cumsum(1) - 1).clamp(min=0)  # (B, N), the number of that kept token
+    return Assignment(positions_of(kept, k).gather(1, before), kept, kept.float())
 
 
 def top_k(z: Tensor, k: int, *, weights: Tensor) -> Assignment:
     """Keep the K tokens of largest weight. weights: (B, N)."""
-    return keep_only(highest(weights, k))
+    return keep_only(highest(weights, k), k)
 
 
 def evit(z: Tensor, k: int, *, weights: Tensor) -> Assignment:
@@ -51,7 +49,7 @@ def random_tokens(z: Tensor, k: int, *, seed: int = 0) -> Assignment:
     b, n, _ = z.shape
     position = torch.arange(n, device=z.device)
     order = _mix(_mix(position + _WORD * (n % 0xFFFF)) ^ (seed & _MASK)).argsort()
-    return keep_only(mask_at(order[:k].expand(b, k), n))
+    return keep_only(mask_at(order[:k].expand(b, k), n), k)
 
 
 _MASK, _WORD = 0xFFFFFFFF, 0x10000
