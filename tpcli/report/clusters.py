@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,36 +69,28 @@ def clusters_figure(seen: Sequence[Seen], title: str = "", style: str = "mean") 
     full_h = HEAD + len(seen) * (cell_h + TITLE + GAP) + note
     figure = Figure(figsize=(full_w, full_h))
     FigureCanvasAgg(figure)
-    figure.text(
-        0.08 / full_w, 1 - 0.1 / full_h, visible(title), va="top", fontsize=10, weight="bold",
-        **PLAIN,
-    )  # fmt: skip
+    page = figure.add_axes((0, 0, 1, 1), xlim=(0, full_w), ylim=(0, full_h), autoscale_on=False)
+    page.set_axis_off()
+    write: Any = partial(page.text, va="top", **PLAIN)
+    write(0.08, full_h - 0.1, visible(title), fontsize=10, weight="bold")
     any_gone = any(block.dropped.any() for one in seen for block in one.blocks)
-    figure.text(
-        0.08 / full_w, 1 - 0.29 / full_h, MEANINGS[style] + (", pale: dropped" if any_gone else ""),
-        va="top", fontsize=8, color="#555555",
-    )  # fmt: skip
+    meaning = MEANINGS[style] + (", pale: dropped" if any_gone else "")
+    write(0.08, full_h - 0.29, meaning, fontsize=8, color="#555555")
     several = len({one.method for one in seen}) > 1
     names = {one.name for one in seen}
     is_short = len({Path(name).name for name in names}) == len(names)
     for row, one in enumerate(seen):
         top = full_h - HEAD - row * (cell_h + TITLE + GAP) - TITLE
-        figure.text(
-            0.08 / full_w, top / full_h, _words(one, several, is_short), va="top", fontsize=7.5,
-            linespacing=1.35, **PLAIN,
-        )  # fmt: skip
+        write(0.08, top, _words(one, several, is_short), fontsize=7.5, linespacing=1.35)
         pictures = [(f"{one.blocks[0].source.size} patches", _upscaled(one.picture))]
         for block in one.blocks:
             words = f"block {block.index}: {block.tokens} tokens"
             pictures.append((words, paint(one.picture, block, style, largest)))
         for column, (words, picture) in enumerate(pictures):
             left = TEXT + column * (cell_w + GAP)
-            axes = figure.add_axes(
-                (left / full_w, (top - cell_h) / full_h, cell_w / full_w, cell_h / full_h)
-            )
-            axes.imshow(picture, aspect="auto")
-            axes.set_title(words, fontsize=7.5, pad=2.5)
-            axes.set_axis_off()
+            extent = (left, left + cell_w, top - cell_h, top)
+            page.imshow(picture, extent=extent, aspect="auto")
+            write(left + cell_w / 2, top + 0.15, words, fontsize=7.5, ha="center")
     if style == "size":
         _explain_sizes(figure, largest, (full_w, full_h))
     return figure
