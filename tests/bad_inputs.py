@@ -63,7 +63,7 @@ LINES = (
     "export --out x.pt2", "export --format torch-export --opset 18", "export --out x.onnx.zip",
     "apply --out file.txt", "apply --out folder", "export --out folder.onnx",
     "eval deit_tiny_patch16_224", "show deit_tiny_patch16_224", "show --out x.gif",
-    "show demo gone", "analyze vit_x", "analyze --split test",
+    "show demo gone", "eval --blocks 3", "analyze vit_x", "analyze --split test",
     "pareto vit_x", "finetune vit_x", "schedule vit_x", "flops --method tome --start even",
     "flops --method top-k --weights size", "flops --start even", "flops --schedule method.json",
     "pareto --finetune-config recipe.toml", "eval --split test", "finetune --train-split nonsense",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tpcli.cli.groups import DataGroup, JsonOption, ModelArgument, ModelGroup, RunGroup
-from tpcli.cli.measure_options import MeasureGroup, TrainSplit
+from tpcli.cli.kinds import BLOCKS, blocks
+from tpcli.cli.measure_options import PANEL, MeasureGroup, TrainSplit
 from tpcli.cli.pooling_options import PoolingGroup
 from tpcli.cli.spread import add
+from tpcli.cli.values import option
+from tpcli.errors import UserError
 from tpcli.measures import MEASURES
 
 if TYPE_CHECKING:
@@ -38,6 +42,16 @@ def evaluate(
     source: DataGroup,
     train_split: TrainSplit = "train",
     measuring: MeasureGroup,
+    block: Annotated[
+        str | None,
+        option(
+            BLOCKS,
+            "Blocks whose features dense compares, such as 3,6,9.",
+            "--blocks",
+            panel=PANEL,
+            shown="four, the last among them",
+        ),
+    ] = None,
     run: RunGroup,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,6 +65,8 @@ def evaluate(
     source.require_for(model, source.split, train_split)
     pooling.check(model)
     measuring.check()
+    if block is not None and measuring.asked != "dense":
+        raise UserError(f"--blocks {block} is for --measure dense; add that, or leave it out.")
 
     from tpcli.cli import render
     from tpcli.devices import pick_device
@@ -69,6 +85,8 @@ def evaluate(
         loaded.model, loaded.name, data, measuring.opener(source, loaded, train_split)
     )
     (task,) = choose(measuring.asked, [candidate], measuring.bank or "pooled")
+    if block is not None:
+        task = replace(task, blocks=tuple(blocks(block)))
     render.say_passed_over(task)
     options = RunOptions(run.batch_size, device, run.amp, run.workers, run.strict)
     with render.progress_bars(f"eval {loaded.name}") as begin:
@@ -112,6 +130,11 @@ def evaluate(
             (SHOWN[name][0], SHOWN[name][1].format(v))
             for name, v in result.more.items()
             if name in SHOWN
+        ),
+        *(
+            (name.replace("_", " "), f"{v:.2f}%")
+            for name, v in result.more.items()
+            if name.startswith("block_")
         ),
         ("images/s", f"{result.images_per_second:.0f}  (model alone, on {device})"),
     ]

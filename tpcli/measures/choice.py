@@ -37,7 +37,8 @@ class Task:
     data: with the targets that the measure wants. bank: for `knn`, the images among which nearest
     ones are sought; bank_of: whose features stand there, the model's own as it is measured
     ("pooled") or the unpooled model's. passed_over: why the first measure is not taken, where none
-    was asked for.
+    was asked for. blocks: for `dense`, those whose features are compared, where they were asked
+    for.
     """
 
     measure: str
@@ -45,6 +46,7 @@ class Task:
     bank: ImageData | None = None
     bank_of: str = "pooled"
     passed_over: str = ""
+    blocks: tuple[int, ...] | None = None
 
 
 def check_measure(name: str) -> None:
@@ -93,6 +95,8 @@ def _task(measure: str, candidate: Candidate, bank_of: str) -> Task:
                 f"{name} has no head with classes to agree on; use `measure=similarity`, which "
                 "needs none."
             )
+        return Task(measure, data)
+    if measure == "dense":
         return Task(measure, data)
     _check_one_vector(model, name)
     if measure == "knn":

@@ -62,6 +62,16 @@ _ALL = (
         steps=(1.0, 2.0, 5.0),
         more=(("neighbours", "neighbours %"),),
     ),
+    Measure(
+        "dense",
+        "cosine of each patch's features to the unpooled model's; needs neither",
+        "dense",
+        "similarity to the unpooled model's features of each patch (%)",
+        "similarity of patches",
+        is_share=False,
+        is_of_unpooled=True,
+        steps=(1.0, 2.0, 5.0),
+    ),
 )
 
 MEASURES = {measure.name: measure for measure in _ALL}

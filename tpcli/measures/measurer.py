@@ -17,6 +17,7 @@ from tpcli.surgery import pooling_spec, unpooled
 from .agreement import agreement
 from .answers import Answers, collect, features_of, logits_of
 from .choice import Task
+from .dense import dense
 from .knn import knn
 from .scores import Scores
 from .similarity import similarity
@@ -63,6 +64,12 @@ class Measurer:
         task, data = self.task, self.task.data
         if task.measure == "top1":
             return self._top1(model, on_pass)
+        if task.measure == "dense":
+            begun = on_pass("", data.count) if on_pass else None
+            return dense(
+                model, self.model, data, self.run, self.folder,
+                blocks=task.blocks, decoded=self.decode(data), on_batch=begun,
+            )  # fmt: skip
         device = pick_device(self.run.device)
         if task.measure == "knn":
             assert task.bank is not None
