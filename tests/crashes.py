@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ class Watch:
 
     def __call__(self) -> None:
         """Begin, in this process, for good."""
+        search_little()
         sys.addaudithook(self.hear)
         self.hook(os, "fsync")
         self.hook(safetensors.torch, "serialize_file")
@@ -119,6 +121,13 @@ class Watch:
         self.count += 1
         if self.log is not None:
             self.log.write_text(f"{self.count}")
+
+
+def search_little() -> None:
+    """Searches of a sweep write as ever, but try little in between."""
+    import tpcli.search
+
+    tpcli.search.SearchOptions = partial(tpcli.search.SearchOptions, budgets=(0.8,), trials=1)  # type: ignore[assignment, misc]
 
 
 @dataclass
@@ -166,7 +175,7 @@ def again(folder: Path, command: list[object], expected: dict[str, str]) -> str 
     steps = sorted(p.parent.name for p in folder.glob("**/step-*/progress.json"))
     points = {p: p.stat().st_mtime_ns for p in folder.glob("cache/points/*.json")}
     complete = contents(folder, hidden=False) == expected
-    outcome = forks.run(folder, *command)
+    outcome = forks.run(folder, *command, prepare=search_little)
     is_done = complete and outcome.code == 2 and "exists already" in outcome.err
     if outcome.code != 0 and not is_done:
         return f"refused: {outcome.err.strip()}"
