@@ -68,6 +68,7 @@ LINES = (
     "flops --method top-k --weights size", "flops --start even", "flops --schedule method.json",
     "pareto --finetune-config recipe.toml", "eval --split test", "finetune --train-split nonsense",
     "pareto --finetune-epochs 1 --finetune-config broken.toml", "finetune --warmup-epochs 11",
+    "eval --measure similarity --bank unpooled", "pareto --measure top1 --knn-images 9",
 )  # fmt: skip
 """Whole lines: what options are not, or can't be together."""
 TOML = (

@@ -13,12 +13,16 @@ import torch.nn.functional as F
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from sklearn.cluster import KMeans
+from sklearn.neighbors import KNeighborsClassifier
 from timm.data import create_dataset, create_transform, resolve_data_config
 from torch import Tensor
 
 from tests.pooling import reference
 from tpcli import count_flops, evaluate, load, pool
 from tpcli.data import batches, create
+from tpcli.evaluation import RunOptions
+from tpcli.measures.choice import Candidate, choose
+from tpcli.measures.measurer import Measurer
 from tpcli.models import LoadedModel
 from tpcli.pooling import get_method
 from tpcli.surgery import unpool
@@ -165,3 +169,31 @@ def test_atc_is_scipys_clustering(real: LoadedModel, method: str, k: int) -> Non
         tree = linkage(squareform(distances, checks=False), method=method)
         exact = fcluster(tree, k, criterion="maxclust")
         assert reference.partition(labels[b].numpy()) == reference.partition(exact)
+
+
+@pytest.mark.parametrize("schedule", ["none", "flops:0.6"])
+def test_knn_equals_scikit_learn_to_the_image(schedule: str) -> None:
+    """Without the head: features of the model itself, votes as DINO's."""
+    headless = load(str(MODEL), num_classes=0)
+    pool(headless.model, schedule)
+    splits = {
+        split: create(str(DATA), headless.data_config, split=split, limit=limit)
+        for split, limit in (("train", 1000), ("validation", 400))
+    }
+    rows, targets = {}, {}
+    for split, data in splits.items():
+        pairs = list(batches(data, 100))
+        with torch.no_grad():
+            found = [headless.model.eval()(data.normalize(pixels)) for pixels, _ in pairs]
+        rows[split] = torch.cat(found).numpy()
+        targets[split] = torch.cat([labels for _, labels in pairs]).numpy()
+    votes = KNeighborsClassifier(
+        20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
+    )
+    plain = votes.fit(rows["train"], targets["train"]).predict(rows["validation"])
+    candidate = Candidate(headless.model, "real", splits["validation"], lambda: splits["train"])
+    (task,) = choose(None, [candidate])
+    assert task.measure == "knn"
+    found = Measurer(headless.model, task, RunOptions(100, "cpu")).measure(headless.model)
+    assert found.each.tolist() == (plain == targets["validation"]).tolist()
+    assert found.score > 70

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.pictures import class_folders, picture
+from tests.pictures import class_folders, picture, tar_of
 from tests.tiny import tiny_vit
 from tpcli import pool
-from tpcli.data import create
+from tpcli.data import create, overlap
 from tpcli.errors import UserError
 from tpcli.evaluation import RunOptions
 from tpcli.measures.choice import Candidate, Task, choose
@@ -113,6 +114,18 @@ def test_knn_wants_a_training_split_with_classes(tmp_path: Path) -> None:
     class_folders(tmp_path / "two/val", per_class=1, classes=("cat", "fox"))
     with pytest.raises(UserError, match="different classes: 'fox' has no image in train"):
         choose("knn", [candidate(HEADLESS, tmp_path / "two")])
+
+
+def test_splits_that_lie_in_one_place(labelled: Path, tmp_path: Path) -> None:
+    """In folders of their own in one .tar, or told apart by whoever opens them."""
+    both = tar_of(labelled, tmp_path / "both.tar")
+    (task,) = choose("knn", [candidate(HEADLESS, both)])
+    assert task.bank is not None
+    assert (task.bank.count, task.data.count) == (12, 6)
+    assert not overlap(task.bank, task.data)
+    assert overlap(task.data, task.data)
+    named = replace(task.data, names=())
+    assert not overlap(named, replace(task.bank, names=()))
 
 
 def test_targets_are_those_of_the_bank(labelled: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -92,11 +93,17 @@ def match_classes(data: ImageData, head: Head) -> ImageData:
 
 
 def overlap(one: ImageData, other: ImageData) -> bool:
-    """Whether the images of two splits lie in one folder, or in a folder in the other's."""
-    if one.root is None or other.root is None:
+    """Whether the images of two splits lie in one folder, or in a folder in the other's.
+
+    A .tar may hold both in folders of their own; data sets of timm's keep splits apart themselves.
+    """
+    if one.root is None or other.root is None or not (one.names and other.names):
         return False
     first, second = one.root.resolve(), other.root.resolve()
-    return first == second or first in second.parents or second in first.parents
+    if first == second:
+        folders = ({posixpath.dirname(name) for name in split.names} for split in (one, other))
+        return bool(set.intersection(*folders))
+    return first in second.parents or second in first.parents
 
 
 def check_classes(data: ImageData, num_classes: int, model: str) -> None:
