@@ -127,3 +127,24 @@ def test_points_of_numbers_come_back_from_their_file() -> None:
     assert np.array_equal(after.each, before.each)
     with pytest.raises(ValueError, match="do not make a score"):
         Point.from_file({**document, "score": 50.0})
+
+
+def test_fine_tuning_without_a_head(run: Run, headless: Path, tmp_path: Path) -> None:
+    """The model without pooling is what it would learn from, so it stays as it is."""
+    for split, count in (("train", 16), ("val", 6)):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        for i in range(count):
+            picture(100 * count + i).save(tmp_path / "set" / split / f"{i}.png")
+    (tmp_path / "r.toml").write_text(
+        'batch-size = 8\nworkers = 0\nlr = 0.001\nprecision = "fp32"\nema-decay = 0.0\n'
+    )
+    found = run(
+        "pareto", headless, "--data", tmp_path / "set", "--schedule", "tokens:20,9",
+        *("--method", "ward", "--workers", 0, "--cache", tmp_path / "cache", "--device", "cpu"),
+        *("--finetune-epochs", 1, "--finetune-config", tmp_path / "r.toml", "--json"),
+    )  # fmt: skip
+    assert found.code == 0, found
+    base, plain, trained_base, trained = json.loads(found.out)["points"]
+    assert (base["score"], trained_base["score"], trained_base["epochs"]) == (100.0, 100.0, 1)
+    assert plain["measure"] == trained["measure"] == "similarity"
+    assert trained["score"] >= plain["score"]  # training that only does harm is not kept

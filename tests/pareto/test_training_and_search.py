@@ -48,7 +48,7 @@ def test_every_point_is_trained_once(source: ModelAndData, tmp_path: Path) -> No
     assert [p.epochs for p in result.points] == [0, 0, 1, 1]
     plain, trained = result.points[1], result.points[3]
     assert (plain.tokens, plain.gflops) == (trained.tokens, trained.gflops)
-    assert plain.loss != trained.loss
+    assert plain.more["loss"] != trained.more["loss"]
     assert [label for label in started if label.endswith("training")] == [
         "mine none+finetuned none training",
         "mine ward+finetuned flops:0.4 training",
