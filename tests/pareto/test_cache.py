@@ -219,6 +219,16 @@ def test_locks_and_litter_do_not_pile_up(tmp_path: Path) -> None:
     assert sorted(os.listdir(cache.folder)) == ["held.json", "k.json"]
 
 
+def test_what_a_search_left_that_died_after_writing_goes(tmp_path: Path) -> None:
+    searches = tmp_path / "searches"
+    searches.mkdir()
+    for name in ("done.json", "done.part", "done.lock", "going.part", "going.lock"):
+        (searches / name).write_text("{}")
+    (searches / f".done.json.abc{PARTIAL}").mkdir()
+    PointCache(tmp_path)
+    assert sorted(os.listdir(searches)) == ["done.json", "going.lock", "going.part"]
+
+
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"\xff", b'{"tokens": {"0.6": [1, 2]}}'])
 def test_a_damaged_search_is_made_again(
     source: ModelAndData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes

@@ -59,11 +59,8 @@ class PointCache:
         self.folder = folder / "points"
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            clear_litter(self.folder)
-            for lock in self.folder.glob("*.lock"):  # of processes that died after writing
-                if lock.with_suffix(".json").exists():
-                    with locked(lock):
-                        pass
+            _tidy(self.folder)
+            _tidy(folder / "searches")
 
     def get(self, key: str) -> Point | None:
         """The point, if it has been measured and what is there is whole."""
@@ -104,3 +101,13 @@ def claimed(path: Path, timeout: float = 0) -> Iterator[bool]:
         except OSError:  # a lock that another user left; at worst both measure
             holder = None
         yield holder is None
+
+
+def _tidy(folder: Path) -> None:
+    """Clear away what processes left that died: half a file, or what a whole one made needless."""
+    clear_litter(folder)
+    for lock in folder.glob("*.lock"):
+        if lock.with_suffix(".json").exists():
+            with locked(lock) as holder:  # which goes with its file
+                if holder is None:
+                    lock.with_suffix(".part").unlink(missing_ok=True)
