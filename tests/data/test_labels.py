@@ -208,5 +208,5 @@ def test_the_command_line(tmp_path: Path, run: Any, model_folder: Path) -> None:
     assert result["left_out"] == [{"name": ".cache", "why": "hidden"}]
     assert "left out of" in done.err
     assert "hidden: 1 (.cache)" in done.err
-    done = run("eval", model_folder, "--data", folder)
+    done = run("eval", model_folder, "--data", folder, "--measure", "top1")
     assert done.code == 2

@@ -144,5 +144,5 @@ def test_a_replica_of_a_replica_is_bound_to_itself() -> None:
         for value in vars(module).values()
         if hasattr(value, "func")
     ]
-    assert len(bound) == 4 * 4 + 2 + 4  # blocks and their biases, norm, model
+    assert len(bound) == 4 * 4 + 2 + 5  # blocks and their biases, norm, model
     assert all(value.args[0] is module for module, value in bound)
