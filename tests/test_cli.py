@@ -320,7 +320,7 @@ def test_what_needs_no_model_imports_nothing_heavy(tmp_path: Path) -> None:
         ("eval --metric ", "tokens normalized keys"),
         ("apply --weights s", "size significance"),
         ("bench --start ", "top-k matching even ward"),
-        ("pareto --reduce m", "mean medoid max-norm"),
+        ("pareto --reduce m", "mean max-norm medoid"),
         ("schedule --position ", "block attention"),
         ("finetune --opt adamw", "adamw adamwlegacy"),
         ("finetune --precision f", "fp16 fp32"),

@@ -82,7 +82,13 @@ class Odd(Dataset[Any]):
         return np.zeros((3, 4, 4), np.uint8), 0
 
 
-@pytest.mark.parametrize("act", [lambda: os.kill(os.getpid(), signal.SIGKILL), signal.pause])
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda: os.kill(os.getpid(), signal.SIGKILL),
+        pytest.param(signal.pause, marks=pytest.mark.walk),  # waits for seconds
+    ],
+)
 def test_a_process_that_dies_or_hangs_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, act: Any
 ) -> None:

@@ -124,7 +124,7 @@ class StopInFourth:
     [
         (signal.SIGKILL, -signal.SIGKILL, ""),
         pytest.param(signal.SIGINT, 130, "interrupted\n", marks=pytest.mark.walk),
-        (signal.SIGTERM, 130, "interrupted by SIGTERM\n"),
+        pytest.param(signal.SIGTERM, 130, "interrupted by SIGTERM\n", marks=pytest.mark.walk),
     ],
 )
 def test_stopped_sweep_goes_on_where_it_was(

@@ -71,6 +71,7 @@ def test_a_family_of_nested_schedules_within_their_budgets(
         assert all(a >= b for a, b in zip(larger.tokens, smaller.tokens, strict=True))
 
 
+@pytest.mark.walk
 def test_it_does_no_more_damage_than_the_default_on_images_that_it_has_not_seen() -> None:
     model, pooling = tpcli.load("demo").model, pooling_options("ward")
     options = SearchOptions(images=48, budgets=(0.35,), batch_size=48, device="cpu")
