@@ -12,9 +12,10 @@ from torch import nn
 
 from tests.choosing import some_of
 from tests.tiny import VARIANTS, tiny_vit
-from tpcli import count_flops, pool, pooling
+from tpcli import count_flops, pool
 from tpcli.budget import BudgetSolver, first_within, weakest_within
 from tpcli.errors import UserError
+from tpcli.methods import METHODS
 from tpcli.options import pooling_options
 from tpcli.profile import STRONGEST, profile, schedules
 from tpcli.schedule import Budget, Tokens
@@ -34,7 +35,7 @@ def falls(schedules: list[Tokens]) -> bool:
     )
 
 
-@pytest.mark.parametrize("method", some_of(["ward", "tome", "grid"], pooling.methods()))
+@pytest.mark.parametrize("method", some_of(["ward", "tome", "grid"], METHODS))
 def test_budgets_are_met_by_every_method(method: str) -> None:
     model = tiny_vit()
     solver = BudgetSolver(model, pooling_options(method))
