@@ -62,6 +62,7 @@ def test_every_point_is_trained_once(source: ModelAndData, tmp_path: Path) -> No
     assert sweep([source], longer, tmp_path).measured == 2
 
 
+@pytest.mark.walk
 def test_one_search_serves_all_budgets(
     source: ModelAndData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

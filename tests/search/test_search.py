@@ -38,7 +38,7 @@ CONFIG = {
 }
 CASES = [
     ("kl", "ward"),
-    ("reconstruction", "grid"),
+    pytest.param("reconstruction", "grid", marks=pytest.mark.walk),
     pytest.param("significance", "ward", marks=pytest.mark.walk),
 ]
 SMALL = SearchOptions(images=12, budgets=(0.7, 0.4), trials=8, batch_size=8, device="cpu")
