@@ -14,7 +14,7 @@ from tpcli import data, evaluate, pool
 from tpcli.devices import borrowed
 from tpcli.models import LoadedModel, load
 from tpcli.options import pooling_options
-from tpcli.pareto import ModelAndData, SweepOptions, sweep
+from tpcli.pareto import ModelSource, SweepOptions, sweep
 from tpcli.search import SearchOptions, search
 from tpcli.surgery import pooling_spec, unpooled
 
@@ -48,7 +48,7 @@ def use_search(loaded: LoadedModel, images: data.ImageData, stop: Callable[[], N
 def use_sweep(loaded: LoadedModel, images: data.ImageData, stop: Callable[[], None]) -> None:
     options = SweepOptions([pooling_options("ward")], budgets=[0.6], device="cpu")
     cache = Path(stop())  # type: ignore[arg-type, func-returns-value]
-    sweep([ModelAndData(loaded, images)], options, cache, on_point=lambda point: stop())
+    sweep([ModelSource(loaded, images)], options, cache, on_point=lambda point: stop())
 
 
 USES = [use_evaluate, use_search, use_sweep]

@@ -21,7 +21,7 @@ from tpcli.errors import UserError
 from tpcli.files import PARTIAL
 from tpcli.models import load
 from tpcli.options import pooling_options
-from tpcli.pareto import ModelAndData, SweepOptions, sweep
+from tpcli.pareto import ModelSource, SweepOptions, sweep
 from tpcli.pareto import cache as cache_module
 from tpcli.pareto.cache import PointCache, code_version
 from tpcli.pareto.subjects import jobs
@@ -50,18 +50,18 @@ def test_half_written_entry_counts_as_missing(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def source(model_folder: Path) -> ModelAndData:
+def source(model_folder: Path) -> ModelSource:
     loaded = load(str(model_folder))
-    return ModelAndData(loaded, data.create("demo", loaded.data_config, limit=8))
+    return ModelSource(loaded, data.create("demo", loaded.data_config, limit=8))
 
 
-def key(source: ModelAndData, at: int = 1, **changes: Any) -> str:
+def key(source: ModelSource, at: int = 1, **changes: Any) -> str:
     """The key of a point: at 0 of the model, at 1 of its first pooled one."""
     named = {"poolings": [pooling_options("ward")], "budgets": [0.6], "device": "cpu", **changes}
     return jobs([source], SweepOptions(**named), Path("unused"))[at].key
 
 
-def other_source(source: ModelAndData, what: str) -> ModelAndData:
+def other_source(source: ModelSource, what: str) -> ModelSource:
     loaded = copy.deepcopy(source.loaded)
     if what == "weights":
         with torch.no_grad():
@@ -75,7 +75,7 @@ def other_source(source: ModelAndData, what: str) -> ModelAndData:
 
 
 def test_key_depends_on_every_determinant(
-    source: ModelAndData, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    source: ModelSource, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert key(source) == key(replace(source, loaded=load(str(model_folder))))
     found = [
@@ -190,7 +190,7 @@ def test_a_lock_of_another_user_keeps_nobody_out(
 
 
 def test_a_cache_that_cannot_be_written_serves_what_it_has(
-    source: ModelAndData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = SweepOptions([pooling_options("ward")], budgets=[0.6], device="cpu")
     whole = sweep([source], options, tmp_path)
@@ -231,7 +231,7 @@ def test_what_a_search_left_that_died_after_writing_goes(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"\xff", b'{"tokens": {"0.6": [1, 2]}}'])
 def test_a_damaged_search_is_made_again(
-    source: ModelAndData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
     subject = jobs([source], SweepOptions([], budgets=[0.6]), tmp_path)[0].subject
     file = tmp_path / "search.json"

@@ -14,7 +14,7 @@ from tests.tiny import tiny_vit
 from tpcli import data
 from tpcli.models import LoadedModel, data_config
 from tpcli.options import pooling_options
-from tpcli.pareto import ModelAndData, SweepResult, frontier, headline
+from tpcli.pareto import ModelSource, SweepResult, frontier, headline
 from tpcli.pareto.points import FINETUNED
 from tpcli.report import strip, write_report
 from tpcli.surgery import pooling_spec
@@ -23,12 +23,12 @@ OPTIONS = pooling_options("ward").to_dict()
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> ModelAndData:
+def source(tmp_path: Path) -> ModelSource:
     folder = class_folders(tmp_path / "images", per_class=1)
     (folder / "class_0" / "0.png").write_text("no picture")
     model = tiny_vit()
     loaded = LoadedModel(model, "m", data_config(model))
-    return ModelAndData(loaded, data.create(str(folder), loaded.data_config))
+    return ModelSource(loaded, data.create(str(folder), loaded.data_config))
 
 
 def swept(*tokens: tuple[int, ...]) -> SweepResult:
@@ -41,7 +41,7 @@ def swept(*tokens: tuple[int, ...]) -> SweepResult:
 
 
 def test_the_point_of_the_headline_on_images_that_can_be_read(
-    source: ModelAndData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
     monkeypatch.setattr(strip, "clusters_figure", lambda seen, title: drawn.append((seen, title)))
@@ -57,7 +57,7 @@ def test_the_point_of_the_headline_on_images_that_can_be_read(
     assert "UElDVFVSRQ==" in (tmp_path / "plot.html").read_text()  # PICTURE
 
 
-def test_nothing_where_there_is_nothing_to_show(source: ModelAndData) -> None:
+def test_nothing_where_there_is_nothing_to_show(source: ModelSource) -> None:
     assert strip.pooled_strip([source], swept((64, 64, 64, 64))) is None
     result = swept((50, 40, 30, 20))
     tuned = replace(result.headlines[0], method="ward" + FINETUNED)

@@ -16,15 +16,15 @@ from tpcli import data
 from tpcli.errors import UserError
 from tpcli.models import load
 from tpcli.options import pooling_options
-from tpcli.pareto import ModelAndData, Point, SweepOptions, sweep
+from tpcli.pareto import ModelSource, Point, SweepOptions, sweep
 from tpcli.pareto.measure import measure
 from tpcli.surgery import pooling_spec
 
 
 @pytest.fixture(scope="module")
-def source(model_folder: Path) -> ModelAndData:
+def source(model_folder: Path) -> ModelSource:
     loaded = load(str(model_folder))
-    return ModelAndData(loaded, data.create("demo", loaded.data_config, limit=40))
+    return ModelSource(loaded, data.create("demo", loaded.data_config, limit=40))
 
 
 def options(*budgets: float, methods: tuple[str, ...] = ("k-medoids",)) -> SweepOptions:
@@ -32,7 +32,7 @@ def options(*budgets: float, methods: tuple[str, ...] = ("k-medoids",)) -> Sweep
     return SweepOptions(poolings=chosen, budgets=budgets, device="cpu")
 
 
-def test_points_are_measured_once_and_come_in_order(source: ModelAndData, tmp_path: Path) -> None:
+def test_points_are_measured_once_and_come_in_order(source: ModelSource, tmp_path: Path) -> None:
     seen: list[Point] = []
     first = sweep([source], options(0.8, 0.5), tmp_path, on_point=seen.append)
     assert first.measured == 3
@@ -46,7 +46,7 @@ def test_points_are_measured_once_and_come_in_order(source: ModelAndData, tmp_pa
     assert pooling_spec(source.loaded.model) is None
 
 
-def test_points_keep_their_budget_and_count_pooling(source: ModelAndData, tmp_path: Path) -> None:
+def test_points_keep_their_budget_and_count_pooling(source: ModelSource, tmp_path: Path) -> None:
     result = sweep([source], options(0.6, methods=("k-means", "ward")), tmp_path)
     base = result.points[0]
     for point in result.points[1:]:
@@ -57,7 +57,7 @@ def test_points_keep_their_budget_and_count_pooling(source: ModelAndData, tmp_pa
     assert {h.method for h in result.headlines} == {"k-means", "ward"}
 
 
-def test_the_better_of_two_families_is_the_entry(source: ModelAndData, tmp_path: Path) -> None:
+def test_the_better_of_two_families_is_the_entry(source: ModelSource, tmp_path: Path) -> None:
     both = replace(options(0.5, methods=("ward",)), families=("default", "constant"))
     result = sweep([source], both, tmp_path)
     assert [(p.budget, p.asked) for p in result.points[1:]] == [(0.5, "0.5")]
@@ -72,7 +72,7 @@ def test_the_better_of_two_families_is_the_entry(source: ModelAndData, tmp_path:
 
 
 def test_a_budget_that_constant_removal_cannot_reach_is_the_default_familys(
-    source: ModelAndData, tmp_path: Path
+    source: ModelSource, tmp_path: Path
 ) -> None:
     wanted = replace(options(0.2, methods=("tome",)), families=("default", "constant"))
     result = sweep([source], wanted, tmp_path)
@@ -82,7 +82,7 @@ def test_a_budget_that_constant_removal_cannot_reach_is_the_default_familys(
         sweep([source], replace(wanted, families=("constant",)), tmp_path)
 
 
-def test_schedules_can_stand_in_for_budgets(source: ModelAndData, tmp_path: Path) -> None:
+def test_schedules_can_stand_in_for_budgets(source: ModelSource, tmp_path: Path) -> None:
     chosen = SweepOptions([pooling_options("ward")], schedules=["r:4", "keep:0.5@2"], device="cpu")
     result = sweep([source], chosen, tmp_path)
     assert [p.budget for p in result.points] == [None, None, None]

@@ -14,7 +14,7 @@ from tpcli import data
 from tpcli.finetune import open_data
 from tpcli.models import load
 from tpcli.options import pooling_options
-from tpcli.pareto import ModelAndData, SweepOptions, sweep
+from tpcli.pareto import ModelSource, SweepOptions, sweep
 from tpcli.pareto.points import FINETUNED
 from tpcli.recipe import Recipe
 from tpcli.search import SearchOptions, calibration_data
@@ -23,9 +23,9 @@ RECIPE = Recipe(epochs=1, batch_size=20, workers=0, precision="fp32", ema_decay=
 
 
 @pytest.fixture(scope="module")
-def source(model_folder: Path) -> ModelAndData:
+def source(model_folder: Path) -> ModelSource:
     loaded = load(str(model_folder))
-    return ModelAndData(
+    return ModelSource(
         loaded,
         data.create("demo", loaded.data_config, limit=40),
         training=open_data("demo", loaded.data_config, RECIPE, limit=40),
@@ -33,7 +33,7 @@ def source(model_folder: Path) -> ModelAndData:
     )
 
 
-def test_every_point_is_trained_once(source: ModelAndData, tmp_path: Path) -> None:
+def test_every_point_is_trained_once(source: ModelSource, tmp_path: Path) -> None:
     options = SweepOptions([pooling_options("ward")], [0.4], recipe=RECIPE, device="cpu")
     started: list[str] = []
 
@@ -64,7 +64,7 @@ def test_every_point_is_trained_once(source: ModelAndData, tmp_path: Path) -> No
 
 @pytest.mark.walk
 def test_one_search_serves_all_budgets(
-    source: ModelAndData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tpcli.search.SearchOptions", partial(SearchOptions, trials=3))
     options = SweepOptions(

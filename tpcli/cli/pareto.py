@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tpcli.finetune import TrainingData
     from tpcli.measures.choice import Task
     from tpcli.models import LoadedModel
-    from tpcli.pareto import ModelAndData, SweepOptions, SweepResult
+    from tpcli.pareto import ModelSource, SweepOptions, SweepResult
     from tpcli.report import ReportContext
 
 DEFAULT_BUDGETS = "0.9,0.8,0.7,0.6,0.5,0.4,0.3"
@@ -137,7 +137,7 @@ def pareto(
     from tpcli.cli import render
     from tpcli.devices import pick_device
     from tpcli.models import told_apart
-    from tpcli.pareto import ModelAndData, SweepOptions
+    from tpcli.pareto import ModelSource, SweepOptions
     from tpcli.pareto.cache import default_folder
     from tpcli.report import write_report
     from tpcli.report.document import check_report
@@ -166,7 +166,7 @@ def pareto(
     sources = []
     for loaded in told_apart({model: loading.load(model) for model in specs}):
         sources.append(
-            ModelAndData(
+            ModelSource(
                 loaded,
                 source.open(loaded),
                 training=_training(loaded, source, training, device),
@@ -209,7 +209,7 @@ def _calibration(loaded: LoadedModel, source: DataGroup) -> ImageData:
     )
 
 
-def _run(sources: list[ModelAndData], options: SweepOptions, cache: Path) -> SweepResult:
+def _run(sources: list[ModelSource], options: SweepOptions, cache: Path) -> SweepResult:
     """The sweep with a live table of points on stderr."""
     from tpcli.cli import render
     from tpcli.cli.live import LiveSweep
@@ -227,7 +227,7 @@ def _run(sources: list[ModelAndData], options: SweepOptions, cache: Path) -> Swe
 
 
 def _context(
-    sources: list[ModelAndData], options: SweepOptions, result: SweepResult, device: str
+    sources: list[ModelSource], options: SweepOptions, result: SweepResult, device: str
 ) -> ReportContext:
     data = sources[0].data
     names = ", ".join(s.loaded.name for s in sources)

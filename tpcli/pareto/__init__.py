@@ -1,6 +1,6 @@
 """The accuracy-versus-GFLOPs sweep: points, their cache, the frontier and the headline."""
 
-from .asked import ModelAndData, SweepOptions
+from .asked import ModelSource, SweepOptions
 from .compare import Comparison, compare
 from .headline import Headline, Saving, headline
 from .points import Point, frontier
@@ -9,7 +9,7 @@ from .sweep import SweepResult, sweep
 __all__ = [
     "Comparison",
     "Headline",
-    "ModelAndData",
+    "ModelSource",
     "Point",
     "Saving",
     "SweepOptions",

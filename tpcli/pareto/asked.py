@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ModelAndData:
+class ModelSource:
     """A model of the sweep and the images it is measured on.
 
     training: what it is fine-tuned on. calibration: what schedules are searched on. Both only where

@@ -28,7 +28,7 @@ from tpcli.schedule import Budget, Schedule
 from tpcli.surgery import unpool
 from tpcli.surgery.geometry import patch_tokens
 
-from .asked import ModelAndData, SweepOptions
+from .asked import ModelSource, SweepOptions
 from .cache import claimed, point_key
 from .points import BASE, CONSTANT, DEFAULT, FINETUNED, SEARCHED
 
@@ -108,9 +108,7 @@ class Job:
 class Subject:
     """A model of the sweep with what its points share: hashes, images, FLOPs counts, searches."""
 
-    def __init__(
-        self, source: ModelAndData, task: Task, options: SweepOptions, cache: Path
-    ) -> None:
+    def __init__(self, source: ModelSource, task: Task, options: SweepOptions, cache: Path) -> None:
         self.given = source
         self.task = task
         self.model = unpool(source.loaded.model)
@@ -242,7 +240,7 @@ class Subject:
         return tokens
 
 
-def jobs(sources: Sequence[ModelAndData], options: SweepOptions, cache: Path) -> list[Job]:
+def jobs(sources: Sequence[ModelSource], options: SweepOptions, cache: Path) -> list[Job]:
     """All points: each model, then its curves; those that need training last."""
     wanted: list[Job] = []
     specs = {DEFAULT: "flops:{:g}", CONSTANT: "flops:{:g}/constant", SEARCHED: "search:{:g}"}

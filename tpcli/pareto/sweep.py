@@ -12,7 +12,7 @@ from tpcli.devices import borrowed, pick_device
 from tpcli.measures.choice import Task
 from tpcli.surgery import unpooled
 
-from .asked import ModelAndData, SweepOptions
+from .asked import ModelSource, SweepOptions
 from .cache import PointCache
 from .compare import Comparison, compare
 from .headline import Headline, headline
@@ -39,7 +39,7 @@ class SweepResult:
 
 
 def sweep(
-    sources: Sequence[ModelAndData],
+    sources: Sequence[ModelSource],
     options: SweepOptions,
     cache_folder: Path,
     on_job: OnJob | None = None,

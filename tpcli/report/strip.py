@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 from tpcli.analysis.clusters import look, pooling_blocks
 from tpcli.data import UNREADABLE, ImageData
 from tpcli.options import options_from_dict
-from tpcli.pareto import ModelAndData, Point, SweepResult
+from tpcli.pareto import ModelSource, Point, SweepResult
 from tpcli.pareto.points import FINETUNED
 from tpcli.planning import pool
 from tpcli.surgery import unpooled
@@ -25,7 +25,7 @@ ELSEWHERE = 0.6
 """Share of the FLOPs of the point that is shown where no curve reaches a headline."""
 
 
-def pooled_strip(sources: Sequence[ModelAndData], result: SweepResult) -> bytes | None:
+def pooled_strip(sources: Sequence[ModelSource], result: SweepResult) -> bytes | None:
     """A .png of three images at the point nearest to the headline's FLOPs; None without images.
 
     The models are left as they were. Fine-tuned points are left out, whose weights are not at hand.
