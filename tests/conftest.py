@@ -14,6 +14,7 @@ import torch
 from hypothesis import settings
 
 import tests.counting  # noqa: F401 - before anything imports `count_flops`
+from tests.pictures import picture
 from tests.program import Outcome, Run
 from tests.tiny import tiny_vit
 from tpcli import pool, save
@@ -63,4 +64,21 @@ def pooled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model, pooled."""
     folder = tmp_path_factory.mktemp("models") / "pooled"
     save(pool(tiny_vit(), "r:10", "ward", iterations=4), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def headless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model without a head, saved."""
+    folder = tmp_path_factory.mktemp("models") / "backbone"
+    save(tiny_vit(depth=2, num_classes=0), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images beside each other, without labels."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(6):
+        picture(i).save(folder / f"{i}.png")
     return folder

@@ -17,13 +17,6 @@ from tpcli.measures.answers import features_of
 
 
 @pytest.fixture(scope="module")
-def headless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "backbone"
-    save(tiny_vit(depth=2, num_classes=0), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "classifier"
     save(tiny_vit(depth=2), folder)

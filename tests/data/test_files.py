@@ -175,6 +175,15 @@ def test_nested_class_folders(tmp_path: Path, paths: list[str], expected: list[s
         assert everything(found)[1] == list(range(len(expected)))
 
 
+def folder_and_tar(home: Path, paths: list[str]) -> tuple[Path, Path]:
+    """A picture at each of the paths, in a folder and in a .tar of it."""
+    for i, path in enumerate(paths):
+        file = home / "set" / f"{path}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture(i).save(file)
+    return home / "set", tar_of(home / "set", home / "set.tar")
+
+
 @pytest.mark.parametrize(
     ("paths", "words"),
     [
@@ -185,11 +194,7 @@ def test_nested_class_folders(tmp_path: Path, paths: list[str], expected: list[s
 def test_folders_that_could_be_read_in_two_ways(
     tmp_path: Path, paths: list[str], words: str
 ) -> None:
-    for i, path in enumerate(paths):
-        file = tmp_path / "set" / f"{path}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        picture(i).save(file)
-    for data in (tmp_path / "set", tar_of(tmp_path / "set", tmp_path / "set.tar")):
+    for data in folder_and_tar(tmp_path, paths):
         with pytest.raises(UserError, match=words):
             create(str(data), CONFIG)
 
@@ -205,11 +210,7 @@ def test_folders_that_could_be_read_in_two_ways(
 def test_images_without_classes_are_data_without_labels(
     tmp_path: Path, paths: list[str], words: str
 ) -> None:
-    for i, path in enumerate(paths):
-        file = tmp_path / "set" / f"{path}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        picture(i).save(file)
-    for data in (tmp_path / "set", tar_of(tmp_path / "set", tmp_path / "set.tar")):
+    for data in folder_and_tar(tmp_path, paths):
         found = create(str(data), CONFIG)
         assert found.names == [f"{path}.png" for path in paths]
         assert (list(found.classes), everything(found)[1]) == ([], [-1] * len(paths))

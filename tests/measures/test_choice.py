@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.pictures import class_folders, picture, tar_of
+from tests.pictures import class_folders, tar_of
 from tests.tiny import tiny_vit
 from tpcli import pool
 from tpcli.data import create, overlap
@@ -34,14 +34,6 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("flat")
-    for i in range(6):
-        picture(i).save(folder / f"{i}.png")
-    return folder
-
-
 def candidate(model: nn.Module, folder: Path, train: str = "train") -> Candidate:
     config = data_config(model)
     opened = partial(create, str(folder), config)
@@ -56,7 +48,7 @@ def measure_of(*models: nn.Module, folder: Path) -> str:
     return choose(None, [candidate(model, folder) for model in models])[0].measure
 
 
-def test_the_first_that_all_models_and_data_allow(labelled: Path, flat: Path) -> None:
+def test_the_first_that_all_models_and_data_allow(labelled: Path, photos: Path) -> None:
     assert measure_of(THREE, folder=labelled) == "top1"
     assert measure_of(TEN, folder=labelled) == "knn"
     assert measure_of(HEADLESS, folder=labelled) == "knn"
@@ -64,12 +56,12 @@ def test_the_first_that_all_models_and_data_allow(labelled: Path, flat: Path) ->
     assert measure_of(THREE, folder=labelled / "validation") == "top1"
     assert measure_of(TEN, folder=labelled / "validation") == "agreement"
     assert measure_of(HEADLESS, folder=labelled / "validation") == "similarity"
-    assert measure_of(TEN, folder=flat) == "agreement"
-    assert measure_of(TEN, HEADLESS, folder=flat) == "similarity"
+    assert measure_of(TEN, folder=photos) == "agreement"
+    assert measure_of(TEN, HEADLESS, folder=photos) == "similarity"
 
 
-def test_why_the_first_is_not_taken(labelled: Path, flat: Path) -> None:
-    (task,) = choose(None, [candidate(TEN, flat)])
+def test_why_the_first_is_not_taken(labelled: Path, photos: Path) -> None:
+    (task,) = choose(None, [candidate(TEN, photos)])
     assert "holds images but no class folders" in task.passed_over
     (task,) = choose(None, [candidate(THREE, labelled)])
     assert task.passed_over == ""
@@ -96,9 +88,9 @@ def test_classes_that_agree_with_a_head_in_part_are_a_mistake(labelled: Path) ->
     ],
 )
 def test_what_a_measure_needs(
-    measure: str, model: nn.Module, data: str, words: str, labelled: Path, flat: Path
+    measure: str, model: nn.Module, data: str, words: str, labelled: Path, photos: Path
 ) -> None:
-    folder = flat if data == "flat" else labelled.parent / data.replace("labelled", labelled.name)
+    folder = photos if data == "flat" else labelled.parent / data.replace("labelled", labelled.name)
     with pytest.raises(UserError, match=words.replace("'validation'", "'train'")):
         choose(measure, [candidate(model, folder)])
 
@@ -133,11 +125,11 @@ def test_targets_are_those_of_the_bank(labelled: Path) -> None:
     assert [task.data.images[i][1] for i in range(6)] == [1, 1, 1, 2, 2, 2]
 
 
-def test_the_unpooled_model_agrees_with_itself_and_runs_once(flat: Path) -> None:
+def test_the_unpooled_model_agrees_with_itself_and_runs_once(photos: Path) -> None:
     model = tiny_vit(depth=2)
     calls: list[int] = []
     model.patch_embed.register_forward_hook(lambda module, images, out: calls.append(len(out)))
-    data = candidate(model, flat).data
+    data = candidate(model, photos).data
     for measure in ("agreement", "similarity"):
         calls.clear()
         measurer = Measurer(model, Task(measure, data), RUN)
@@ -152,9 +144,9 @@ def test_the_unpooled_model_agrees_with_itself_and_runs_once(flat: Path) -> None
 
 
 @pytest.mark.parametrize("head", [0, 10])
-def test_features_are_what_goes_into_the_head(flat: Path, head: int) -> None:
+def test_features_are_what_goes_into_the_head(photos: Path, head: int) -> None:
     model = tiny_vit(depth=2, num_classes=head)
-    data = candidate(model, flat).data
+    data = candidate(model, photos).data
     measurer = Measurer(model, Task("similarity", data), RUN)
     measurer.measure(model)
     images = torch.stack([torch.as_tensor(data.images[i][0]) for i in range(6)])

@@ -12,24 +12,7 @@ import pytest
 from tests.pareto.points import COUNT, point
 from tests.pictures import picture
 from tests.program import Run
-from tests.tiny import tiny_vit
-from tpcli import save
 from tpcli.pareto import Point, compare, headline
-
-
-@pytest.fixture(scope="module")
-def headless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "backbone"
-    save(tiny_vit(depth=2, num_classes=0), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for i in range(6):
-        picture(i).save(folder / f"{i}.png")
-    return folder
 
 
 def test_a_report_on_similarity(run: Run, headless: Path, photos: Path, tmp_path: Path) -> None:
