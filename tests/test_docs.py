@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 from pathlib import Path
@@ -50,6 +51,24 @@ def test_the_python_reference_has_every_public_name() -> None:
     listed = re.findall(r"^::: (\S+)", (ROOT / "docs/reference/api.md").read_text(), re.MULTILINE)
     names = {name.rsplit(".", 1)[1] for name in listed}
     assert set(tpcli.__all__) - {"__version__"} <= names
+
+
+def test_docstrings_describe_arguments_that_exist() -> None:
+    wrong: list[str] = []
+    for path in sorted((ROOT / "tpcli").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            section = re.search(
+                r"^Args:\n((?: {4}.*\n?)+)", ast.get_docstring(node) or "", re.MULTILINE
+            )
+            described = re.findall(r"^ {4}(\S[^:]*):", section[1], re.MULTILINE) if section else []
+            arguments = node.args
+            taken = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+            taken += filter(None, [arguments.vararg, arguments.kwarg])
+            names = {argument.arg for argument in taken}
+            wrong += [f"{path}: {node.name}: {name}" for name in described if name not in names]
+    assert not wrong
 
 
 def test_the_tutorial_in_python_runs(capsys: pytest.CaptureFixture[str]) -> None:

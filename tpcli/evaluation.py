@@ -79,8 +79,9 @@ def evaluate(
 ) -> EvalResult:
     """Measure top-1, top-5 and loss of `model` on all images of `data`; it is left as it was.
 
+    Options without a word here are those of `RunOptions`.
+
     Args:
-        batch_size, device, amp, workers, strict: as in `RunOptions`.
         decoded: batches of `data` that are in memory already.
         on_batch: called with the number of images in each batch that is done.
 
@@ -138,7 +139,8 @@ def stream(
     Args:
         answer: what is asked of the model and the normalized images (B, C, H, W); its output where
             left out.
-        decoded, on_batch: as for `evaluate`.
+        decoded: as for `evaluate`.
+        on_batch: as for `evaluate`.
 
     Raises:
         UserError: as `evaluate`, or no image can be read.

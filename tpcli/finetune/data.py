@@ -51,8 +51,8 @@ def open_data(
     Where there are several processes, `join` them first.
 
     Args:
-        spec, data_dir, download, class_map: as for `tpcli.data.create`. config: the model's data
-            config.
+        spec: as for `tpcli.data.create`, like what has no word here.
+        config: the model's data config.
         limit: at most so many images of each split, spread evenly.
 
     Raises:
