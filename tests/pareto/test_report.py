@@ -5,19 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from tpcli.files import replacing
 from tpcli.pareto import SweepResult, compare, frontier, headline
 from tpcli.pareto.points import CSV_COLUMNS, FINETUNED
 from tpcli.report import ReportContext, figure_bytes, write_report
 from tpcli.report.document import check_report
+from tpcli.report.family_figure import family_figure
 from tpcli.report.figure import AXES, pareto_figure
 
 from .points import point
@@ -196,9 +199,10 @@ def test_names_are_no_markup_in_html(hostile: Path) -> None:
     assert "\u202e" not in text
 
 
-def test_titles_are_no_formulas() -> None:
+@pytest.mark.parametrize("draw", [pareto_figure, partial(family_figure, headlines=[])])
+def test_titles_are_no_formulas(draw: Callable[..., Figure]) -> None:
     title = "$\\frac{$ and $x$ \x1b"
-    figure = pareto_figure([point(1, 80, model=m) for m in ("$a$", "b$")], title)
+    figure = draw([point(1, 80, model=m) for m in ("$a$", "b$")], title=title)
     figure_bytes(figure, ".png")
     assert figure.axes[0].get_title(loc="left") == "$\\frac{$ and $x$ \\x1b"
     assert not figure.axes[0].title.get_usetex()
@@ -223,3 +227,21 @@ def test_the_file_that_says_whose_a_report_is_comes_first(
                 write_report(result, CONTEXT, out)
         check_report(out)
         write_report(result, CONTEXT, out)
+
+
+def test_several_models_are_told_one_by_one(tmp_path: Path) -> None:
+    points = (
+        point(3.0, 80, model="large", base=3.0), point(2.0, 79.5, "ward", "large", 3.0),
+        point(1.0, 70, model="small"), point(0.5, 69.5, "ward", "small"),
+    )  # fmt: skip
+    by_model = tuple(headline(points, "ward", model) for model in ("large", "small"))
+    result = SweepResult(points, (), points, (headline(points, "ward"),), (), 4, (), by_model)
+    document = write_report(result, CONTEXT, tmp_path / "plot.png")
+    large, small = document["by_model"]
+    assert (large["model"], small["model"]) == ("large", "small")
+    assert large["same_flops_accuracy_gain"]["value"] == pytest.approx(4.5)  # 79.5 against 75
+    assert small["same_flops_accuracy_gain"] is None  # no other model is that cheap
+    assert small["same_accuracy_flops_saving"]["0.5"]["value"] == pytest.approx(0.5)
+    text = (tmp_path / "plot.html").read_text()
+    assert "beyond the other models" in text
+    assert "+4.50" in text

@@ -38,7 +38,7 @@ class Saving:
 
 @dataclass(frozen=True)
 class Headline:
-    """One method's result.
+    """One method's result on one model.
 
     same_accuracy_flops_saving: per number of points below the base model's score that is allowed,
     the largest share of the base model's FLOPs that is saved; None where the curve stays below.
@@ -103,16 +103,20 @@ def kept(below: str) -> str:
     return f"{100 - float(below):g}%"
 
 
-def headline(points: Sequence[Point], method: str) -> Headline:
-    """The headline of `method`, on the best of the models.
+def headline(points: Sequence[Point], method: str, model: str | None = None) -> Headline:
+    """The headline of `method`.
 
     Interpolates linearly on measured points, never beyond them. A method that was fine-tuned is
     held against the models that were fine-tuned as long.
+
+    Args:
+        model: whose savings these are, and whose pooled points may gain; left out, savings are the
+            best model's, and any model's points may gain.
     """
-    pooled = [p for p in points if p.method == method]
+    pooled = [p for p in points if p.method == method and model in (None, p.model)]
     epochs = {p.epochs for p in pooled}
     bases = [p for p in points if p.is_base and p.epochs in epochs]
-    base = max(bases, key=lambda p: p.score)
+    base = max((b for b in bases if model in (None, b.model)), key=lambda p: p.score)
     measure = MEASURES[base.measure]
     own = sorted([*(p for p in pooled if p.model == base.model), base], key=lambda p: p.gflops)
     ratios = np.array([p.gflops_ratio for p in own])

@@ -23,19 +23,22 @@ from .subjects import Job, jobs
 
 @dataclass(frozen=True)
 class SweepResult:
-    """All entries in the order they were asked for, the frontier, and a headline per method."""
+    """All entries in the order they were asked for, the frontier, and the headlines."""
 
     points: tuple[Point, ...]
     others: tuple[Point, ...]
     """What was measured in families of schedules that another was better than."""
     frontier: tuple[Point, ...]
     headlines: tuple[Headline, ...]
+    """One per method."""
     comparisons: tuple[Comparison, ...]
     """Each other method against the first, at the same budget and on the same images."""
     measured: int
     """How many points this process measured itself; the others were in the cache."""
     tasks: tuple[Task, ...] = ()
     """What each model was measured by."""
+    by_model: tuple[Headline, ...] = ()
+    """One per method and model, where there are several models."""
 
 
 def sweep(
@@ -115,6 +118,7 @@ def _sweep(
     kept = {id(p) for p in entered}
     names = list(dict.fromkeys(o.method for o in options.poolings))
     curves = names + [name + FINETUNED for name in names if options.recipe is not None]
+    models = list(dict.fromkeys(p.model for p in ordered))
     return SweepResult(
         points=ordered,
         others=tuple(p for p in everything if id(p) not in kept),
@@ -123,4 +127,7 @@ def _sweep(
         comparisons=tuple(compare(ordered, names[0])) if names else (),
         tasks=tasks,
         measured=measured,
+        by_model=tuple(
+            headline(ordered, name, model) for name in curves for model in models if models[1:]
+        ),
     )

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from tpcli.errors import UserError
@@ -16,6 +16,7 @@ from tpcli.measures import MEASURES
 from tpcli.pareto import SweepResult
 from tpcli.text import CONVENTION, as_code, as_markdown, visible
 
+from .family_figure import family_figure
 from .figure import figure_bytes, pareto_figure
 from .tables import (
     HEADINGS,
@@ -27,6 +28,9 @@ from .tables import (
     points_table,
     savings_table,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = "tpcli-pareto/1"
 PER_IMAGE = f"{CONVENTION}, per image"
@@ -90,7 +94,7 @@ def write_report(
     strip: a .png of pooled images for the HTML page.
     """
     paths = report_paths(plot)
-    figure = pareto_figure(result.points, context.title, x)
+    figure = draw(result, context.title, x)
     document = report_document(result, context, paths)
     # first, as it says whose the others are, also where this process is stopped here
     write_text(paths["json"], json.dumps(document, indent=2) + "\n")
@@ -100,6 +104,13 @@ def write_report(
     write_text(paths["md"], markdown(result, context, plot.name))
     write_text(paths["html"], html(result, context, figure_bytes(figure, ".png"), strip))
     return document
+
+
+def draw(result: SweepResult, title: str, x: str) -> Figure:
+    """The figure for one model, or that for several."""
+    if len({p.model for p in result.points}) > 1:
+        return family_figure(result.points, result.headlines, title, x)
+    return pareto_figure(result.points, title, x)
 
 
 def report_document(
@@ -116,6 +127,7 @@ def report_document(
         "frontier": [p.to_dict() for p in result.frontier],
         "comparisons": [c.to_dict() for c in result.comparisons],
         "headline": {h.method: h.to_dict() for h in result.headlines},
+        "by_model": [{"method": h.method, **h.to_dict()} for h in result.by_model],
         "out": {name: str(path) for name, path in paths.items() if name != "json"},
         "made_by": asdict(context),
     }

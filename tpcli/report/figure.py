@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ SUFFIXES = (".png", ".svg", ".pdf")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 BASE_COLOUR = "#222222"
+TITLE_WIDTH = 72
+"""Characters in a line of a title."""
+
 PLAIN: dict[str, Any] = {"parse_math": False, "usetex": False}
 """Text in which a name is a name, whatever TeX would make of it."""
 
@@ -44,7 +48,7 @@ AXES = {
 
 
 def pareto_figure(points: Sequence[Point], title: str, x: str = "gflops") -> Figure:
-    """Draw all points: error bars are 95% intervals, stars are the models without pooling.
+    """Draw the points of one model: error bars are 95% intervals, stars are without pooling.
 
     A method that was fine-tuned has the colour of the same method off the shelf, open markers and a
     dashed line. Where there are more methods than colours, the further ones are dash-dotted.
@@ -62,14 +66,13 @@ def pareto_figure(points: Sequence[Point], title: str, x: str = "gflops") -> Fig
     names = list(dict.fromkeys(curve.removesuffix(FINETUNED) for curve in curves))
     for curve in curves:
         style = names.index(curve.removesuffix(FINETUNED))
-        for j, base in enumerate(_bases_of(curve, points)):
-            own = [p for p in points if p.method == curve and base.is_base_of(p)]
-            label = curve.replace(FINETUNED, ", fine-tuned") if j == 0 else None
-            _draw_curve(axes, sorted(own, key=lambda p: p.gflops), base, style, label, axis)
+        own = sorted((p for p in points if p.method == curve), key=lambda p: p.gflops)
+        base = next(b for b in bases if b.is_base_of(own[0]))
+        _draw_curve(axes, own, base, style, curve.replace(FINETUNED, ", fine-tuned"), axis)
     _draw_bases(axes, bases, axis)
     axes.set_xlabel(axis.label)
     axes.set_ylabel(MEASURES[points[0].measure].axis)
-    axes.set_title(visible(title), loc="left", fontsize=11, **PLAIN)
+    write_title(axes, title)
     axes.set_xlim(left=0, right=1.06 * max(axis.of(p) for p in points))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -81,9 +84,10 @@ def pareto_figure(points: Sequence[Point], title: str, x: str = "gflops") -> Fig
     return figure
 
 
-def _bases_of(curve: str, points: Sequence[Point]) -> list[Point]:
-    own = [p for p in points if p.method == curve]
-    return [b for b in points if any(b.is_base_of(p) for p in own)]
+def write_title(axes: Axes, title: str) -> None:
+    """Put a title over the axes, in as many lines as it takes."""
+    lines = textwrap.wrap(visible(title), TITLE_WIDTH)
+    axes.set_title("\n".join(lines), loc="left", fontsize=11, **PLAIN)
 
 
 def figure_bytes(figure: Figure, suffix: str) -> bytes:
@@ -95,7 +99,7 @@ def figure_bytes(figure: Figure, suffix: str) -> bytes:
 
 
 def _draw_curve(
-    axes: Axes, curve: Sequence[Point], base: Point, style: int, label: str | None, axis: Axis
+    axes: Axes, curve: Sequence[Point], base: Point, style: int, label: str, axis: Axis
 ) -> None:
     colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
     x = [axis.of(p) for p in curve]
@@ -119,8 +123,6 @@ def _draw_curve(
 
 
 def _draw_bases(axes: Axes, bases: Sequence[Point], axis: Axis) -> None:
-    seen = set()
-    several = len({base.model for base in bases}) > 1
     for base in bases:
         spread = [[base.score - base.score_lo], [base.score_hi - base.score]]
         label = "without pooling, fine-tuned" if base.epochs else "without pooling"
@@ -135,13 +137,7 @@ def _draw_bases(axes: Axes, bases: Sequence[Point], axis: Axis) -> None:
             linestyle="none",
             elinewidth=0.8,
             capsize=2,
-            label=None if label in seen else label,
+            label=label,
             zorder=5,
         )
-        seen.add(label)
         axes.axhline(base.score, color=BASE_COLOUR, linewidth=0.7, linestyle="--", alpha=0.5)
-        if several:
-            axes.annotate(
-                visible(base.model), (axis.of(base), base.score), xytext=(-8, 8), fontsize=8,
-                textcoords="offset points", ha="right", **PLAIN,
-            )  # fmt: skip

@@ -81,15 +81,17 @@ def _more(p: Point, name: str) -> str:
 
 
 def savings_table(result: SweepResult) -> DataFrame:
-    """FLOPs saved by each method at the accuracies of the headline."""
+    """FLOPs saved by each method at the scores of the headline, and what it gains; by model."""
     return _frame(
         [
-            {"method": spoken(h.method)}
+            ({"model": h.model} if result.by_model else {})
+            | {"method": spoken(h.method)}
             | {
                 _step(h, below): _saved(saving)
                 for below, saving in h.same_accuracy_flops_saving.items()
             }
-            for h in result.headlines
+            | ({"gained at equal GFLOPs": _gained(h)} if result.by_model else {})
+            for h in result.by_model or result.headlines
         ]
     )
 
@@ -102,6 +104,14 @@ def _step(h: Headline, below: str) -> str:
     if float(below) == 0:
         return f"at the same {measure.noun}"
     return f"at {float(below):g} point{'s' if float(below) != 1 else ''} less"
+
+
+def _gained(h: Headline) -> str:
+    gain = h.same_flops_accuracy_gain
+    if gain is None or h.gain_at_gflops is None:
+        return "beyond the other models"
+    low, high = gain.ci95
+    return f"{gain.value:+.2f} ({low:+.2f} to {high:+.2f}) at {h.gain_at_gflops:.3g}"
 
 
 def _saved(saving: Saving | None) -> str:
