@@ -116,7 +116,7 @@ def bench(
         with torch.inference_mode(), explain_out_of_memory(options.batch_size):
             share = pooling_share(pooled, images, options)
             memory = [
-                peak_memory(partial(_forward, version, images, options), device)
+                peak_memory(partial(forward, version, images, options), device)
                 for version in (pooled, base)
             ]
             if options.compile:
@@ -180,14 +180,14 @@ def pooling_share(model: nn.Module, images: Tensor, options: BenchOptions) -> fl
         layer.forward = partial(watched, layer)  # type: ignore[method-assign]
     try:
         for _ in range(2):
-            _forward(model, images, options)
+            forward(model, images, options)
         if on_cuda:
             return _profiled_share(model, images, options)
         inside.clear()
         synchronize(images.device)
         began = time.perf_counter()
         for _ in range(3):
-            _forward(model, images, options)
+            forward(model, images, options)
         synchronize(images.device)
         return sum(inside) / (time.perf_counter() - began)
     finally:
@@ -213,7 +213,7 @@ def _profiled_share(model: nn.Module, images: Tensor, options: BenchOptions) -> 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(3):
             with record_function("forward"):
-                _forward(model, images, options)
+                forward(model, images, options)
         synchronize(images.device)
     totals = {event.key: event.device_time_total for event in profiler.key_averages()}
     return float(totals.get(POOLING_LABEL, 0.0) / totals["forward"])
@@ -239,7 +239,8 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
     return max(itertools.accumulate((size for _, size in sorted(changes)), initial=0))
 
 
-def _forward(model: nn.Module, images: Tensor, options: BenchOptions) -> Tensor:
+def forward(model: nn.Module, images: Tensor, options: BenchOptions) -> Tensor:
+    """One pass over (B, C, H, W) in the precision that is asked for."""
     dtype = DTYPES[options.dtype]
     casting: AbstractContextManager[Any] = nullcontext()
     if dtype is not torch.float32:
@@ -257,7 +258,7 @@ def _interleaved(
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     for version in versions:
         for _ in range(2):
-            _forward(version, images, options)
+            forward(version, images, options)
     rounds: list[list[float]] = []
     began = time.perf_counter()
     while len(rounds) < 5 or time.perf_counter() - began < options.seconds:
@@ -265,7 +266,7 @@ def _interleaved(
         for version in versions:
             synchronize(images.device)
             start = time.perf_counter()
-            _forward(version, images, options)
+            forward(version, images, options)
             synchronize(images.device)
             row.append(time.perf_counter() - start)
         rounds.append(row)

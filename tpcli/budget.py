@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from torch import nn
 
-from tpcli.cost import CostModel, Floats
+from tpcli.cost import Cost, CostModel, Floats
 from tpcli.errors import UserError
 from tpcli.options import PoolingOptions
 from tpcli.profile import DEFAULT, Shape, schedules
@@ -45,7 +45,7 @@ def solve_budget(model: nn.Module, options: PoolingOptions, budget: Budget | flo
 
 
 def family_chain(
-    cost: CostModel,
+    cost: Cost,
     blocks: Collection[int] | None = None,
     *,
     shape: Shape = DEFAULT,
@@ -56,13 +56,13 @@ def family_chain(
     return _chain(cost, wanted)
 
 
-def constant_chain(cost: CostModel) -> list[Tokens]:
+def constant_chain(cost: Cost) -> list[Tokens]:
     """The same number removed at every block, evenly rounded, from none to half of the tokens."""
     totals = range(cost.patch_tokens // 2 * cost.depth + 1)
     return _chain(cost, (constant_removal(cost.patch_tokens, cost.depth, t) for t in totals))
 
 
-def _chain(cost: CostModel, wanted: Iterable[Tokens]) -> list[Tokens]:
+def _chain(cost: Cost, wanted: Iterable[Tokens]) -> list[Tokens]:
     unpooled = (cost.patch_tokens,) * cost.depth
     return list(dict.fromkeys([unpooled, *(cost.followed(tokens) for tokens in wanted)]))
 
@@ -76,7 +76,7 @@ def first_within(budget: float, costs: Floats) -> int:
     return int(above[-1]) + 1 if len(above) else 0
 
 
-def weakest_within(budget: float, chain: Sequence[Tokens], cost: CostModel) -> Tokens:
+def weakest_within(budget: float, chain: Sequence[Tokens], cost: Cost) -> Tokens:
     """The first schedule of a falling `chain` whose counted FLOPs are within `budget`.
 
     Estimates say where to count, so that two or three counts settle a budget.

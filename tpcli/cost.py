@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -23,35 +24,21 @@ CALIBRATION = (0.7, 1.0, 0.95)
 """Keep rates, block after block and over again, of the schedule that the estimate starts from."""
 
 
-class CostModel:
-    """FLOPs of any schedule for one model and one set of pooling options, as shares of the base.
+class Cost(ABC):
+    """What schedules of one model cost under one set of pooling options, as shares of the base.
 
-    A block's FLOPs, and those of its pooling, are polynomials of its tokens in and out. They are
-    fitted to all of fvcore's counts so far, after which a schedule costs microseconds instead of a
-    trace. `exact` is the count itself.
-
-    last_free: leave one patch token for the last block's MLP. The model is left alone; its weights
-    are shared, not copied.
+    last_free: leave one patch token for the last block's MLP.
     """
 
     def __init__(
         self, model: nn.Module, options: PoolingOptions, *, last_free: bool = False
     ) -> None:
-        weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        self._model = unpool(copy.deepcopy(model, weights)).eval()
         self._method = get_method(options.method)
         self._grid = patch_grid(model)
         self.options = options
         self.last_free = last_free
         self.patch_tokens = patch_tokens(model)
-        self.depth = len(self._model.blocks)  # type: ignore[arg-type]
-        base = count_flops(self._model)
-        self.base_flops = base.total
-        self._rest = base.total - sum(block.flops for block in base.blocks)
-        self._exact: dict[Tokens, int] = {}
-        self._samples: set[tuple[int, int, int, int]] = set()
-        self._fitted: tuple[Floats, Floats] | None = None
-        self._remember((self.patch_tokens,) * self.depth, base)
+        self.depth = len(model.blocks)  # type: ignore[arg-type]
 
     def followed(self, wanted: Iterable[int]) -> Tokens:
         """The schedule nearest above `wanted` tokens per block that the method can follow.
@@ -68,11 +55,41 @@ class CostModel:
         return tuple(tokens)
 
     def estimate(self, tokens: Sequence[int]) -> float:
-        """FLOPs as a share of the base's, estimated."""
+        """The cost of one schedule, estimated."""
         return float(self.estimates([tokens])[0])
 
+    @abstractmethod
     def estimates(self, schedules: Sequence[Sequence[int]]) -> Floats:
         """`estimate` of each of S schedules: (S,)."""
+
+    @abstractmethod
+    def exact(self, tokens: Sequence[int]) -> float:
+        """The cost of one schedule, as exactly as it is known."""
+
+
+class CostModel(Cost):
+    """FLOPs of any schedule for one model and one set of pooling options, as shares of the base.
+
+    A block's FLOPs, and those of its pooling, are polynomials of its tokens in and out. They are
+    fitted to all of fvcore's counts so far, after which a schedule costs microseconds instead of a
+    trace. `exact` is the count itself. The model is left alone; its weights are shared, not copied.
+    """
+
+    def __init__(
+        self, model: nn.Module, options: PoolingOptions, *, last_free: bool = False
+    ) -> None:
+        super().__init__(model, options, last_free=last_free)
+        self._model = sharing_weights(model)
+        base = count_flops(self._model)
+        self.base_flops = base.total
+        self._rest = base.total - sum(block.flops for block in base.blocks)
+        self._exact: dict[Tokens, int] = {}
+        self._samples: set[tuple[int, int, int, int]] = set()
+        self._fitted: tuple[Floats, Floats] | None = None
+        self._remember((self.patch_tokens,) * self.depth, base)
+
+    def estimates(self, schedules: Sequence[Sequence[int]]) -> Floats:
+        """FLOPs of each of S schedules, estimated: (S,)."""
         if self._fitted is None:
             self._fitted = self._fit()
         blocks, pooling = self._fitted
@@ -120,6 +137,12 @@ class CostModel:
         features = _pooling_features(before, before - after)[pools]
         kept = (after / before)[pools]  # cuts of many rounds are no polynomial, and count less
         return blocks, _least_squares(features, samples[pools, 3], kept)
+
+
+def sharing_weights(model: nn.Module) -> nn.Module:
+    """The model unpooled and in eval mode, as modules of its own over the same weights."""
+    weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return unpool(copy.deepcopy(model, weights)).eval()
 
 
 def _block_features(before: Floats, after: Floats) -> Floats:

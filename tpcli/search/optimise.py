@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tpcli.budget import family_chain, first_within
-from tpcli.cost import CostModel
+from tpcli.cost import Cost
 from tpcli.profile import DEFAULT, Shape
 from tpcli.schedule import Tokens
 
@@ -27,7 +27,7 @@ shapes that a few hundred images can't tell apart, the one nearest to it."""
 
 def optimise(
     budget: float,
-    cost: CostModel,
+    cost: Cost,
     damage: Callable[[Tokens], float],
     *,
     floor: Tokens,
@@ -75,7 +75,7 @@ def optimise(
 
 
 def fitted(
-    shape: Shape, budget: float, cost: CostModel, floor: Tokens, blocks: Tokens | None = None
+    shape: Shape, budget: float, cost: Cost, floor: Tokens, blocks: Tokens | None = None
 ) -> Tokens:
     """The weakest schedule of this shape whose estimated cost is within `budget`; `floor`, which
     is, where none of the shape's is."""
