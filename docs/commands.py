@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 
 from typer.models import ArgumentInfo, ParameterInfo
 
+from tpcli.cli.help import described
 from tpcli.cli.main import app
 
 PAGE = Path(__file__).parent / "reference" / "commands.md"
@@ -28,11 +29,9 @@ def page() -> str:
 
 
 def section(name: str, command: Callable[..., Any]) -> str:
-    """One command: what it does, an example, its arguments, its options panel by panel."""
-    text, _, example = inspect.cleandoc(command.__doc__ or "").partition("Example:")
-    parts = [f"## tpcli {name}\n", escaped(text).strip() + "\n"]
-    if example:
-        parts.append("```\n" + " ".join(example.split()) + "\n```\n")
+    """One command: what it does, examples, its arguments, its options panel by panel."""
+    text, examples = described(command.__doc__)
+    parts = [f"## tpcli {name}\n", escaped(text) + "\n", f"```\n{examples}\n```\n"]
     panels: dict[str, list[str]] = {}
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
         kind, info = get_args(parameter.annotation)[:2]

@@ -17,6 +17,7 @@ from tests.program import Run
 from tests.tiny import tiny_vit
 from tpcli import evaluation
 from tpcli.cli import main as main_module
+from tpcli.cli.voice import Visible
 from tpcli.errors import UserError
 
 
@@ -354,19 +355,31 @@ def test_help_names_all_values(run: Run) -> None:
         assert re.search(rf"[\s(]{re.escape(name)}[\s,.:]", said), name
     assert "[[" not in said
     for name in main_module.COMMANDS:
-        assert "Example: tpcli" in run(name, "--help").out
+        assert f"Examples:\n  tpcli {name}" in run(name, "--help").out
     paragraph = "was, and several processes with the same --cache share the work."
     assert paragraph in " ".join(run("pareto", "--help").out.split())
 
 
-def test_verbose_says_what_the_library_logs(run: Run) -> None:
+@pytest.mark.parametrize("line", ["-v methods", "methods -v", "methods --verbose"])
+def test_verbose_says_what_the_library_logs(run: Run, line: str) -> None:
     logging.getLogger("tpcli").handlers.clear()
-    assert run("-v", "methods").code == 0
+    assert run(*line.split()).code == 0
     assert logging.getLogger("tpcli").level == logging.DEBUG
     record = logging.LogRecord("tpcli", 10, "", 0, "loops\x1b[2J\n", None, None)
-    assert main_module.Visible("%(message)s").format(record) == r"loops\x1b[2J\n"
+    assert Visible("%(message)s").format(record) == r"loops\x1b[2J\n"
     assert run("methods").code == 0
     assert logging.getLogger("tpcli").level == logging.WARNING
+
+
+def test_quiet_leaves_errors_alone(run: Run, headless: Path, photos: Path) -> None:
+    (photos / "notes.txt").touch()
+    line = ("eval", headless, "--data", photos, "--workers", 0)
+    assert "notes.txt" in run(*line).err
+    for found in (run(*line, "-q"), run("--quiet", *line)):
+        assert (found.code, found.err) == (0, "")
+        assert "similarity" in found.out
+    refused = run("flops", "--schedule", "half", "-q")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
 
 
 def test_help_and_version(run: Run) -> None:

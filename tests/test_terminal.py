@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
 
-from tests.pareto.points import point
+from tests.benches import result
+from tests.pareto.points import point, swept
 from tests.program import Run
-from tpcli.cli import live, render, training_progress
+from tpcli.cli import bench, live, pareto, render, training_progress
+from tpcli.cli import main as main_module
 from tpcli.cli.text import visible, with_flags
+from tpcli.report import ReportContext
 
 HOSTILE = [
     "a[red]b",
@@ -29,6 +29,7 @@ SHOWN = [
     *("a[red]b", "x[/b]", r"\x1b]0;mine\x07"),
     *(r"a\nerror: lost", r"gpj.\u202eexe", r"\udce9t"),
 ]
+CONTEXT = ReportContext("title", "photos, validation", 1000, "cpu", "float32", "tpcli", {}, "today")
 ALL = " ".join(HOSTILE)
 ALL_SHOWN = " ".join(SHOWN)
 
@@ -87,6 +88,66 @@ def test_tables_break_no_cell(
     assert "c[/b]" in squeezed
 
 
+LONG = "vit_so400m_patch14_siglip_gap_896.pali2_10b_pt"
+RESULTS = [
+    result(size, method, dtype)
+    for size in (1, 256)
+    for method in ("wk-medoids", "atc:linkage=complete")
+    for dtype in ("float32", "bfloat16")
+]
+SWEPT = swept([LONG, "demo"])
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, None])
+@pytest.mark.parametrize("what", ["bench", "pareto", "live"])
+def test_what_a_table_shows_is_whole(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    width: int | None,
+    what: str,
+) -> None:
+    """No row is wider than the terminal, and each that stands there has its method and figures."""
+    if width is not None:
+        terminal(monkeypatch, width)
+    rows = len(RESULTS)
+    if what == "bench":
+        bench._print(LONG, RESULTS)
+        numbers = r" \d\.\d\dx"
+    elif what == "pareto":
+        pareto._print(SWEPT, CONTEXT, Path("plot.png"))
+        rows, numbers = 8, r" \d\d\.\d% .* \d\d\.\d\d\b"
+    else:
+        with live.LiveSweep(9) as sweep:
+            for p in SWEPT.points:
+                sweep.add(p)
+            sweep._console.print(sweep._render())
+        rows, numbers = 8, r" \d\d\.\d% .* \d\d\.\d\d\b"
+    said = plain("".join(capsys.readouterr()))
+    assert "\u2026" not in said
+    lines = [
+        line
+        for line in said.splitlines()
+        if re.match(r"(wk-medoids|atc:linkage=complete) ", line) and re.search(numbers, line)
+    ]
+    assert len(lines) >= rows
+    if width is not None:
+        assert max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("name", main_module.COMMANDS)
+def test_help_fits(monkeypatch: pytest.MonkeyPatch, run: Run, name: str, width: int) -> None:
+    """No option is cut, no word broken; only examples, which are to be copied, may be longer."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    said = run(name, "--help").out
+    before, after = said.split("Examples:")
+    options = after[after.index("\n\n") :]
+    for line in [*before.splitlines(), *options.splitlines()]:
+        assert len(line) <= width
+    assert not set("[]<>\u2026") & set(re.sub(r"\[default:\s[^]]*\]", "", options))
+    assert not re.search(r"\w-\n", options)
+
+
 def test_cells_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     render.print_table("t", ["model"], [[name] for name in HOSTILE])
     out = capsys.readouterr().out
@@ -94,26 +155,20 @@ def test_cells_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.isascii() or not set(out) & set("\x1b\x07\u202e")
 
 
-def test_bars_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=300)
-    with render.make_bar(console) as bar:
-        bar.add_task(visible(ALL), total=1)
-    assert ALL_SHOWN in plain(console.file.getvalue())  # type: ignore[attr-defined]
-
-    def forced(**given: Any) -> Console:
-        return Console(file=stream, force_terminal=True, width=300, **{**given, "stderr": False})
-
-    for module in (live, training_progress):
-        monkeypatch.setattr(module, "Console", forced)
-    stream = io.StringIO()
+def test_bars_are_no_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal(monkeypatch, 300)
+    with render.progress_bar(ALL, 1):
+        pass
+    assert ALL_SHOWN in plain(capsys.readouterr().err)
     with live.LiveSweep(2) as sweep:
         sweep.start(ALL, 3)(1)
         sweep.add(point(0.5, 80.0, "ward", model=ALL))
-    assert ALL_SHOWN in plain(stream.getvalue())
-    stream = io.StringIO()
+    assert ALL_SHOWN in plain(capsys.readouterr().err)
     with training_progress.TrainingProgress(ALL, 3, quiet=False) as watcher:
         watcher.note(ALL)
-    assert plain(stream.getvalue()).count(ALL_SHOWN) >= 2
+    assert plain(capsys.readouterr().err).count(ALL_SHOWN) >= 2
 
 
 @pytest.mark.parametrize("name", ["x[b]\x1b]0;mine\x07", "a[red]b\nerror: x"])

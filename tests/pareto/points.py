@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
-from tpcli.pareto import Point
+from tpcli.pareto import Point, SweepResult, compare, frontier, headline
 from tpcli.pareto.points import BASE
 
 COUNT = 1000
@@ -41,3 +44,19 @@ def point(
         more={"top1": top1, "top1_lo": top1 - 1, "top1_hi": top1 + 1, "top5": 99.0, "loss": 0.5},
         each=correct,
     )
+
+
+def swept(models: Sequence[str] = ("m",)) -> SweepResult:
+    """A sweep of two methods at two budgets each."""
+    methods = ("wk-medoids", "atc:linkage=complete")
+    points = [
+        point(gflops, top1 - i, method, model)
+        for model in models
+        for i, method in enumerate((BASE, *methods))
+        for gflops, top1 in ([(1.0, 81.25)] if method == BASE else [(0.6, 81.5), (0.4, 76.0)])
+    ]
+    best = frontier(points)
+    points = [replace(p, on_frontier=p in best) for p in points]
+    headlines = tuple(headline(points, method) for method in methods)
+    comparisons = tuple(compare(points, methods[0]))
+    return SweepResult(tuple(points), (), tuple(best), headlines, comparisons, 5)

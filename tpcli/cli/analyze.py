@@ -67,7 +67,9 @@ def analyze(
     Labels are not needed. Frequencies, rank, likeness, and the share of variance that a method
     keeps, in every block.
 
-    Example: tpcli analyze deit_small_patch16_224 --data imagenet/ --out analysis.png
+    Examples:
+        tpcli analyze deit_small_patch16_224 --data imagenet/ --out analysis.png
+        tpcli analyze vit_small_patch14_dinov2 --data photos/ --method ward,tome
     """
     check_output(out)
     source.require_for(model, split)

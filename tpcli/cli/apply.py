@@ -31,7 +31,9 @@ def apply(
 ) -> None:
     """Pool a model and save it as a folder that plain timm loads too (unpooled).
 
-    Example: tpcli apply deit_small_patch16_224 --schedule flops:0.6 --out pooled/
+    Examples:
+        tpcli apply deit_small_patch16_224 --schedule flops:0.6 --out pooled/
+        tpcli apply mine/ --schedule searched.json --force
     """
     out = out or Path(f"{base_name(model)}-pooled")
     check_output(out, force, is_folder=True)

@@ -81,7 +81,10 @@ def bench(
     The ideal drops tokens by slicing, which costs nothing: how much of its speed-up is kept is what
     a pooling method can be held to.
 
-    Example: tpcli bench deit_small_patch16_224 --no-pretrained --schedule r:13 --batch-size 16
+    Examples:
+        tpcli bench deit_small_patch16_224 --no-pretrained --schedule r:13 --batch-size 16
+        tpcli bench pooled/ --batch-size 1 --batch-size 64 --device cuda --dtype bfloat16
+        tpcli bench --method ward,tome,k-medoids --out bench.png
     """
     if out is not None:
         for path in (out, out.with_suffix(".csv")):

@@ -60,7 +60,10 @@ def evaluate(
     Top-1 where it has a head whose classes the data are of; else by neighbours, or against the
     model without pooling, which needs no labels (--measure).
 
-    Example: tpcli eval deit_small_patch16_224 --data imagenet/ --schedule flops:0.6
+    Examples:
+        tpcli eval deit_small_patch16_224 --data imagenet/ --schedule flops:0.6
+        tpcli eval vit_small_patch14_dinov2 --data imagenet/ --measure knn --schedule r:10
+        tpcli eval pooled/ --data photos/ --limit 1000 --json
     """
     source.require_for(model, source.split, train_split)
     pooling.check(model)

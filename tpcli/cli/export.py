@@ -52,7 +52,9 @@ def export(
 ) -> None:
     """Write a pooled model as ONNX or as a torch.export program, for any batch size.
 
-    Example: tpcli export deit_small_patch16_224 --schedule flops:0.6 --out deit.onnx
+    Examples:
+        tpcli export deit_small_patch16_224 --schedule flops:0.6 --out deit.onnx
+        tpcli export pooled/ --format torch-export --out pooled.pt2
     """
     suffix = FORMATS[file_format]
     out = out or Path(base_name(model) + suffix)

@@ -71,7 +71,10 @@ def finetune(
     The same command again goes on after an interruption. On 8 GPUs: torchrun --nproc-per-node 8
     -m tpcli finetune ...
 
-    Example: tpcli finetune deit_small_patch16_224 --data imagenet/ --schedule flops:0.58
+    Examples:
+        tpcli finetune deit_small_patch16_224 --data imagenet/ --schedule flops:0.58
+        tpcli finetune pooled/ --data imagenet/ --epochs 30 --lr 1e-4 --out tuned/
+        tpcli finetune --config recipe.toml
     """
     recipe = training.recipe
     out = out or Path(f"{base_name(model)}-finetuned")

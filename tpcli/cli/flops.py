@@ -29,7 +29,9 @@ def flops(
 ) -> None:
     """Count FLOPs with fvcore, clustering included and shown apart. Pools only where asked to.
 
-    Example: tpcli flops deit_small_patch16_224 --no-pretrained --schedule flops:0.58
+    Examples:
+        tpcli flops deit_small_patch16_224 --no-pretrained --schedule flops:0.58
+        tpcli flops pooled/ --by op
     """
     pooling.check(model)
 

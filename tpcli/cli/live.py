@@ -6,13 +6,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from tpcli.cli.render import make_bar
+from tpcli.cli.tables import fitting_table
 from tpcli.cli.text import visible
+from tpcli.cli.voice import console
 from tpcli.measures import MEASURES
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class LiveSweep:
     """Shows points as they come in, and how far the current one is; silent off a terminal."""
 
     def __init__(self, total: int) -> None:
-        self._console = Console(stderr=True)
+        self._console = console()
         self._points: list[Point] = []
         self._progress = make_bar(self._console)
         self._sweep = self._progress.add_task("points", total=total)
@@ -69,16 +69,19 @@ class LiveSweep:
             )
 
     def _render(self) -> RenderableType:
-        table = Table(box=None, padding=(0, 2))
         label = MEASURES[self._points[0].measure].label if self._points else ""
-        for column in ("model", "method", "GFLOPs", "of base", label):
-            table.add_column(column, justify="left" if column in ("model", "method") else "right")
-        for p in self._points[-ROWS:]:
-            table.add_row(
-                Text(visible(p.model)),
-                Text(visible(p.method)),
+        columns = ["method", "model", "budget", "GFLOPs", "of base", label]
+        rows = [
+            [
+                p.method,
+                p.model,
+                p.asked,
                 f"{p.gflops:.4f}",
                 f"{100 * p.gflops_ratio:.1f}%",
                 f"{p.score:.2f}",
-            )
+            ]
+            for p in self._points[-ROWS:]
+        ]
+        spare = ["budget", "GFLOPs", "model"]
+        table, _ = fitting_table(columns, rows, self._console.width, spare)
         return Group(table, self._progress)

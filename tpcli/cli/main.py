@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import signal
 import sys
 from functools import cache
@@ -13,9 +12,11 @@ from typing import Any
 
 import typer
 
+from tpcli.cli.help import WIDEST
 from tpcli.cli.render import quiet
 from tpcli.cli.text import visible, with_flags
 from tpcli.cli.usage import usage
+from tpcli.cli.voice import QuietOption, VerboseOption, speak
 from tpcli.errors import TpcliError, UserError
 from tpcli.version import __version__
 
@@ -42,11 +43,11 @@ app = typer.Typer(
     name="tpcli",
     help="Prune pretrained timm Vision Transformers by Token Pooling, and tell the truth about "
     "what it costs.\n\nEvery command runs bare, on a built-in model and data: "
-    "[bold]tpcli pareto --out plot.png[/bold].",
+    "tpcli pareto --out plot.png.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
 )
 
 
@@ -66,29 +67,12 @@ def options(
         help="Show the version and stop.",
     ),
     debug: bool = typer.Option(False, DEBUG, help="Show a traceback on errors (any position)."),
-    verbose: bool = typer.Option(
-        False, "--verbose", "-v", help="Say on stderr how things are done, and why."
-    ),
+    silent: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Options before the command."""
     quiet()  # before any library is imported, since some warn of themselves then
-    _log_to_stderr(logging.DEBUG if verbose else logging.WARNING)
-
-
-def _log_to_stderr(level: int) -> None:
-    """Send what the library logs to stderr, from `level` on."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(Visible("%(name)s: %(message)s"))
-    logger = logging.getLogger("tpcli")
-    logger.handlers[:] = [handler]
-    logger.setLevel(level)
-
-
-class Visible(logging.Formatter):
-    """One line per record, without a character that a terminal would act upon."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
+    speak(quiet=silent, verbose=verbose)
 
 
 for _name in COMMANDS:

@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
 def methods(as_json: JsonOption = False) -> None:
     """List pooling methods: where each is from, its options and what they are by default.
 
-    Example: tpcli methods --json
+    Examples:
+        tpcli methods
+        tpcli methods --json
     """
     from tpcli.cli import render
 

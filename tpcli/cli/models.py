@@ -27,7 +27,9 @@ def models(
 ) -> None:
     """List the architectures of timm that can be pooled. No weights are built or fetched.
 
-    Example: tpcli models dinov3
+    Examples:
+        tpcli models dinov3
+        tpcli models 'deit*distilled*'
     """
     from tpcli.catalog import architectures, matching_names
     from tpcli.cli import render
@@ -61,5 +63,5 @@ def models(
         f"removes; prefix: class, distillation and register tokens, which it keeps. "
         f"GFLOPs in closed form ({render.CONVENTION}); tpcli flops counts them."
     )
-    spare = ["class", "weights", "prefix", "pixels"]
+    spare = ["class", "weights", "prefix", "pixels", "params (M)", "tokens"]
     render.print_table("Models that can be pooled", columns, rows, caption, spare)

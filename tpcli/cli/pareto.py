@@ -120,7 +120,11 @@ def pareto(
     Points are measured once and kept: a sweep that was stopped goes on where it was, and several
     processes with the same --cache share the work.
 
-    Example: tpcli pareto deit_small_patch16_224 --data imagenet/ --out plot.png
+    Examples:
+        tpcli pareto --out plot.png
+        tpcli pareto deit_small_patch16_224 --data imagenet/ --out plot.png
+        tpcli pareto tuned/ mine/ --data test.tar --method ward,tome --budget 0.8,0.6,0.4
+        tpcli pareto vit_small_patch14_dinov2 --data photos/ --measure similarity
     """
     check_output(out)
     measuring.check()
@@ -251,13 +255,23 @@ def _print(result: SweepResult, context: ReportContext, out: Path) -> None:
     from tpcli.report.document import report_paths, table_rows
 
     measure = MEASURES[result.points[0].measure]
-    columns = ["model", "method", "budget", "GFLOPs", "of base", measure.label]
-    columns += ["difference", "images/s"]
-    keys = ["model", "method", "budget", "gflops", "ratio", measure.name, "difference", "speed"]
-    rows = [[row[key] for key in keys] for row in table_rows(result)]
-    caption = f"{context.count} images of {context.data}. {render.CONVENTION}."
-    spare = ["images/s", "budget", "difference", "GFLOPs"]
-    render.print_table(context.title, columns, rows, caption, spare)
+    names = {
+        "method": "method",
+        "budget": "budget",
+        "gflops": "GFLOPs",
+        "ratio": "of base",
+        measure.name: measure.label,
+        "interval": "95% interval",
+        "difference": "difference",
+        "speed": "images/s",
+    }
+    spare = ["images/s", "95% interval", "GFLOPs", "budget"]
+    everything = table_rows(result)
+    for model in dict.fromkeys(row["model"] for row in everything):
+        rows = [[row[key] for key in names] for row in everything if row["model"] == model]
+        title = f"Token Pooling of {model}"
+        render.print_table(title, list(names.values()), rows, spare=spare, group="method")
+    render.say(f"{context.count} images of {context.data}. {render.CONVENTION}.")
     for entry in result.headlines:
         render.say(entry.words)
     render.say("written: " + ", ".join(str(path) for path in report_paths(out).values()))

@@ -6,14 +6,18 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tpcli.cli.tables import print_table as print_table
 from tpcli.cli.text import visible
+from tpcli.cli.voice import console, note
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,9 +27,6 @@ if TYPE_CHECKING:
     from tpcli.measures.choice import Task
 
 from tpcli.text import CONVENTION as CONVENTION
-
-WIDTH = 120
-"""Columns of a table that is not printed on a terminal."""
 
 
 def quiet() -> None:
@@ -42,55 +43,23 @@ def print_json(document: Any) -> None:
     sys.stdout.write("\n")
 
 
-def print_table(
-    title: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    caption: str = "",
-    spare: Sequence[str] = (),
-) -> None:
-    """A table on stdout; the first column to the left, numbers to the right, no cell folded.
-
-    spare: columns that a terminal too narrow for all goes without, the first first.
-    """
-    from rich.cells import cell_len
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    cells = [[visible(cell) for cell in row] for row in (columns, *rows)]
-    by_column = zip(columns, zip(*cells, strict=True), strict=True)
-    needed = {name: max(map(cell_len, column)) + 3 for name, column in by_column}
-    console = Console()
-    room = console.width if console.is_terminal else max(WIDTH, 1 + sum(needed.values()))
-    left_out: list[str] = []
-    for column in spare:
-        if 1 + sum(needed.values()) <= room:
-            break
-        left_out.append(column)
-        del needed[column]
-    if left_out:
-        caption += f" No room here for: {', '.join(left_out)} (--json has all)."
-    width = max(room, 1 + sum(needed.values()))
-    table = Table(
-        title=Text(visible(title)),
-        caption=Text(visible(caption)),
-        title_justify="left",
-        caption_justify="left",
-    )
-    for column in needed:
-        table.add_column(column, justify="left" if column == columns[0] else "right", no_wrap=True)
-    for row in cells[1:]:
-        table.add_row(*(Text(cell) for cell, c in zip(row, columns, strict=True) if c in needed))
-    # what a terminal has no room for, it wraps itself; rich would cut it off
-    Console(width=width).print(table, crop=False)
-
-
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
-    """Pairs of name and value on stdout, aligned."""
+    """Pairs of name and value on stdout, aligned.
+
+    On a terminal a value goes on below itself, broken between words; one that holds a command stays
+    as it is, to be copied.
+    """
     width = max(len(name) for name, _ in facts)
+    room = None
+    if sys.stdout.isatty():
+        room = max(20, shutil.get_terminal_size().columns - width - 2)
     for name, value in facts:
-        print(f"{name:<{width}}  {visible(value)}")
+        lines = [visible(value)]
+        if room is not None and "tpcli " not in value:
+            lines = textwrap.wrap(
+                lines[0], room, break_long_words=False, break_on_hyphens=False
+            ) or [""]
+        print(f"{name:<{width}}  " + f"\n{'':<{width}}  ".join(lines))
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
@@ -104,8 +73,7 @@ def say_left_out(*sources: ImageData | None) -> None:
 
     for data in sources:
         if data is not None and data.left_out:
-            text = f"left out of {data.root}: {describe(data.left_out)}"
-            sys.stderr.write(visible(text) + "\n")
+            note(f"left out of {data.root}: {describe(data.left_out)}")
 
 
 def say(text: str) -> None:
@@ -149,17 +117,14 @@ def make_bar(console: Console, *more: ProgressColumn, bar_width: int | None = 40
 def say_passed_over(task: Task) -> None:
     """On stderr, why the measure that is taken where it can be is not."""
     if task.passed_over:
-        text = f"measured by {task.measure}, as {task.passed_over.partition(';')[0].rstrip('.')}"
-        sys.stderr.write(visible(text) + "\n")
+        note(f"measured by {task.measure}, as {task.passed_over.partition(';')[0].rstrip('.')}")
 
 
 @contextmanager
 def progress_bars(description: str) -> Iterator[Callable[[str, int | None], Callable[[int], None]]]:
     """A bar on stderr for one thing after another; yields what begins the next, and returns what
     advances it."""
-    from rich.console import Console
-
-    with make_bar(Console(stderr=True)) as bar:
+    with make_bar(console()) as bar:
         task = bar.add_task("")
 
         def begin(label: str, total: int | None) -> Callable[[int], None]:
@@ -173,8 +138,6 @@ def progress_bars(description: str) -> Iterator[Callable[[str, int | None], Call
 @contextmanager
 def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar on stderr; yields a function that advances it."""
-    from rich.console import Console
-
-    with make_bar(Console(stderr=True)) as bar:
+    with make_bar(console()) as bar:
         task = bar.add_task(visible(description), total=total)
         yield lambda amount: bar.advance(task, amount)

@@ -77,7 +77,9 @@ def schedule(
         str | None,
         option(METHOD, METHOD_HELP, panel=POOLING_PANEL),
     ] = None,
-    budget: Annotated[float, option(BUDGET, "Share of the base FLOPs, in (0, 1].")] = 0.6,
+    budget: Annotated[
+        float, option(BUDGET, "Share of the base FLOPs: more than 0, at most 1.")
+    ] = 0.6,
     by: Annotated[
         str | None,
         option(
@@ -107,7 +109,9 @@ def schedule(
 ) -> None:
     """Search tokens per block under a FLOPs budget, on a few images, without labels.
 
-    Example: tpcli schedule deit_small_patch16_224 --data imagenet/ --budget 0.58
+    Examples:
+        tpcli schedule deit_small_patch16_224 --data imagenet/ --budget 0.58
+        tpcli schedule mine/ --data photos/ --budget 0.4 --vary options,places --out mine.json
     """
     out = out or Path(f"{base_name(model)}-schedule.json")
     check_output(out, force)

@@ -73,7 +73,9 @@ def show(
 ) -> None:
     """Draw which patches of an image become one token, block by block, and what the model says.
 
-    Example: tpcli show deit_small_patch16_224 cat.jpg dog.jpg --schedule flops:0.6
+    Examples:
+        tpcli show deit_small_patch16_224 cat.jpg dog.jpg --schedule flops:0.6
+        tpcli show pooled/ cat.jpg --method ward,tome --blocks 3,6,9 --out show.pdf
     """
     if not images and model != DEMO:
         raise UserError(f"model {model!r} needs images to show; add files (demo has its own).")
@@ -122,7 +124,7 @@ def show(
         ]
         for row in seen
     ]
-    render.print_table(title, columns, cells)
+    render.print_table(title, columns, cells, spare=["tokens after blocks", "method"])
     render.say(f"written: {out}")
 
 

@@ -10,21 +10,26 @@ from typing import Any, TypeVar, get_type_hints
 
 import typer
 
+from tpcli.cli.help import Command, described
+from tpcli.cli.voice import QuietOption, VerboseOption, speak
+
 Result = TypeVar("Result")
 
 
 def add(app: typer.Typer, name: str, function: Callable[..., object]) -> None:
     """Make `function` the command `name`; its docstring, without the wraps, is the help."""
-    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
-    text = "\n\n".join(" ".join(lines.split()) for lines in paragraphs)
-    app.command(name, help=text)(spread(function))
+    text, examples = described(function.__doc__)
+    short = text.partition(". ")[0].partition("\n")[0].rstrip(".")
+    make = app.command(name, cls=Command, help=text, short_help=short, epilog=examples)
+    make(spread(function))
 
 
 def spread(function: Callable[..., Result]) -> Callable[..., Result]:
     """Let typer see the fields of dataclass parameters as options of their own.
 
     `def command(model: ModelGroup)` becomes a command with one option per field of `ModelGroup`;
-    the function itself is called with the groups put together again.
+    the function itself is called with the groups put together again. Every command also has
+    --quiet and --verbose.
     """
     hints = get_type_hints(function, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -46,8 +51,14 @@ def spread(function: Callable[..., Result]) -> Callable[..., Result]:
                 )
             )
 
+    for name, hint in (("quiet", QuietOption), ("verbose", VerboseOption)):
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, kind, default=False, annotation=hint))
+
     @functools.wraps(function)
-    def command(**values: Any) -> Result:
+    def command(*, quiet: bool, verbose: bool, **values: Any) -> Result:
+        if quiet or verbose:  # said behind the command, not before it
+            speak(quiet=quiet, verbose=verbose)
         for name, group in groups.items():
             values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})
         return function(**values)

@@ -6,11 +6,11 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import TextColumn, TimeElapsedColumn
 
 from tpcli.cli.render import make_bar
 from tpcli.cli.text import visible
+from tpcli.cli.voice import console
 from tpcli.finetune import Watcher
 from tpcli.measures import MEASURES
 
@@ -25,7 +25,8 @@ class TrainingProgress(Watcher):
 
     def __init__(self, title: str, epochs: int, quiet: bool) -> None:
         self.epochs = epochs
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
+        self.console = console()
+        self.console.quiet |= quiet
         state = TextColumn("{task.fields[state]}", markup=False)
         self.bar = make_bar(self.console, state, TimeElapsedColumn(), bar_width=20)
         self.task = self.bar.add_task(visible(title), total=None, state="measuring before training")
