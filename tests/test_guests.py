@@ -39,7 +39,8 @@ def test_open_clip() -> None:
     x = images(2, 160)
     with torch.no_grad():
         before = clip.encode_image(x)
-        tpcli.pool(clip.visual.trunk, "r:4")
+        assert tpcli.find(clip) is clip.visual.trunk
+        tpcli.pool(clip, "r:4")
         kept = traced(clip.visual.trunk, lambda: clip.encode_image(x))
         assert kept == [96, 92, 88, 84, 80, 76]
         pooled = clip.encode_image(x)
@@ -53,7 +54,8 @@ def test_timm_wrapper_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.TimmWrapperConfig(architecture=NAME, model_args=SMALL, num_labels=5)
     model = transformers.TimmWrapperForImageClassification(config).eval()
-    tpcli.pool(model.timm_model, SCHEDULE)
+    assert tpcli.find(model) is model.timm_model
+    tpcli.pool(model, SCHEDULE)
     found = traced(model.timm_model, lambda: model(pixel_values=images()))
     assert found == [20, 9]
     assert model(pixel_values=images()).logits.shape == (2, 5)
@@ -93,7 +95,8 @@ def test_lightning_module() -> None:
 
     module = Classifier()
     keys = list(module.state_dict())
-    tpcli.pool(module.backbone, SCHEDULE)
+    assert tpcli.find(module) is module.backbone
+    tpcli.pool(module, SCHEDULE)
     assert list(module.state_dict()) == keys
     before = module.backbone.blocks[0].attn.qkv.weight.clone()
     data = torch.utils.data.TensorDataset(images(4), torch.tensor([0, 1, 2, 0]))

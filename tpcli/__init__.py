@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from tpcli.planning import pool
     from tpcli.report import show
     from tpcli.schedule import Schedule
-    from tpcli.surgery import spread, trace, unpool
+    from tpcli.surgery import find, spread, trace, unpool
 
 _HOME = {
     "Schedule": "tpcli.schedule",
     "count_flops": "tpcli.flops",
     "evaluate": "tpcli.evaluation",
+    "find": "tpcli.surgery",
     "load": "tpcli.models",
     "pool": "tpcli.planning",
     "save": "tpcli.models",
@@ -37,6 +38,7 @@ __all__ = [
     "__version__",
     "count_flops",
     "evaluate",
+    "find",
     "load",
     "pool",
     "save",

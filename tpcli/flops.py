@@ -20,7 +20,7 @@ from fvcore.nn.jit_handles import Handle, elementwise_flop_counter, get_shape
 from torch import Tensor, nn
 
 from tpcli.errors import TpcliError, UserError
-from tpcli.surgery import check_supported, geometry
+from tpcli.surgery import check_supported, find, geometry
 from tpcli.surgery.geometry import POOLING_NAME, patch_tokens
 from tpcli.text import CONVENTION as MULTIPLY_ADDS
 
@@ -57,7 +57,8 @@ class FlopCount:
 def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> FlopCount:
     """Count the FLOPs of one image through `model`, pooled or not.
 
-    The model is traced in eval mode on one blank image and left as it was.
+    Of a model that holds a Vision Transformer, the FLOPs of that one are counted. It is traced in
+    eval mode on one blank image and left as it was.
 
     Args:
         input_size: (channels, height, width); the model's own where left out.
@@ -67,7 +68,7 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
         TpcliError: an operator is neither counted nor on the list of free ones.
     """
     check_supported(model)
-    model = geometry.vit_of(model)
+    model = find(model)
     if any("quantized" in type(module).__module__ for module in model.modules()):
         raise UserError(
             f"FLOPs of a quantized {type(model).__name__} can't be counted; pool the model first, "

@@ -21,7 +21,7 @@ from tpcli.errors import TpcliError, UserError, did_you_mean, first_line
 from tpcli.files import check_output, read_json, replacing
 from tpcli.huggingface import describe
 from tpcli.planning import pool
-from tpcli.surgery import PoolingSpec, check_supported, pooling_spec
+from tpcli.surgery import PoolingSpec, check_supported, find, pooling_spec
 from tpcli.surgery.geometry import input_size, patch_tokens
 
 DEMO = Path(__file__).parent / "demo" / "model"
@@ -120,8 +120,8 @@ def save(model: nn.Module, folder: Path, force: bool = False, **extra: Any) -> N
     `config.json`. `extra` adds keys there.
 
     Raises:
-        UserError: the folder exists and `force` is off, or the model was built with arguments that
-            JSON can't hold, or has weights that timm would not know.
+        UserError: the folder exists and `force` is off, or the model is none of timm's, was built
+            with arguments that JSON can't hold, or has weights that timm would not know.
     """
     check_output(folder, force, is_folder=True)
     foreign = next((key for key in model.state_dict() if FOREIGN.search(key)), None)
@@ -129,6 +129,11 @@ def save(model: nn.Module, folder: Path, force: bool = False, **extra: Any) -> N
         raise UserError(
             f"the model can't be saved: its weight {foreign} is none of timm's; merge adapters "
             "(merge_and_unload) and parametrizations first, and save before quantizing."
+        )
+    if find(model) is not model:
+        raise UserError(
+            f"{type(model).__name__} only holds a timm model, and nothing else would be saved; "
+            "save that one, tpcli.find(model)."
         )
     spec = pooling_spec(model)
     config = dict(extra)

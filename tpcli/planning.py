@@ -13,8 +13,8 @@ from tpcli.errors import UserError
 from tpcli.options import PoolingOptions, options_from_dict, pooling_options, replaced
 from tpcli.schedule import Schedule
 from tpcli.schedule_forms import file_options, parse
-from tpcli.surgery import PoolingSpec, check_supported, insert, with_place
-from tpcli.surgery.geometry import patch_tokens, vit_of
+from tpcli.surgery import PoolingSpec, check_supported, find, insert, with_place
+from tpcli.surgery.geometry import patch_tokens
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -25,9 +25,10 @@ def pool(
     method: str | PoolingOptions | None = None,
     **options: Any,
 ) -> ModelT:
-    """Insert pooling layers into a timm Vision Transformer, in place, and return it.
+    """Insert pooling layers into the timm Vision Transformer that `model` is or holds, in place.
 
-    Parameters and state_dict keys stay as they are. A model that is pooled already is pooled anew.
+    Returns `model`. Parameters and state_dict keys stay as they are. A model that is pooled already
+    is pooled anew.
 
     Args:
         schedule: a spec such as "flops:0.58" or "r:13", patch tokens per block, or a Schedule.
@@ -54,7 +55,7 @@ def resolve(
         UserError: as `pool`.
     """
     check_supported(model)
-    model = vit_of(model)
+    model = find(model)
     depth, tokens = len(model.blocks), patch_tokens(model)  # type: ignore[arg-type]
     of_file = schedule.options if isinstance(schedule, Schedule) else file_options(schedule)
     if isinstance(method, PoolingOptions):

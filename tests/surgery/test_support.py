@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny import VARIANTS, images, tiny_vit
-from tpcli import pool, unpool
+from tpcli import find, pool, save, trace, unpool
 from tpcli.errors import UserError
 from tpcli.flops import count_flops
 from tpcli.options import PoolingOptions
@@ -37,15 +38,46 @@ def nested(path: str) -> nn.Module:
 @pytest.mark.parametrize(
     "path", ["visual.trunk", "timm_model", "base_model.model", "backbone", "model", "net.0.encoder"]
 )
-@pytest.mark.parametrize("use", [lambda m: pool(m, SCHEDULE), count_flops])
-def test_the_vit_inside_is_named(path: str, use: Any) -> None:
-    with pytest.raises(UserError, match=f"Holder is no timm .* pool its {path} instead"):
-        use(nested(path))
+def test_the_vit_inside_is_pooled(path: str) -> None:
+    """As it would be by itself, and nothing else is touched."""
+    outer = nested(path)
+    vit = outer.get_submodule(path)
+    assert find(outer) is vit
+    before = logits(vit)
+    assert count_flops(outer) == count_flops(vit)
+    assert pool(outer, SCHEDULE) is outer
+    assert pooling_spec(outer) == pooling_spec(vit) == pooling_spec(pool(tiny_vit(), SCHEDULE))
+    with trace(outer) as found, torch.no_grad():
+        vit(images())
+    assert len(found.sources) == 4
+    assert count_flops(outer) == count_flops(vit)
+    with unpooled(outer):
+        assert pooling_spec(vit) is None
+    assert pooling_spec(vit) is not None
+    assert unpool(outer) is outer
+    assert torch.equal(logits(vit), before)
 
 
-def test_of_several_none_is_named() -> None:
-    with pytest.raises(UserError, match="Holder is no Vision Transformer that can be pooled"):
-        pool(Holder(a=tiny_vit(), b=tiny_vit()), SCHEDULE)
+def test_a_model_is_found_in_itself() -> None:
+    model = tiny_vit()
+    assert find(model) is model
+    assert find(nn.DataParallel(model)) is model
+
+
+@pytest.mark.parametrize("use", [lambda m: pool(m, SCHEDULE), count_flops, find])
+def test_of_several_none_is_taken(use: Any) -> None:
+    pair = Holder(a=tiny_vit(), b=nested("c"))
+    with pytest.raises(UserError, match=r"Holder holds 2 timm .* which are its a, b\.c\."):
+        use(pair)
+    pool(pair.b, SCHEDULE)
+    unpool(pair)
+    assert pooling_spec(pair.b) is None
+
+
+def test_what_holds_a_model_is_not_saved_as_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Holder only holds a timm model.* tpcli\.find\(model\)"):
+        save(nested("backbone"), tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_name_that_is_not_timms_is_said_in_full() -> None:

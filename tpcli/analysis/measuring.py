@@ -17,7 +17,7 @@ from tpcli.errors import TpcliError, UserError
 from tpcli.evaluation import check_size, floating_dtype
 from tpcli.options import PoolingOptions
 from tpcli.pooling import get_method
-from tpcli.surgery import check_supported, unpooled
+from tpcli.surgery import check_supported, find, unpooled
 from tpcli.surgery.families import FAMILIES
 from tpcli.surgery.geometry import patch_grid
 
@@ -56,6 +56,7 @@ def analyze(
             memory runs out.
     """
     check_supported(model)
+    model = find(model)
     check_size(model, data)
     check_methods(methods)
     device, unreadable, seen, count = pick_device(device), list[str](), 0, 0

@@ -15,6 +15,7 @@ from torch import nn
 from tpcli.analysis.clusters import BlockClusters, Guess, Seen, look, read_images
 from tpcli.errors import UserError
 from tpcli.models import data_config
+from tpcli.surgery import find
 from tpcli.text import visible
 
 from .figure import PLAIN
@@ -111,6 +112,7 @@ def show(
         UserError: an image can't be read, a block is not there or does not pool, or the style is
             unknown.
     """
+    model = find(model)
     config = data_config(model)
     paths = [Path(image) for image in images]
     if not paths:

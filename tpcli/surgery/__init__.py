@@ -4,7 +4,7 @@ from .dense import spread
 from .insert import insert, unpool, unpooled, with_place
 from .layer import PooledTokens, TokenPooling
 from .spec import PoolingSpec, pooling_spec
-from .support import check_supported
+from .support import check_supported, find
 from .trace import trace
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "PoolingSpec",
     "TokenPooling",
     "check_supported",
+    "find",
     "insert",
     "pooling_spec",
     "spread",

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models._features import FeatureGetterNet
+from timm.models.beit import Beit
+from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
 
 POOLING_NAME = "token_pooling"
 """The attribute of a block that holds its pooling layer."""
+CLASSES = (VisionTransformer, Eva, Beit, VisionTransformerRelPos, NaFlexVit)
+"""What can be pooled."""
+
+
+def vits_in(model: nn.Module) -> dict[str, nn.Module]:
+    """The Vision Transformers of timm that `model` is or holds, by their place in it."""
+    if isinstance(model, CLASSES):
+        return {"": model}
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, CLASSES) and not any(f"{name}.".startswith(f"{n}.") for n in found):
+            found[name] = module
+    return found
 
 
 def vit_of(model: nn.Module) -> nn.Module:
-    """The Vision Transformer inside timm's wrapper for `features_only=True`, or `model` itself."""
-    return model.model if isinstance(model, FeatureGetterNet) else model
+    """The Vision Transformer that `model` is or holds, where it is one; else `model` itself."""
+    inside = list(vits_in(model).values())
+    return inside[0] if len(inside) == 1 else model
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:

@@ -17,22 +17,23 @@ from tpcli.schedule import Schedule
 from . import head
 from .families import FAMILIES
 from .forward import pooled_forward
-from .geometry import patch_grid, patch_tokens, vit_of
+from .geometry import patch_grid, patch_tokens, vits_in
 from .intermediates import forward_intermediates
 from .layer import TokenPooling
 from .overrides import override, restore
 from .scores import check_shows_attention
 from .spec import PoolingSpec, pooling_spec
-from .support import check_supported
+from .support import check_supported, find
 from .wrappers import write_pooling_of_wrapped
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def insert(model: ModelT, spec: PoolingSpec) -> ModelT:
-    """Put pooling layers into a timm Vision Transformer, in place, and return it.
+    """Put pooling layers into the timm Vision Transformer that `model` is or holds, in place.
 
-    Parameters and state_dict keys stay as they are. A model that is pooled already is pooled anew.
+    Returns `model`. Parameters and state_dict keys stay as they are. A model that is pooled already
+    is pooled anew.
 
     spec: tokens per block and options; remembered with their place (`with_place`).
 
@@ -40,7 +41,7 @@ def insert(model: ModelT, spec: PoolingSpec) -> ModelT:
         UserError: the model, the schedule or an option can't be used; names it.
     """
     check_supported(model)
-    vit = vit_of(model)
+    vit = find(model)
     plan, options = spec.schedule, with_place(vit, spec.options)
     _check_options(vit, options)
     _check_counts(vit, plan, options)
@@ -84,15 +85,14 @@ def with_place(model: nn.Module, options: PoolingOptions) -> PoolingOptions:
 
 def unpool(model: ModelT) -> ModelT:
     """Take all pooling layers out again; the model behaves exactly as before `pool`."""
-    vit = vit_of(model)
-    for block in getattr(vit, "blocks", ()):
-        if getattr(block, "token_pooling", None) is None:
-            continue
-        _uninstall(block)
-    if pooling_spec(vit) is not None:
-        head.uninstall(vit)
-        restore(vit, "forward_intermediates", "set_input_size")
-        del vit.token_pooling_spec
+    for vit in vits_in(model).values():
+        for block in vit.blocks:  # type: ignore[union-attr]
+            if getattr(block, "token_pooling", None) is not None:
+                _uninstall(block)
+        if pooling_spec(vit) is not None:
+            head.uninstall(vit)
+            restore(vit, "forward_intermediates", "set_input_size")
+            del vit.token_pooling_spec
     return model
 
 
