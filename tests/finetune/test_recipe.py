@@ -11,7 +11,8 @@ import typer
 from typer.testing import CliRunner
 
 from tpcli.cli.main import main
-from tpcli.cli.recipe_options import RecipeGroup, read_config
+from tpcli.cli.recipe_options import RecipeGroup
+from tpcli.cli.settings import take_config
 from tpcli.cli.spread import spread
 from tpcli.errors import UserError
 from tpcli.finetune.record import to_toml
@@ -118,7 +119,7 @@ def parsed() -> tuple[typer.Typer, list[Recipe]]:
     return app, seen
 
 
-CONFIG = typer.Option(None, callback=read_config, is_eager=True)
+CONFIG = typer.Option(None, callback=take_config, is_eager=True)
 
 
 def test_every_field_is_an_option_and_a_key(

@@ -19,7 +19,8 @@ from tpcli.cli.groups import (
 )
 from tpcli.cli.kinds import DEVICES, SPLIT
 from tpcli.cli.pooling_options import PoolingGroup
-from tpcli.cli.recipe_options import RecipeGroup, open_training, read_config
+from tpcli.cli.recipe_options import RecipeGroup, open_training
+from tpcli.cli.settings import take_config
 from tpcli.cli.spread import add
 from tpcli.cli.values import FILE, FOLDER, flag, one_of, option
 from tpcli.files import check_output
@@ -53,7 +54,7 @@ def finetune(
         option(
             FILE,
             "TOML file of options; those typed here win.",
-            callback=read_config,
+            callback=take_config,
             is_eager=True,
         ),
     ] = None,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
+
+from tpcli.cli.settings import command_line
 
 if TYPE_CHECKING:
     from tpcli.report import ReportContext
@@ -13,7 +14,6 @@ def report_context(title: str, data: str, count: int, device: str, amp: bool) ->
     """What a reader of a report needs to know of this run."""
     import datetime
     import platform
-    import shlex
 
     import timm
     import torch
@@ -27,7 +27,7 @@ def report_context(title: str, data: str, count: int, device: str, amp: bool) ->
         count=count,
         device=device,
         precision="16-bit autocast" if amp else "float32",
-        command=shlex.join(["tpcli", *sys.argv[1:]]),
+        command=command_line(),
         versions={
             "tpcli": __version__,
             "torch": str(torch.__version__),

@@ -14,6 +14,7 @@ import typer
 
 from tpcli.cli.help import WIDEST
 from tpcli.cli.render import quiet
+from tpcli.cli.settings import take_settings
 from tpcli.cli.text import visible, with_flags
 from tpcli.cli.usage import usage
 from tpcli.cli.voice import QuietOption, VerboseOption, speak
@@ -33,6 +34,7 @@ COMMANDS = (
     "analyze",
     "models",
     "methods",
+    "env",
 )
 DEBUG = "--debug"
 INTERRUPTED = 130
@@ -59,6 +61,7 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: bool = typer.Option(
         False,
         "--version",
@@ -73,6 +76,7 @@ def options(
     """Options before the command."""
     quiet()  # before any library is imported, since some warn of themselves then
     speak(quiet=silent, verbose=verbose)
+    take_settings(context)
 
 
 for _name in COMMANDS:

@@ -1,24 +1,17 @@
-"""Options made from the fields of `Recipe`, and the TOML file that gives them defaults."""
+"""Options made from the fields of `Recipe`."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import Field, dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tpcli.cli.kinds import SPLIT
-from tpcli.cli.values import FILE, NUMBERS, Value, checked, flag, number, one_of, option, whole
+from tpcli.cli.settings import read_toml
+from tpcli.cli.values import FILE, Value, checked, flag, number, one_of, option, whole
 from tpcli.errors import UserError, did_you_mean
 from tpcli.recipe import Recipe, recipe, types_of
 from tpcli.specs import DEMO
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 class Given:
@@ -31,7 +24,6 @@ class Given:
 
 
 FINETUNE_PANEL = "Fine-tuning"
-NOT_IN_FILES = {"config", "as_json", "force", "resume", "help"}
 
 
 def _value(item: Field[Any], plain: type) -> Value:
@@ -112,26 +104,13 @@ class FinetuneGroup:
         return recipe_of_file(self.finetune_config, epochs=self.finetune_epochs)
 
 
-def read_toml(option: str, path: Path) -> dict[str, Any]:
-    """The keys of a TOML file.
-
-    Raises:
-        UserError: no such file, or no TOML.
-    """
-    try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{option} {path} is not a readable TOML file: {error}.") from None
-    return values
-
-
 def recipe_of_file(path: Path | None, *, epochs: int) -> Recipe:
     """A recipe from a TOML file of its options, for so many epochs.
 
     Raises:
         UserError: the file can't be read, or has a key that is none of a recipe's.
     """
-    values: dict[str, Any] = {} if path is None else read_toml("--finetune-config", path)
+    values: dict[str, Any] = {} if path is None else read_toml(f"--finetune-config {path}", path)
     known = {f.name for f in fields(Recipe)} - {"epochs"}
     for key in values:
         if key.replace("-", "_") not in known:
@@ -161,42 +140,3 @@ def open_training(
         class_map=source.read_class_map(),
     )
     return match_data(data, Head.of(loaded.model, loaded.name))
-
-
-def read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Let the keys of a TOML file be the defaults of the command's options.
-
-    Raises:
-        UserError: no such file, no TOML, or a key that is no option; names it.
-    """
-    if path is None:
-        return None
-    options: dict[str, Any] = {
-        str(p.name): p for p in context.command.params if str(p.name) not in NOT_IN_FILES
-    }
-    names = [name.replace("_", "-") for name in options]
-    defaults: dict[str, Any] = {}
-    for key, value in read_toml("--config", path).items():
-        name = key.replace("-", "_")
-        if name not in options:
-            raise UserError(
-                f"--config {path} has the key {key!r}, which is no option of this command."
-                f"{did_you_mean(key, names)}"
-            )
-        if isinstance(value, dict):
-            raise UserError(f"--config {path}: {key} is a table; give options as plain keys.")
-        is_flag = getattr(options[name], "is_flag", False)
-        is_list = getattr(options[name], "multiple", False)
-        wanted = ""
-        if is_flag != isinstance(value, bool):
-            wanted = "true or false" if is_flag else "a value of its kind"
-        elif is_list != isinstance(value, list):
-            wanted = "a list" if is_list else "one value"
-        elif not is_flag and getattr(options[name], "metavar", None) not in NUMBERS:
-            items = value if is_list else [value]
-            wanted = "" if all(isinstance(item, str) for item in items) else "text in quotes"
-        if wanted:
-            raise UserError(f"--config {path}: {key} = {value!r} can't be used; give {wanted}.")
-        defaults[name] = value
-    context.default_map = defaults
-    return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from tpcli.cli.settings import SOURCES
 from tpcli.errors import did_you_mean
 
 
@@ -39,6 +40,6 @@ def _source(error: Any) -> str:
     name, context = str(error.param.name), error.ctx
     source = context.get_parameter_source(name) if context else None
     if getattr(source, "name", "") == "DEFAULT_MAP":
-        return f"--config {context.params['config']}: {name.replace('_', '-')} "
+        return f"{context.meta[SOURCES][name]}: {name.replace('_', '-')} "
     flags = [flag for flag in error.param.opts if flag.startswith("-")]
     return f"{flags[0]} " if flags else f"{name} "
