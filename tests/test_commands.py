@@ -144,7 +144,7 @@ def test_what_the_command_line_says_again_is_what_the_library_says() -> None:
     """It can't ask, since these modules import torch."""
     from tpcli import exporting, report
     from tpcli.cli import export, schedule, values
-    from tpcli.search.search import OBJECTIVES
+    from tpcli.search import OBJECTIVES
 
     assert export.FORMATS == exporting.FORMATS
     assert export.OPSET.parse(str(exporting.LEAST_OPSET)) == exporting.LEAST_OPSET

@@ -271,8 +271,26 @@ def _interleaved(
             row.append(time.perf_counter() - start)
         rounds.append(row)
         if on_round is not None:
-            on_round(min(1.0, (time.perf_counter() - began) / options.seconds))
+            on_round(passed(began, options.seconds))
     return np.array(rounds)
+
+
+def passed(began: float, seconds: float) -> float:
+    """The share of the time that has passed since `began`."""
+    return min(1.0, (time.perf_counter() - began) / seconds) if seconds else 1.0
+
+
+def percent(advance: Callable[[int], None]) -> Callable[[float], None]:
+    """Called with the share that is done; passes on by how many percent that is more."""
+    done = 0
+
+    def on_round(share: float) -> None:
+        nonlocal done
+        now = int(100 * share)
+        advance(now - done)
+        done = now
+
+    return on_round
 
 
 def _timing(seconds: np.ndarray[Any, np.dtype[np.float64]], batch_size: int) -> Timing:

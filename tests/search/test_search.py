@@ -7,19 +7,22 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import tpcli
+from tests.machine import machine
 from tests.program import Run
 from tests.tiny import tiny_vit
 from tpcli import data, pool
+from tpcli.benchmark import BenchOptions
 from tpcli.budget import solve_budget
 from tpcli.cost import CostModel
 from tpcli.errors import UserError
-from tpcli.options import pooling_options
+from tpcli.options import PoolingOptions, pooling_options
 from tpcli.profile import DEFAULT
 from tpcli.schedule import Tokens
 from tpcli.schedule_forms import parse
@@ -28,6 +31,7 @@ from tpcli.search.objectives import Damage
 from tpcli.search.optimise import fitted
 from tpcli.search.search import calibration_images
 from tpcli.surgery import pooling_spec
+from tpcli.time_cost import TimeCost
 
 CONFIG = {
     "input_size": (3, 32, 32),
@@ -178,6 +182,31 @@ def test_bad_input_is_named(model: nn.Module, digits: data.ImageData) -> None:
 def test_the_asked_budget_takes_the_place_of_its_neighbour() -> None:
     assert budgets_with(0.58) == (0.75, 0.58, 0.4, 0.28)
     assert budgets_with(0.65) == (0.75, 0.65, 0.55, 0.4, 0.28)
+
+
+def test_a_budget_of_time_is_held_by_forecast(
+    model: nn.Module, digits: data.ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine whose time goes with the tokens alone."""
+
+    def timed(model: nn.Module, pooling: PoolingOptions, schedules: list[Tokens], *_: Any) -> Any:
+        shares = [machine(t, float, float, inside=True) for t in ((64,) * 4, *schedules)]
+        return [replace(each, poolings=(0.0,) * 4) for each in shares]
+
+    monkeypatch.setattr("tpcli.time_cost.time_parts", timed)
+    timing = BenchOptions(batch_size=4, device="cpu")
+    options = SearchOptions(images=8, budgets=(0.8,), trials=2, timing=timing, batch_size=8)
+    result = search(model, digits, pooling_options("tome"), options)
+    assert isinstance(result.cost, TimeCost)
+    tokens = result.schedule(0.8).tokens
+    into = (64, *tokens[:-1])
+    assert 0.75 < (sum(into) + sum(tokens)) / (2 * 4 * 64) <= 0.81
+    assert result.made_by["timing"]["batch_size"] == 4
+
+
+def test_a_budget_of_flops_and_one_of_time_are_refused(run: Run) -> None:
+    said = run("schedule", "--budget", 0.5, "--speedup", 2)
+    assert (said.code, "can't both be held" in said.err) == (2, True)
 
 
 def test_command(run: Run, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tpcli.errors import TpcliError, UserError
 from tpcli.version import __version__
 
 COMMANDS = (
+    "optimize",
     "apply",
     "eval",
     "flops",

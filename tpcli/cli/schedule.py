@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,17 +21,30 @@ from tpcli.cli.groups import (
 from tpcli.cli.kinds import BUDGET, METHOD, SIZE, SPLIT
 from tpcli.cli.pooling_options import METHOD_HELP, POOLING_PANEL, MethodGroup
 from tpcli.cli.spread import add
-from tpcli.cli.values import MANY, Value, checked, flag, named_like, one_of, option, some_of, whole
+from tpcli.cli.values import (
+    MANY,
+    Value,
+    checked,
+    flag,
+    named_like,
+    number,
+    one_of,
+    option,
+    some_of,
+    whole,
+)
+from tpcli.errors import UserError
 from tpcli.files import check_output
 from tpcli.specs import DEMO, base_name
 
 if TYPE_CHECKING:
     from tpcli.data import ImageData
     from tpcli.models import LoadedModel
-    from tpcli.schedule import Tokens
-    from tpcli.search import SearchResult
+    from tpcli.schedule import Schedule, Tokens
+    from tpcli.search import SearchOptions, SearchResult
 
 
+DEFAULT = 0.6
 JUDGES = ("kl", "significance", "reconstruction", "similarity")
 VARIED = ("options", "places")
 varied = some_of(VARIED)
@@ -78,8 +92,17 @@ def schedule(
         option(METHOD, METHOD_HELP, panel=POOLING_PANEL),
     ] = None,
     budget: Annotated[
-        float, option(BUDGET, "Share of the base FLOPs: more than 0, at most 1.")
-    ] = 0.6,
+        float | None,
+        option(BUDGET, "Share of the base FLOPs: more than 0, at most 1.", shown=f"{DEFAULT:g}"),
+    ] = None,
+    speedup: Annotated[
+        float | None,
+        option(
+            number(1, 1000),
+            "In place of a budget: so many times as fast, in batches of --batch-size on this "
+            "device.",
+        ),
+    ] = None,
     by: Annotated[
         str | None,
         option(
@@ -107,7 +130,7 @@ def schedule(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Search tokens per block under a FLOPs budget, on a few images, without labels.
+    """Search tokens per block under a budget of FLOPs or time, on a few images, without labels.
 
     Examples:
         tpcli schedule deit_small_patch16_224 --data imagenet/ --budget 0.58
@@ -115,9 +138,13 @@ def schedule(
     """
     out = out or Path(f"{base_name(model)}-schedule.json")
     check_output(out, force)
+    if budget is not None and speedup is not None:
+        raise UserError("--budget and --speedup can't both be held; give one of them.")
+    share = 1 / speedup if speedup else budget or DEFAULT
     chosen = pooling.options(method)
     calibration.require_for(model, calibration.split)
 
+    from tpcli.benchmark import BenchOptions
     from tpcli.cli import render
     from tpcli.devices import pick_device
     from tpcli.search import SearchOptions, budgets_with, search, trials_in
@@ -127,10 +154,11 @@ def schedule(
     options = SearchOptions(
         by=by,
         images=calibration.images,
-        budgets=budgets_with(budget),
+        budgets=(share,) if speedup else budgets_with(share),
         trials=trials,
         vary=varied(vary) if vary else (),
-        focus=budget,
+        focus=share,
+        timing=BenchOptions(batch_size, device) if speedup else None,
         last_free=last_free,
         batch_size=batch_size,
         device=device,
@@ -148,19 +176,26 @@ def schedule(
             checkpoint=out.with_name(f".{out.name}.search"),
             name=loaded.name,
             on_trial=lambda done, of: advance(1),
-            on_found=lambda result: result.save(out, budget, force=force),
+            on_found=lambda result: result.save(out, share, force=force),
         )
-    found = result.schedule(budget)
+    found = result.schedule(share)
     assert found.made_by is not None
-    ratio = found.made_by["ratio"]
+    ratio = float(str(found.made_by["ratio"]))
+    timed: dict[str, float] = {}
+    cost = ("FLOPs", f"{100 * ratio:.2f}% of the base, budget {100 * share:g}%")
+    if speedup:
+        with render.progress_bar("timing", 100) as advance:
+            speed = _speedup(loaded, found, result, options, advance)
+        timed = {"speedup": speed, "forecast_speedup": 1 / ratio}
+        cost = ("speed", f"{speed:.2f}x, by forecast {1 / ratio:.2f}x, asked {speedup:g}x")
     if as_json:
-        render.print_json({"out": str(out), **result.document(budget)})
+        render.print_json({"out": str(out), **result.document(share), **timed})
         return
     render.print_facts(
         [
             ("model", f"{loaded.name}, pooled by {chosen.method}"),
             ("tokens", ", ".join(map(str, found.tokens))),
-            ("FLOPs", f"{100 * float(str(ratio)):.2f}% of the base, budget {100 * budget:g}%"),
+            cost,
             (
                 "judged by",
                 f"{result.made_by['by']}, {calibration.images} images of {data.spec}, {data.split}",
@@ -171,6 +206,21 @@ def schedule(
             ("saved", f"{out}  (try: {render.eval_command(model, data.spec, schedule=out)})"),
         ]
     )
+
+
+def _speedup(
+    loaded: LoadedModel,
+    found: Schedule,
+    result: SearchResult,
+    options: SearchOptions,
+    advance: Callable[[int], None],
+) -> float:
+    """Times as fast as the unpooled model, both timed in turn."""
+    from tpcli.benchmark import bench, percent
+
+    assert options.timing is not None
+    timed = bench(loaded.model, found, result.options, options.timing, percent(advance))
+    return timed.speedup
 
 
 def _last_free(result: SearchResult, tokens: Tokens) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from .files import LeftOut, describe
 from .images import UNREADABLE, ImageData
 from .labels import Head, Unmatched
 from .loading import batches
-from .opening import check_classes, create, match_classes, overlap
+from .opening import check_classes, count_of, create, match_classes, overlap, subset
 
 __all__ = [
     "UNREADABLE",
@@ -15,9 +15,11 @@ __all__ = [
     "Unmatched",
     "batches",
     "check_classes",
+    "count_of",
     "create",
     "describe",
     "match_classes",
     "overlap",
     "read_class_map",
+    "subset",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,15 +193,28 @@ def _local(
 def _limit(data: ImageData, limit: int) -> ImageData:
     if limit < 1:
         raise UserError(f"`limit={limit}` is below 1; use 1 or more images.")
-    count = data.count
-    if isinstance(data.images, IterableDataset):
+    count = count_of(data, f"`limit={limit}`")
+    if limit >= count:
+        return data
+    return subset(data, [i * count // limit for i in range(limit)])
+
+
+def count_of(data: ImageData, who: str) -> int:
+    """The number of images, for `who` has to pick some of them.
+
+    Raises:
+        UserError: they come as a stream.
+    """
+    if isinstance(data.images, IterableDataset) or data.count is None:
         raise UserError(
-            f"`limit={limit}` needs images in any order, and {data.spec} is read as a stream; "
+            f"{who} needs images in any order, and {data.spec} is read as a stream; "
             "leave it out, or use a folder or a .tar file."
         )
-    if count is None or limit >= count:
-        return data
-    indices = [i * count // limit for i in range(limit)]
+    return data.count
+
+
+def subset(data: ImageData, indices: Sequence[int]) -> ImageData:
+    """Some of the images, in that order."""
     names = [data.names[i] for i in indices] if data.names else ()
     return replace(data, images=Subset(data.images, indices), names=names)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tpcli.budget import weakest_within
-from tpcli.cost import CostModel
+from tpcli.cost import Cost
 from tpcli.files import write_json
 from tpcli.options import PoolingOptions
 from tpcli.schedule import Schedule, Tokens
@@ -42,7 +42,7 @@ class SearchResult:
     members: tuple[Member, ...]
     options: PoolingOptions
     made_by: dict[str, Any]
-    cost: CostModel = field(repr=False)
+    cost: Cost = field(repr=False)
     change: str | None = None
 
     def schedule(self, budget: float) -> Schedule:
@@ -63,7 +63,8 @@ class SearchResult:
         better = [f"{m.ratio:.2f}" for m in self.members if m.beats_default]
         said = "the default schedule is as good"
         if better:
-            said = f"better than the default schedule at {', '.join(better)} of the FLOPs"
+            what = "time" if self.made_by.get("timing") else "FLOPs"
+            said = f"better than the default schedule at {', '.join(better)} of the {what}"
         if self.change is None:
             return said
         return f"{said}; {self.change or 'options and places as given are as good as others'}"

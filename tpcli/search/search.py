@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tpcli.cost import CostModel
+from tpcli.cost import Cost, CostModel
 from tpcli.data import UNREADABLE, ImageData, batches, create
 from tpcli.devices import borrowed, explain_out_of_memory, pick_device
 from tpcli.errors import UserError
@@ -20,66 +21,15 @@ from tpcli.options import PoolingOptions
 from tpcli.schedule import Tokens
 from tpcli.surgery import unpooled, with_place
 from tpcli.surgery.head import last_pooling_is_free
+from tpcli.time_cost import time_cost
 from tpcli.version import __version__
 
+from .options import SearchOptions
 from .result import Member, SearchResult
 from .thresholds import Thresholds
 from .trials import Trials, find_family, find_way, smallest
 from .views import VIEWS
-from .ways import VARIED, Way, moves
-
-OBJECTIVES = ("kl", "reconstruction", "significance", "similarity")
-BUDGETS = (0.75, 0.55, 0.4, 0.28)
-"""Where the family is searched for; budgets between them are interpolated."""
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """How to search.
-
-    by: what a schedule is judged by; None for "kl" in models with a head, else "similarity".
-    images: number of calibration images. budgets: shares of the base FLOPs at which the family is
-    searched for. trials: schedules that are tried per budget.
-    vary: what is searched besides the schedule: "options", "places". focus: the budget at which
-    those are compared; the smallest where left out. last_free: leave one patch token for the last
-    block's MLP, in models whose answers don't depend on it (`surgery.head.last_pooling_is_free`).
-
-    Raises:
-        UserError: a value is not among those accepted.
-    """
-
-    by: str | None = None
-    images: int = 256
-    budgets: tuple[float, ...] = BUDGETS
-    trials: int = 16
-    vary: tuple[str, ...] = ()
-    focus: float | None = None
-    last_free: bool = False
-    batch_size: int = 64
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.by is not None and self.by not in OBJECTIVES:
-            raise UserError(f"by {self.by!r} is unknown; use one of {', '.join(OBJECTIVES)}.")
-        for name, value in (("images", self.images), ("trials", self.trials)):
-            if value < 1:
-                raise UserError(f"`{name}={value}` is below 1; use 1 or more.")
-        for what in self.vary:
-            if what not in VARIED:
-                raise UserError(f"vary {what!r} is unknown; use one of {', '.join(VARIED)}.")
-        if self.vary and self.by == "significance":
-            raise UserError("by 'significance' tells no two ways of pooling apart; use another.")
-        for budget in self.budgets:
-            if not 0 < budget <= 1:
-                raise UserError(
-                    f"budget {budget:g} is out of range; use a share of the FLOPs in (0, 1]."
-                )
-
-
-def budgets_with(budget: float, apart: float = 0.06) -> tuple[float, ...]:
-    """The usual budgets, and `budget` in place of those that are near it."""
-    usual = [b for b in BUDGETS if abs(b - budget) >= apart]
-    return tuple(sorted([budget, *usual], reverse=True))
+from .ways import Way, moves
 
 
 def search(
@@ -131,9 +81,12 @@ def search(
         way = Way(with_place(model, pooling))
         if options.last_free:
             _check_last_is_free(model, way.options)
-        cost = CostModel(model, way.options, last_free=options.last_free)
+        cost_of = _costs(model, options)
+        cost = cost_of(way.options)
         least = smallest(cost)
-        _check_reachable(min(options.budgets), least, cost)
+        # counted apart: so strong a cut would bend the estimates of those that are looked for
+        apart = cost if options.timing else _costs(model, options)(way.options)
+        _check_reachable(min(options.budgets), least, apart)
         if options.by == "significance":
             found = _by_threshold(model, images, options.budgets, cost)
         else:
@@ -144,7 +97,7 @@ def search(
                 way,
                 images,
                 options.by,
-                last_free=options.last_free,
+                cost_of=cost_of,
                 checkpoint=checkpoint,
                 identity={**made_by, "images": data.fingerprint, "method": way.options.to_dict()},
                 on_trial=_counted(on_trial, trials_in(options, pooling, cost.depth)),
@@ -164,6 +117,18 @@ def search(
     if memory is not None:
         memory.forget()
     return result
+
+
+def _costs(model: nn.Module, options: SearchOptions) -> Callable[[PoolingOptions], Cost]:
+    """What schedules cost, for each way of pooling: FLOPs, or time on this device."""
+
+    @cache
+    def cost_of(pooling: PoolingOptions) -> Cost:
+        if options.timing is None:
+            return CostModel(model, pooling, last_free=options.last_free)
+        return time_cost(model, pooling, options.timing, last_free=options.last_free)
+
+    return cost_of
 
 
 def _settled(options: SearchOptions, model: nn.Module) -> SearchOptions:
@@ -227,7 +192,7 @@ def calibration_images(
 
 
 def _by_threshold(
-    model: nn.Module, images: Sequence[Tensor], budgets: Sequence[float], cost: CostModel
+    model: nn.Module, images: Sequence[Tensor], budgets: Sequence[float], cost: Cost
 ) -> list[Member]:
     thresholds = Thresholds(model, images)
     found = {thresholds.fit_budget(budget, cost) for budget in budgets}
@@ -254,10 +219,10 @@ def _counted(on_trial: Callable[[int, int], None] | None, total: int) -> Callabl
     return lambda: on_trial(next(done), total) if on_trial is not None else None
 
 
-def _check_reachable(budget: float, least: Tokens, cost: CostModel) -> None:
+def _check_reachable(budget: float, least: Tokens, cost: Cost) -> None:
     ratio = cost.exact(least)
     if budget < ratio:
         raise UserError(
-            f"budget {budget:g} can't be reached; the smallest that method {cost.options.method} "
+            f"budget {budget:.3g} can't be reached; the smallest that method {cost.options.method} "
             f"reaches on this model is {ratio:.3f}."
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tpcli.cost import CostModel
+from tpcli.cost import Cost
 from tpcli.schedule import Tokens
 from tpcli.surgery import unpool
 from tpcli.surgery.scores import significance_scores
@@ -25,7 +25,7 @@ class Thresholds:
         self._images = scores.shape[1]
         self._ascending = lowest.flatten(1).sort(1).values.cpu()  # (L, B N)
 
-    def schedule(self, threshold: float, cost: CostModel) -> Tokens:
+    def schedule(self, threshold: float, cost: Cost) -> Tokens:
         """Tokens per block at one threshold."""
         below = [int(torch.searchsorted(scores, threshold)) for scores in self._ascending]
         return cost.followed(
@@ -33,7 +33,7 @@ class Thresholds:
             for scores, count in zip(self._ascending, below, strict=True)
         )
 
-    def fit_budget(self, budget: float, cost: CostModel) -> Tokens:
+    def fit_budget(self, budget: float, cost: Cost) -> Tokens:
         """The schedule of the lowest threshold whose estimated cost is within `budget`."""
         low, high = 0.0, float(self._ascending.max()) * 1.01
         fitting = self.schedule(high, cost)

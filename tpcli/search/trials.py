@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tpcli.cost import CostModel
+from tpcli.cost import Cost
 from tpcli.errors import UserError
 from tpcli.options import PoolingOptions
 from tpcli.profile import DEFAULT, Shape
@@ -31,6 +31,7 @@ class Trials:
 
     start: the way that others are compared with. images: normalised batches; random crops of them
     are what schedules are chosen on, and other crops settle whether a gain is more than noise.
+    cost_of: what schedules cost under some options, the same object each time.
     checkpoint, identity: of the memory. on_trial: called after each trial.
     """
 
@@ -41,27 +42,21 @@ class Trials:
         images: Sequence[Tensor],
         by: str,
         *,
-        last_free: bool,
+        cost_of: Callable[[PoolingOptions], Cost],
         checkpoint: Path | None,
         identity: Mapping[str, Any],
         on_trial: Callable[[], None],
     ) -> None:
         self.start = start
         self.memory = Memory(checkpoint, identity)
-        self._model = model
         self._damage = Damage(model, start.options, random_views(images), by)
         self._others = Damage(model, start.options, random_views(images, seed=1), by)
-        self._last_free = last_free
-        self._costs: dict[PoolingOptions, CostModel] = {}
+        self._cost_of = cost_of
         self._on_trial = on_trial
 
-    def cost(self, way: Way) -> CostModel:
+    def cost(self, way: Way) -> Cost:
         """What schedules cost where tokens are pooled in this way."""
-        if way.options not in self._costs:
-            self._costs[way.options] = CostModel(
-                self._model, way.options, last_free=self._last_free
-            )
-        return self._costs[way.options]
+        return self._cost_of(way.options)
 
     def damage(self, way: Way, tokens: Tokens) -> float:
         """Mean damage on the images that schedules are chosen on."""
@@ -87,7 +82,7 @@ def gained(before: Tensor, after: Tensor) -> tuple[float, float]:
     return float(less.mean()), float(less.std() / len(less) ** 0.5)
 
 
-def smallest(cost: CostModel, blocks: Tokens | None = None) -> Tokens:
+def smallest(cost: Cost, blocks: Tokens | None = None) -> Tokens:
     """One token after the first block that removes any, or as few as the method can make."""
     first = blocks[0] if blocks else 0
     return cost.followed([cost.patch_tokens] * first + [1] * (cost.depth - first))

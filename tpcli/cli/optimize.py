@@ -1,0 +1,230 @@
+"""`tpcli optimize`: from what the user wants to a pooled model that holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tpcli.cli.groups import (
+    DataGroup,
+    DeviceOption,
+    ForceOption,
+    JsonOption,
+    ModelArgument,
+    ModelGroup,
+)
+from tpcli.cli.kinds import BUDGET, SIZE, SOME_METHODS
+from tpcli.cli.made_by import report_context
+from tpcli.cli.measure_options import MeasureGroup, TrainSplit
+from tpcli.cli.pooling_options import METHODS_HELP, POOLING_PANEL, MethodGroup, method_names
+from tpcli.cli.spread import add
+from tpcli.cli.values import FOLDER, flag, number, one_of, option, whole
+from tpcli.errors import TpcliError
+from tpcli.files import check_output, check_replaceable
+from tpcli.optimizing import RISKS, Aims
+from tpcli.specs import DEMO, base_name
+
+if TYPE_CHECKING:
+    from tpcli.models import LoadedModel
+    from tpcli.optimizing.result import Optimized
+    from tpcli.report import ReportContext
+
+AIMS_PANEL, SPEED_PANEL = "Aims", "Where it has to be fast"
+DEFAULT_DROP = 0.5
+DEFAULT_METHODS = ("ward", "tome")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class AimGroup:
+    """What is wanted: one or two of the first three."""
+
+    max_drop: Annotated[
+        float | None,
+        option(
+            number(0, 100),
+            "Points of the measure that may be lost at most.",
+            panel=AIMS_PANEL,
+            shown=f"{DEFAULT_DROP:g}, where no aim is given",
+        ),
+    ] = None
+    speedup: Annotated[
+        float | None,
+        option(number(1, 1000), "At least so many times as fast.", panel=AIMS_PANEL),
+    ] = None
+    budget: Annotated[
+        float | None,
+        option(BUDGET, "At most this share of the FLOPs.", panel=AIMS_PANEL),
+    ] = None
+    risk: Annotated[
+        str,
+        option(
+            one_of(RISKS),
+            "What of the drop has to be within --max-drop on the images of the choice: upper (end "
+            "of its 95% interval) or mean.",
+            panel=AIMS_PANEL,
+        ),
+    ] = "upper"
+
+    @property
+    def aims(self) -> Aims:
+        """The aims; a drop of half a point where none is given."""
+        has_none = self.max_drop is None and self.speedup is None and self.budget is None
+        drop = DEFAULT_DROP if has_none else self.max_drop
+        return Aims(drop, self.speedup, self.budget, self.risk)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add(app, "optimize", optimize)
+
+
+def optimize(
+    model: ModelArgument = "demo",
+    *,
+    loading: ModelGroup,
+    wanted: AimGroup,
+    method: Annotated[
+        list[str] | None,
+        option(
+            SOME_METHODS,
+            f"Methods that are tried. {METHODS_HELP}",
+            panel=POOLING_PANEL,
+            shown=",".join(DEFAULT_METHODS),
+        ),
+    ] = None,
+    pooling: MethodGroup,
+    source: DataGroup,
+    train_split: TrainSplit = "train",
+    measuring: MeasureGroup,
+    batch_size: Annotated[
+        int, option(SIZE, "Images in a batch that is timed.", panel=SPEED_PANEL)
+    ] = 16,
+    dtype: Annotated[
+        str,
+        option(
+            one_of(DTYPES),
+            f"Precision: {', '.join(DTYPES)}; 16-bit types run in autocast.",
+            panel=SPEED_PANEL,
+        ),
+    ] = "float32",
+    threads: Annotated[int | None, option(whole(1, 256), "CPU threads.", panel=SPEED_PANEL)] = None,
+    compiled: Annotated[
+        bool, flag("torch.compile what is timed in the end.", "--compile", panel=SPEED_PANEL)
+    ] = False,
+    seconds: Annotated[
+        float,
+        option(
+            number(0, 86400), "Time for timing each method, and the chosen one.", panel=SPEED_PANEL
+        ),
+    ] = 15.0,
+    device: DeviceOption = "auto",
+    workers: Annotated[int, option(whole(0, 256), "Processes that decode images.")] = 2,
+    seed: Annotated[int, option(whole(0, 2**31), "Of the two halves of the images.")] = 0,
+    out: Annotated[Path | None, option(FOLDER, "Folder to write.", shown="MODEL-optimized")] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the fastest schedule that holds your aims, and save the pooled model.
+
+    Schedules are chosen on one half of the images and what they promise is checked on the other.
+    Where an aim can't be held, nothing is saved, and the exit code is 1.
+
+    Examples:
+        tpcli optimize deit_small_patch16_224 --data imagenet/ --max-drop 0.5
+        tpcli optimize mine/ --data photos/ --speedup 1.5 --batch-size 1 --out fast/
+    """
+    out = out or Path(f"{base_name(model)}-optimized")
+    check_output(out, force, is_folder=True)
+    aims = wanted.aims
+    measuring.check()
+    poolings = [pooling.options(name) for name in method_names(method) or DEFAULT_METHODS]
+    source.require_for(model, source.split, train_split)
+
+    from tpcli.benchmark import BenchOptions
+    from tpcli.cli import render
+    from tpcli.devices import pick_device
+    from tpcli.optimizing.asked import OptimizeOptions
+    from tpcli.optimizing.run import optimize as run
+    from tpcli.report.optimized import FILES
+
+    render.quiet()
+    if out.exists():
+        check_replaceable(out, "an optimized model", FILES, mark="config.json")
+    chosen = str(pick_device(device))
+    options = OptimizeOptions(
+        poolings=poolings,
+        bench=BenchOptions(batch_size, chosen, dtype, threads, compiled, seconds),
+        workers=workers,
+        measure=measuring.asked,
+        bank=measuring.bank or "pooled",
+        seed=seed,
+    )
+    loaded = loading.load(model)
+    data = source.open(loaded)
+    render.say_left_out(data)
+    checkpoint = out.with_name(f".{out.name}.optimize")
+    with render.progress_bars(loaded.name) as begin:
+        result = run(
+            loaded,
+            data,
+            aims,
+            options,
+            open_bank=measuring.opener(source, loaded, train_split),
+            checkpoint=checkpoint,
+            on_pass=begin,
+        )
+    title = f"{loaded.name}: {aims.words}"
+    images = f"{data.spec}, {data.split}"
+    context = report_context(title, images, sum(result.images), chosen, dtype != "float32")
+    _finish(loaded, result, context, out, force, checkpoint)
+    if as_json:
+        render.print_json({"model": loaded.name, "out": str(out) if result.met else None,
+                           **result.to_dict()})  # fmt: skip
+    else:
+        _print(result, out, DEMO if model == DEMO else "DATA")
+    if not result.met:
+        raise TpcliError(f"{result.reason}; nothing was saved.")
+
+
+def _finish(
+    loaded: LoadedModel,
+    result: Optimized,
+    context: ReportContext,
+    out: Path,
+    force: bool,
+    checkpoint: Path,
+) -> None:
+    """Save what holds the aims; only then is what was measured forgotten."""
+    from tpcli.report.optimized import save_optimized
+
+    if result.met:
+        save_optimized(loaded.model, result, context, out, force=force)
+        checkpoint.unlink(missing_ok=True)
+
+
+def _print(result: Optimized, out: Path, data: str) -> None:
+    from tpcli.cli import render
+
+    facts = [("verdict", result.verdict)]
+    if result.chosen is not None:
+        c = result.chosen.candidate
+        images = f"{result.images[0]:,} images of {result.chosen_on}"
+        facts += [
+            ("method", c.plan.label),
+            ("tokens", ", ".join(map(str, c.tokens))),
+            ("on the choice", f"{result.chosen.lost.words} ({images})"),
+        ]
+    if result.checked is not None:
+        facts.append(("held back", f"{result.checked.lost.words} ({result.images[1]:,} images)"))
+    if result.forecast_error is not None:
+        facts.append(("forecast", f"{100 * result.forecast_error:+.1f}% off"))
+    facts.append(("tried", f"{len(result.tried)} schedules, {100 * result.work:.0f}% of the work "
+                           "of running all of them on all images"))  # fmt: skip
+    facts += [("nearest", near.words) for near in result.nearest]
+    if result.met:
+        facts.append(("saved", f"{out}/  (try: {render.eval_command(out, data)})"))
+    render.print_facts(facts)

@@ -1,0 +1,270 @@
+"""`optimize`: from aims to one schedule, chosen on half of the images and checked on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tpcli.benchmark import BenchResult, bench, percent
+from tpcli.data import ImageData
+from tpcli.devices import borrowed, device_name, pick_device
+from tpcli.errors import UserError
+from tpcli.evaluation import RunOptions
+from tpcli.measures.choice import Candidate as Measured
+from tpcli.measures.choice import Task, choose
+from tpcli.measures.paired import drop
+from tpcli.measures.scores import Each, Scores
+from tpcli.models import LoadedModel, weights_hash
+from tpcli.schedule import Schedule
+from tpcli.search.objectives import Damage
+from tpcli.search.options import SearchOptions
+from tpcli.search.search import calibration_images
+from tpcli.surgery import PoolingSpec, insert, unpool, unpooled, with_place
+from tpcli.version import __version__
+
+from .aims import Aims
+from .asked import OptimizeOptions
+from .finding import Damaged, Finder, levels
+from .images import Halves, OnPass
+from .notebook import Notebook
+from .plans import Candidate, Costs, plans
+from .race import Runner, holds, race, winner
+from .result import Checked, Optimized, Tried, nearest
+from .timing import costs_of
+
+CORRECTIONS = 3
+"""Times that the schedule is cut further where it was measured slower than its forecast."""
+
+
+def optimize(
+    loaded: LoadedModel,
+    data: ImageData,
+    aims: Aims,
+    options: OptimizeOptions,
+    *,
+    open_bank: Callable[[], ImageData] | None = None,
+    checkpoint: Path | None = None,
+    on_pass: OnPass | None = None,
+) -> Optimized:
+    """Find the fastest schedule that holds the aims, and check what it promises.
+
+    Plans of all methods are compared by what they do to the model's answers on a few images of one
+    half; the best of them race on that half; the winner is timed against the unpooled model and
+    measured on the other half, once. The model is left as it was.
+
+    Args:
+        open_bank: opens the training images: for `knn`, and to choose on where half of `data` is
+            too few.
+        checkpoint: file that remembers what was measured; `forget` removes it when all is written.
+        on_pass: called with what begins and its number of steps; returns what is called with the
+            steps done.
+
+    Raises:
+        UserError: model and data don't allow the measure, or there are too few images for the aims.
+        TpcliError: no schedule is so fast or so cheap; says what the fastest or cheapest reaches.
+    """
+    device = pick_device(options.bench.device)
+    with borrowed(loaded.model, device), unpooled(loaded.model):
+        return _Search(loaded, data, aims, options, open_bank, checkpoint, on_pass).run()
+
+
+class _Search:
+    """One run, from the task to the result."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        data: ImageData,
+        aims: Aims,
+        options: OptimizeOptions,
+        open_bank: Callable[[], ImageData] | None,
+        checkpoint: Path | None,
+        on_pass: OnPass | None,
+    ) -> None:
+        self.model: nn.Module = loaded.model
+        self.aims = aims
+        self.options = options
+        self.on_pass = on_pass
+        measured = Measured(loaded.model, loaded.name, data, open_bank)
+        self.task = choose(options.measure, [measured], options.bank)[0]
+        amp = options.bench.dtype != "float32"
+        run = RunOptions(options.batch_size, options.bench.device, amp, options.workers)
+
+        def training() -> Task | None:
+            if open_bank is None:
+                return None
+            try:
+                images = replace(measured, data=open_bank())
+                return choose(self.task.measure, [images], options.bank)[0]
+            except UserError:
+                return None
+
+        self.halves = Halves(loaded.model, self.task, run, aims, options.seed, training)
+        settings = asdict(replace(options, poolings=()))
+        self.notes = Notebook(
+            checkpoint,
+            {
+                "version": __version__,
+                "torch": torch.__version__,
+                "weights": weights_hash(loaded.model),
+                "data": data.fingerprint,
+                "device": device_name(options.bench.device),
+                "measure": self.task.measure,
+                **settings,
+            },
+        )
+        self.poolings = [with_place(loaded.model, pooling) for pooling in options.poolings]
+        self.costs: dict[str, Costs] = {}
+        self.so_far = ""
+
+    def run(self) -> Optimized:
+        for pooling in self.poolings:
+            advance = self._begin(f"timing {pooling.method}", 100)
+            self.costs[pooling.method] = costs_of(
+                self.model, pooling, self.options.bench, self.notes, advance
+            )
+        depth = len(self.model.blocks)  # type: ignore[arg-type]
+        every = [plan for pooling in self.poolings for plan in plans(pooling, depth)]
+        wanted = levels(self.aims, self.costs, every)
+        self.finder = Finder(every, self.costs, self.aims, self._damaged())
+        candidates = self.finder.candidates(wanted)
+        base = [self._base(part).each for part in range(self.halves.parts)]
+        runners = race(candidates, base, self._each, self.aims, self._look)
+        best = winner(runners, self.aims)
+        tried = [Tried.of(runner) for runner in runners]
+        if best is None:
+            return self._result(tried, None, None, None, "no schedule holds the drop for certain")
+        best, timed = self._timed(best, base)
+        checked = self._check(best.candidate)
+        return self._result(tried, best, timed, checked, self._missed(best, timed, checked))
+
+    def _damaged(self) -> Damaged:
+        """Mean damage on the first images of the choice."""
+        by = "kl" if int(getattr(self.model, "num_classes", 0)) > 1 else "similarity"
+        count = min(self.options.images, self.halves.images[0])
+        wanted = SearchOptions(images=count, batch_size=min(64, self.options.batch_size))
+        device = pick_device(self.options.bench.device)
+        images: list[Tensor] = calibration_images(self.halves.choice, wanted, device)
+        damage = Damage(self.model, self.poolings[0], images, by)
+        advance = self._begin("comparing plans", 0)
+
+        def damaged(candidate: Candidate) -> float:
+            under = damage.under(candidate.plan.options)
+            advance(1)
+            return float(self.notes(f"damage {candidate.key}", lambda: under.of(candidate.tokens)))
+
+        return damaged
+
+    def _look(self, runners: Sequence[Runner]) -> None:
+        """Keep in words which candidate would be chosen by now."""
+        best = winner(runners, self.aims)
+        self.so_far = f"; {sum(not runner.out for runner in runners)} in the race"
+        if best is not None:
+            self.so_far += f", best {best.candidate.speedup:.2f}x ({best.drop().words})"
+
+    def _base(self, part: int) -> Scores:
+        return self.halves.measure(self.model, part, self._pass("unpooled model"))
+
+    def _each(self, candidate: Candidate, part: int) -> Each:
+        label = f"{candidate.plan.label}, {candidate.speedup:.2f}x{self.so_far}"
+        return self.notes.each(
+            f"scores {part} {candidate.key}", lambda: self._scores(candidate, part, label).each
+        )
+
+    def _scores(self, candidate: Candidate, part: int, label: str) -> Scores:
+        schedule = Schedule(
+            candidate.tokens, self.costs[candidate.plan.options.method].time.patch_tokens
+        )
+        insert(self.model, PoolingSpec(schedule, candidate.plan.options))
+        try:
+            return self.halves.measure(self.model, part, self._pass(label))
+        finally:
+            unpool(self.model)
+
+    def _timed(self, best: Runner, base: list[Each]) -> tuple[Runner, BenchResult]:
+        """The winner timed; cut further where it is slower than the speed that is aimed at."""
+        timed = self._bench(best.candidate)
+        for _ in range(CORRECTIONS):
+            wanted = self.aims.speedup
+            if wanted is None or timed.speedup >= wanted:
+                break
+            level = best.candidate.time * timed.speedup / wanted * 0.995
+            stronger = self.finder.at(best.candidate.plan, level)
+            if not stronger:
+                break
+            runner = Runner(stronger[0], base)
+            runner.scores = [self._each(stronger[0], part) for part in range(len(base))]
+            if not holds(runner, self.aims):
+                break
+            best, timed = runner, self._bench(stronger[0])
+        return best, timed
+
+    def _bench(self, candidate: Candidate) -> BenchResult:
+        tokens = self.costs[candidate.plan.options.method].time.patch_tokens
+        schedule = Schedule(candidate.tokens, tokens)
+        on_round = percent(self._begin(f"timing {candidate.plan.label}", 100))
+        return bench(self.model, schedule, candidate.plan.options, self.options.bench, on_round)
+
+    def _check(self, candidate: Candidate) -> Checked:
+        part = self.halves.parts
+        base = self._base(part)
+        pooled = self._scores(candidate, part, "held-back images")
+        return Checked(base, pooled, drop(base.each, pooled.each))
+
+    def _missed(self, best: Runner, timed: BenchResult, checked: Checked) -> str:
+        """Which aim is not held, in words; nothing where all are."""
+        aims, lost = self.aims, checked.lost.points
+        if aims.speedup is not None and timed.speedup < aims.speedup:
+            return f"no schedule within the aims is {aims.speedup:g}x as fast"
+        if aims.max_drop is not None and lost > aims.max_drop:
+            return f"the promise of {aims.max_drop:g} points did not hold on held-back images"
+        if aims.budget is None and timed.speedup <= 1:
+            return "pooling makes this model no faster here"
+        return ""
+
+    def _result(
+        self,
+        tried: list[Tried],
+        best: Runner | None,
+        timed: BenchResult | None,
+        checked: Checked | None,
+        reason: str,
+    ) -> Optimized:
+        ratio, chosen = None, None
+        if best is not None:
+            chosen = Tried.of(best)
+            ratio = self.costs[best.candidate.plan.options.method].flops.exact(
+                best.candidate.tokens
+            )
+        patches = next(iter(self.costs.values())).time.patch_tokens
+        run = sum(t.lost.count for t in tried) + (checked.lost.count if checked else 0)
+        return Optimized(
+            aims=self.aims,
+            measure=self.task.measure,
+            patch_tokens=patches,
+            met=not reason,
+            reason=reason,
+            chosen=chosen,
+            gflops_ratio=ratio,
+            bench=timed,
+            checked=checked,
+            tried=tuple(tried),
+            nearest=nearest(tried, self.aims) if reason else (),
+            images=self.halves.images,
+            chosen_on=self.halves.choice.split,
+            work=run / (len(tried) * sum(self.halves.images)),
+            threads=self.options.bench.threads or torch.get_num_threads(),
+        )
+
+    def _begin(self, label: str, total: int) -> Callable[[int], None]:
+        return self.on_pass(label, total) if self.on_pass else lambda done: None
+
+    def _pass(self, label: str) -> OnPass | None:
+        on_pass = self.on_pass
+        if on_pass is None:
+            return None
+        return lambda more, total: on_pass(f"{label} {more}".strip(), total)

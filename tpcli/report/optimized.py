@@ -1,0 +1,143 @@
+"""An optimized model as a folder: the pooled model, optimize.json and a page on what was tried."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from tpcli.files import check_output, replacing
+from tpcli.measures import MEASURES
+from tpcli.models import MODEL_FILES, save
+from tpcli.optimizing.result import Optimized, Tried
+from tpcli.schedule import Schedule
+from tpcli.surgery import PoolingSpec, insert, unpooled
+from tpcli.text import visible
+
+from .document import PER_IMAGE, ReportContext, render
+from .figure import BASE_COLOUR, COLOURS, MARKERS, figure_bytes, write_title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DOCUMENT, REPORT = "optimize.json", "report.html"
+FILES = (*MODEL_FILES, DOCUMENT, REPORT)
+CHOSEN = "#B00020"
+
+
+def save_optimized(
+    model: nn.Module, result: Optimized, context: ReportContext, folder: Path, *, force: bool
+) -> None:
+    """Write the folder, whole or not at all; the model is left as it was.
+
+    Raises:
+        UserError: the folder exists and `force` is off, or the model can't be saved.
+    """
+    assert result.chosen is not None
+    check_output(folder, force, is_folder=True)
+    chosen = result.chosen.candidate
+    schedule = Schedule(chosen.tokens, result.patch_tokens)
+    document = {**result.to_dict(), "made_by": asdict(context)}
+    with unpooled(model), replacing(folder) as fresh:
+        insert(model, PoolingSpec(schedule, chosen.plan.options))
+        save(model, fresh)
+        (fresh / DOCUMENT).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        (fresh / REPORT).write_text(optimized_html(result, context), encoding="utf-8")
+
+
+def optimized_html(result: Optimized, context: ReportContext) -> str:
+    """The page: verdict, what was tried, tokens by block, how it was made."""
+    figure = optimized_figure(result, context.title)
+    return render(
+        "optimized.html",
+        lambda value: visible(value) if type(value) is str else value,
+        context=context,
+        result=result,
+        chosen=result.chosen,
+        convention=PER_IMAGE,
+        noun=MEASURES[result.measure].noun,
+        plot=base64.b64encode(figure_bytes(figure, ".png")).decode(),
+        rows=[_row(t, result) for t in sorted(result.tried, key=lambda t: t.candidate.time)],
+    )
+
+
+def _row(tried: Tried, result: Optimized) -> dict[str, Any]:
+    candidate, lost = tried.candidate, tried.lost
+    is_chosen = result.chosen is not None and candidate == result.chosen.candidate
+    return {
+        "chosen": is_chosen,
+        "schedule": candidate.plan.label,
+        "speed-up, forecast": f"{candidate.speedup:.2f}x",
+        "of base FLOPs": f"{100 * candidate.flops:.0f}%",
+        "change": f"{-lost.points:+.2f}",
+        "95% interval": f"{-lost.high:+.2f} to {-lost.low:+.2f}",
+        "images": f"{lost.count:,}" + (f", {tried.out}" if tried.out else ""),
+        "tokens": " ".join(map(str, candidate.tokens)),
+    }
+
+
+def optimized_figure(result: Optimized, title: str) -> Figure:
+    """Left: points lost against the speed-up, as forecast. Right: tokens behind each block."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    write_title(left, title)
+    _draw_tried(left, result)
+    _draw_tokens(right, result)
+    for axes in (left, right):
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _draw_tried(axes: Axes, result: Optimized) -> None:
+    for i, label in enumerate(dict.fromkeys(t.candidate.plan.label for t in result.tried)):
+        own = [t for t in result.tried if t.candidate.plan.label == label]
+        changes = [-t.lost.points for t in own]
+        spread = [
+            [t.lost.high - t.lost.points for t in own],
+            [t.lost.points - t.lost.low for t in own],
+        ]
+        axes.errorbar(
+            [t.candidate.speedup for t in own], changes, yerr=spread,
+            color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=5,
+            linestyle="none", elinewidth=0.7, capsize=2, label=label,
+        )  # fmt: skip
+    axes.plot(1, 0, "*", color=BASE_COLOUR, markersize=13, label="without pooling")
+    if result.bench is not None and result.checked is not None:
+        lost = result.checked.lost
+        axes.errorbar(
+            [result.bench.speedup], [-lost.points],
+            yerr=[[lost.high - lost.points], [lost.points - lost.low]],
+            color=CHOSEN, marker="*", markersize=15, elinewidth=1.2, capsize=3, linestyle="none",
+            label="chosen: measured, held-back images", zorder=5,
+        )  # fmt: skip
+    aims = result.aims
+    if aims.max_drop is not None:
+        axes.axhline(-aims.max_drop, color=CHOSEN, linewidth=0.9, linestyle="--")
+    if aims.speedup is not None:
+        axes.axvline(aims.speedup, color=CHOSEN, linewidth=0.9, linestyle="--")
+    deepest = max([3 * (aims.max_drop or 1), *(t.lost.points for t in result.tried if not t.out)])
+    axes.set_ylim(bottom=-1.15 * min(deepest, 10 * max(aims.max_drop or 1, 0.5)))
+    axes.set_xlabel("times as fast as the model without pooling")
+    axes.set_ylabel(f"change of {MEASURES[result.measure].noun}, points")
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
+
+
+def _draw_tokens(axes: Axes, result: Optimized) -> None:
+    if result.chosen is None:
+        axes.set_axis_off()
+        return
+    tokens = [result.patch_tokens, *result.chosen.candidate.tokens]
+    axes.bar(range(len(tokens)), tokens, color=COLOURS[0], width=0.75)
+    axes.set_xticks(range(len(tokens)), ["in", *map(str, range(len(tokens) - 1))], fontsize=8)
+    axes.set_xlabel("behind block")
+    axes.set_ylabel("patch tokens")

@@ -1,0 +1,172 @@
+"""How long each part of a forward pass takes: blocks, their MLPs and their poolings."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tpcli.benchmark import BenchOptions, forward, passed
+from tpcli.devices import explain_out_of_memory, pick_device, synchronize
+from tpcli.evaluation import floating_dtype
+from tpcli.options import PoolingOptions
+from tpcli.schedule import Schedule, Tokens
+from tpcli.surgery import PoolingSpec, TokenPooling, insert, unpool
+from tpcli.surgery.geometry import input_size, patch_tokens
+
+LEAST_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One schedule's forward, in shares of the unpooled one that was timed right beside it.
+
+    total: the whole of it. blocks, mlps, poolings: for each block, what all of it takes, its MLP
+    and its pooling; 0 where there is none.
+    """
+
+    tokens: Tokens
+    total: float
+    blocks: tuple[float, ...]
+    mlps: tuple[float, ...]
+    poolings: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Timed:
+        """What `to_dict` gave, from JSON."""
+        parts = (tuple(values[name]) for name in ("blocks", "mlps", "poolings"))
+        return cls(tuple(values["tokens"]), values["total"], *parts)
+
+
+def time_parts(
+    model: nn.Module,
+    pooling: PoolingOptions,
+    schedules: Sequence[Tokens],
+    options: BenchOptions,
+    on_round: Callable[[float], None] | None = None,
+) -> list[Timed]:
+    """Time the unpooled model and each of `schedules`, in turn, for `options.seconds`.
+
+    Each figure is the median of its ratios to the unpooled forward of the same round, as the
+    machine's speed drifts. Nothing is compiled: parts can't be told apart in a compiled graph.
+
+    Args:
+        on_round: called with the share of the time that has passed.
+
+    Raises:
+        UserError: the device is not there, or its memory runs out (says the batch size to try).
+    """
+    device = pick_device(options.device)
+    base = unpool(copy.deepcopy(model)).to(device).eval()
+    size, dtype = input_size(base), floating_dtype(base)
+    images = torch.randn(options.batch_size, *size, device=device, dtype=dtype)
+    versions = [base, *(_pooled(base, tokens, pooling) for tokens in schedules)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads or threads)
+    rounds: list[list[Timed]] = []
+    try:
+        with torch.inference_mode(), explain_out_of_memory(options.batch_size):
+            for version in versions:
+                forward(version, images, options)
+            began = time.perf_counter()
+            while len(rounds) < LEAST_ROUNDS or time.perf_counter() - began < options.seconds:
+                rounds.append([_timed(version, images, options) for version in versions])
+                if on_round is not None:
+                    on_round(passed(began, options.seconds))
+    finally:
+        torch.set_num_threads(threads)
+    unpooled = (patch_tokens(base),) * len(rounds[0][0].blocks)
+    wanted = [unpooled, *schedules]
+    return [_median(tokens, rounds, version) for version, tokens in enumerate(wanted)]
+
+
+def _pooled(base: nn.Module, tokens: Tokens, pooling: PoolingOptions) -> nn.Module:
+    weights = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
+    model = copy.deepcopy(base, weights)
+    return insert(model, PoolingSpec(Schedule(tokens, patch_tokens(base)), pooling))
+
+
+def _median(tokens: Tokens, rounds: Sequence[Sequence[Timed]], version: int) -> Timed:
+    """One version over all rounds, in shares of the first version's total."""
+    base = np.array([each[0].total for each in rounds])
+
+    def share(name: str) -> Any:
+        values = np.array([getattr(each[version], name) for each in rounds])
+        return np.median((values.T / base).T, axis=0)
+
+    parts = (tuple(map(float, share(name))) for name in ("blocks", "mlps", "poolings"))
+    return Timed(tokens, float(share("total")), *parts)
+
+
+def _timed(model: nn.Module, images: Tensor, options: BenchOptions) -> Timed:
+    """One forward in seconds."""
+    blocks: list[nn.Module] = list(model.blocks)  # type: ignore[arg-type]
+    mlps = [getattr(block, "mlp", None) for block in blocks]
+    poolings = [
+        next((m for m in block.modules() if isinstance(m, TokenPooling)), None) for block in blocks
+    ]
+    watch = _Watch(images.device)
+    synchronize(images.device)
+    with watch.on([*blocks, *mlps, *poolings]):
+        began = watch.now()
+        forward(model, images, options)
+        ended = watch.now()
+    synchronize(images.device)
+    taken = [watch.taken(module) for module in (*blocks, *mlps, *poolings)]
+    depth = len(blocks)
+    parts = (tuple(taken[i * depth : (i + 1) * depth]) for i in range(3))
+    return Timed((), watch.between(began, ended), *parts)
+
+
+class _Watch:
+    """Stamps before and after modules; on CUDA devices on their own clock, so nothing waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stamps: dict[nn.Module, list[Any]] = {}
+
+    def now(self) -> Any:
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            return event
+        synchronize(self._device)
+        return time.perf_counter()
+
+    def between(self, first: Any, last: Any) -> float:
+        """Seconds."""
+        if self._device.type == "cuda":
+            return float(first.elapsed_time(last)) / 1000
+        return float(last - first)
+
+    def taken(self, module: nn.Module | None) -> float:
+        """Seconds inside a module; 0 where there is none."""
+        stamps = self._stamps.get(module, []) if module is not None else []
+        return sum(self.between(*pair) for pair in zip(stamps[::2], stamps[1::2], strict=True))
+
+    @contextmanager
+    def on(self, modules: Sequence[nn.Module | None]) -> Iterator[None]:
+        hooks = []
+        for module in modules:
+            if module is not None:
+                hooks.append(module.register_forward_pre_hook(self._stamp))
+                hooks.append(module.register_forward_hook(self._stamp))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _stamp(self, module: nn.Module, *_: Any) -> None:
+        self._stamps.setdefault(module, []).append(self.now())
