@@ -12,8 +12,9 @@ import pytest
 from tests.benches import result
 from tests.pareto.points import point, swept
 from tests.program import Run
-from tpcli.cli import bench, live, pareto, render, training_progress
+from tpcli.cli import bench, live, render, training_progress
 from tpcli.cli import main as main_module
+from tpcli.cli.sweep_table import print_sweep
 from tpcli.cli.text import visible, with_flags
 from tpcli.report import ReportContext
 
@@ -114,7 +115,7 @@ def test_what_a_table_shows_is_whole(
         bench._print(LONG, RESULTS)
         numbers = r" \d\.\d\dx"
     elif what == "pareto":
-        pareto._print(SWEPT, CONTEXT, Path("plot.png"))
+        print_sweep(SWEPT, CONTEXT, ["plot.png"], lambda point: f"tpcli apply {point.model}")
         rows, numbers = 8, r" \d\d\.\d% .* \d\d\.\d\d\b"
     else:
         with live.LiveSweep(9) as sweep:

@@ -121,7 +121,7 @@ def bench(
             ]
             if options.compile:
                 versions = [torch.compile(version) for version in versions]  # type: ignore[misc]
-            times = _interleaved(versions, images, options, on_round)  # (rounds, versions)
+            times = interleaved(versions, images, options, on_round)  # (rounds, versions)
     finally:
         torch.set_num_threads(threads)
     timings = [_timing(column, options.batch_size) for column in times.T]
@@ -250,12 +250,17 @@ def forward(model: nn.Module, images: Tensor, options: BenchOptions) -> Tensor:
     return logits
 
 
-def _interleaved(
+def interleaved(
     versions: Sequence[nn.Module],
     images: Tensor,
     options: BenchOptions,
-    on_round: Callable[[float], None] | None,
+    on_round: Callable[[float], None] | None = None,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Seconds of a forward of each version, in turn: (rounds, versions), at least 5 rounds.
+
+    Args:
+        on_round: called with the share of the time that has passed.
+    """
     for version in versions:
         for _ in range(2):
             forward(version, images, options)

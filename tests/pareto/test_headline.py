@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from tpcli.pareto import frontier, headline
-from tpcli.pareto.headline import RESAMPLES, _resampled_scores, flops_saving
+from tpcli.pareto.headline import (
+    RESAMPLES,
+    Saving,
+    _resampled_scores,
+    answered_alike,
+    flops_saving,
+)
 
 from .points import COUNT, point
 
@@ -41,14 +47,52 @@ def test_headline_of_one_model_has_savings_and_no_gain() -> None:
     assert savings["0.0"].value == pytest.approx(0.5)
     assert savings["1.0"].value == pytest.approx(0.7)
     assert result.same_flops_accuracy_gain is None
-    assert result.words == "ward: same accuracy with 50% (50 to 50%) less computation"
+    assert result.words == "ward: same accuracy with 50% less computation"
 
 
 def test_words_say_so_where_accuracy_is_lost() -> None:
     near = headline([point(1.0, 80), point(0.5, 79.5, "ward")], "ward")
-    assert near.words == "ward: 50% (50 to 50%) less computation for 1 point of accuracy"
+    assert near.words == "ward: at least 50% less computation for 1 point of accuracy"
     far = headline([point(1.0, 80), point(0.99, 60, "ward")], "ward")
     assert far.words == "ward: no computation saved within 1 point of accuracy"
+
+
+def test_where_nothing_cheaper_was_measured_the_saving_is_a_bound() -> None:
+    points = [point(1.0, 80), point(0.7, 81, "ward"), point(0.4, 80, "ward")]
+    saving = headline(points, "ward").same_accuracy_flops_saving["0.0"]
+    assert saving is not None
+    assert (saving.words, saving.to_dict()["at_least"]) == ("at least 60%", True)
+
+
+@pytest.mark.parametrize(
+    ("saving", "words"),
+    [
+        (Saving(0.4, (0.4, 0.4), 0.6), "40%"),
+        (Saving(0.4, (0.396, 0.404), 0.6), "40%"),
+        (Saving(0.4, (0.31, 0.45), 0.6), "40% (31 to 45%)"),
+        (Saving(0.4, (0.31, 0.6), 0.6), "40% (31 to 60% or more)"),
+        (Saving(0.6, (0.31, 0.6), 0.6), "at least 60% (95% interval from 31%)"),
+        (Saving(0.6, (0.6, 0.6), 0.6), "at least 60%"),
+    ],
+)
+def test_words_of_savings(saving: Saving, words: str) -> None:
+    assert saving.words == words
+
+
+def test_headlines_side_by_side_answer_one_question() -> None:
+    points = [
+        point(1.0, 80), point(0.5, 79.5, "ward"), point(0.3, 60, "ward"),
+        point(0.5, 80, "k-means"), point(0.3, 60, "k-means"), point(0.5, 70, "tome"),
+    ]  # fmt: skip
+    alike = answered_alike([headline(points, m) for m in ("ward", "k-means", "tome")])
+    assert [h.words.partition(":")[2] for h in alike] == [
+        " no computation saved at the same accuracy",
+        " same accuracy with 50% less computation",
+        " no computation saved at the same accuracy",
+    ]
+    alike = answered_alike([headline(points, m) for m in ("ward", "tome")])
+    assert alike[0].words == "ward: 51% (50 to 51%) less computation for 1 point of accuracy"
+    assert alike[1].words == "tome: 5% (4 to 6%) less computation for 1 point of accuracy"
 
 
 def test_gain_is_measured_against_the_unpooled_curve_at_equal_flops() -> None:

@@ -74,7 +74,7 @@ def similar(gflops: float, score: float, method: str = "none", base: float = 1.0
 def test_the_headline_of_similarity() -> None:
     points = [similar(1, 100), similar(0.8, 98, "ward"), similar(0.6, 96, "ward")]
     found = headline(points, "ward")
-    assert found.words.startswith("ward: 98% similarity with 20% (")
+    assert found.words.startswith("ward: 98% similarity with 20% less")
     savings = found.same_accuracy_flops_saving
     assert {below: s and round(s.value, 3) for below, s in savings.items()} == {
         "1.0": 0.1,

@@ -100,7 +100,7 @@ def test_html_stands_alone_and_escapes(result: SweepResult, tmp_path: Path) -> N
     assert links.targets
     assert all(target.startswith("data:") for target in links.targets)
     assert "A &lt;title&gt; &amp; more" in text
-    assert "same accuracy with 50% (50 to 50%) less computation" in text
+    assert "same accuracy with at least 50% less computation" in text
     assert "tpcli pareto --out plot.png" in text
 
 
@@ -193,7 +193,7 @@ def test_names_are_no_markup_in_markdown(hostile: Path) -> None:
 
 def test_names_are_no_markup_in_html(hostile: Path) -> None:
     text = hostile.with_suffix(".html").read_text()
-    assert "<script" not in text
+    assert text.count("<script") == 1  # our own
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "\x1b" not in text
     assert "\u202e" not in text

@@ -45,7 +45,7 @@ def test_the_point_of_the_headline_on_images_that_can_be_read(
 ) -> None:
     drawn = []
     monkeypatch.setattr(strip, "clusters_figure", lambda seen, title: drawn.append((seen, title)))
-    monkeypatch.setattr(strip, "figure_bytes", lambda figure, suffix: b"PICTURE")
+    monkeypatch.setattr(strip, "small_picture", lambda figure: b"PICTURE")
     result = swept((50, 40, 30, 20), (40, 30, 20, 10))
     picture = strip.pooled_strip([source], result)
     (seen, title) = drawn[0]

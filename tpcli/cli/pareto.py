@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tpcli.cli.commands import Maker
 from tpcli.cli.groups import DataGroup, JsonOption, ModelGroup, RunGroup
 from tpcli.cli.kinds import BUDGETS, MODEL, SCHEDULE, SOME_METHODS, budgets
 from tpcli.cli.made_by import report_context
 from tpcli.cli.measure_options import MeasureGroup
 from tpcli.cli.pooling_options import METHODS_HELP, POOLING_PANEL, MethodGroup, method_names
 from tpcli.cli.recipe_options import FinetuneGroup
+from tpcli.cli.report_options import ReportGroup
 from tpcli.cli.spread import add
-from tpcli.cli.values import FIGURE, FOLDER, Value, one_of, option
+from tpcli.cli.sweep_table import print_sweep
+from tpcli.cli.values import FOLDER, Value, one_of, option
 from tpcli.errors import UserError
 from tpcli.files import check_output
-from tpcli.measures import MEASURES
 from tpcli.specs import DEMO
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ DEFAULT_BUDGETS = "0.9,0.8,0.7,0.6,0.5,0.4,0.3"
 DEFAULT_METHODS = ("ward", "k-medoids", "k-means", "wk-medoids")
 SEARCHED, BOTH = "search", "both"
 FAMILIES = ("default", "constant")
-AXES = ("gflops", "throughput", "latency")
 
 
 SCHEDULES = Value(
@@ -96,17 +97,7 @@ def pareto(
     measuring: MeasureGroup,
     run: RunGroup,
     training: FinetuneGroup,
-    x: Annotated[
-        str,
-        option(
-            one_of(AXES),
-            f"Horizontal axis: {', '.join(AXES)}; speed is that of the evaluation.",
-            "--x",
-        ),
-    ] = "gflops",
-    out: Annotated[
-        Path, option(FIGURE, "Figure: .png, .svg or .pdf; the other files go beside it.")
-    ] = Path("pareto.png"),
+    reporting: ReportGroup,
     cache: Annotated[
         Path | None,
         option(FOLDER, "Folder of measured points.", shown="~/.cache/tpcli"),
@@ -126,7 +117,7 @@ def pareto(
         tpcli pareto tuned/ mine/ --data test.tar --method ward,tome --budget 0.8,0.6,0.4
         tpcli pareto vit_small_patch14_dinov2 --data photos/ --measure similarity
     """
-    check_output(out)
+    check_output(reporting.out)
     measuring.check()
     poolings = [pooling.options(name) for name in method_names(method) or DEFAULT_METHODS]
     recipe = training.recipe
@@ -148,7 +139,7 @@ def pareto(
     from tpcli.report.strip import pooled_strip
 
     render.quiet()
-    check_report(out)
+    check_report(reporting.out, is_paper=reporting.is_paper)
     cache = cache or default_folder()
     if not (cache / "points").is_dir():  # one that can't be written may have all points
         check_output(cache / "points", is_folder=True)
@@ -167,7 +158,7 @@ def pareto(
         measure=measuring.asked,
         bank=measuring.bank or "pooled",
     )
-    sources = []
+    sources: list[ModelSource] = []
     for loaded in told_apart({model: loading.load(model) for model in specs}):
         sources.append(
             ModelSource(
@@ -181,12 +172,24 @@ def pareto(
     first = sources[0]
     render.say_left_out(first.data, first.training.train if first.training else None)
     result = _run(sources, options, cache)
+    if reporting.is_timed:
+        result = reporting.timed(result, sources, options)
     context = _context(sources, options, result, device)
-    document = write_report(result, context, out, x, pooled_strip(sources, result))
+    named = {source.loaded.name: spec for source, spec in zip(sources, specs, strict=True)}
+    command_of = Maker(named, loading, pooling, source, training).command
+    document = write_report(
+        result,
+        context,
+        reporting.out,
+        reporting.x,
+        pooled_strip(sources, result),
+        is_paper=reporting.is_paper,
+        command_of=command_of,
+    )
     if as_json:
         render.print_json(document)
     else:
-        _print(result, context, out)
+        print_sweep(result, context, list(document["out"].values()), command_of)
 
 
 def _training(
@@ -248,30 +251,3 @@ def _bank(task: Task) -> str:
         f" (neighbours among {task.bank.count} images of {task.bank.split}, by features of the "
         f"{task.bank_of} model)"
     )
-
-
-def _print(result: SweepResult, context: ReportContext, out: Path) -> None:
-    from tpcli.cli import render
-    from tpcli.report.document import report_paths, table_rows
-
-    measure = MEASURES[result.points[0].measure]
-    names = {
-        "method": "method",
-        "budget": "budget",
-        "gflops": "GFLOPs",
-        "ratio": "of base",
-        measure.name: measure.label,
-        "interval": "95% interval",
-        "difference": "difference",
-        "speed": "images/s",
-    }
-    spare = ["images/s", "95% interval", "GFLOPs", "budget"]
-    everything = table_rows(result)
-    for model in dict.fromkeys(row["model"] for row in everything):
-        rows = [[row[key] for key in names] for row in everything if row["model"] == model]
-        title = f"Token Pooling of {model}"
-        render.print_table(title, list(names.values()), rows, spare=spare, group="method")
-    render.say(f"{context.count} images of {context.data}. {render.CONVENTION}.")
-    for entry in result.headlines:
-        render.say(entry.words)
-    render.say("written: " + ", ".join(str(path) for path in report_paths(out).values()))

@@ -62,7 +62,7 @@ def fitting_table(
     Nothing in it is markup, a control character, folded or cut. The first column is always there.
     """
     left, gone = list(range(len(columns))), []
-    order = [columns.index(name) for name in spare]
+    order = [columns.index(name) for name in spare if name in columns]
     for i in [*order, *(i for i in reversed(left) if i not in order)]:
         shown = [[line[j] for j in left] for line in (columns, *rows)]
         if i == 0 or needed(shown[0], shown[1:]) <= room:

@@ -4,6 +4,7 @@ from .asked import ModelSource, SweepOptions
 from .compare import Comparison, compare
 from .headline import Headline, Saving, headline
 from .points import Point, frontier
+from .recommend import Recommendation, recommend
 from .sweep import SweepResult, sweep
 
 __all__ = [
@@ -11,11 +12,13 @@ __all__ = [
     "Headline",
     "ModelSource",
     "Point",
+    "Recommendation",
     "Saving",
     "SweepOptions",
     "SweepResult",
     "compare",
     "frontier",
     "headline",
+    "recommend",
     "sweep",
 ]

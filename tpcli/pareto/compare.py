@@ -58,19 +58,25 @@ def compare(points: Sequence[Point], reference: str) -> list[Comparison]:
 
 
 def _compare(point: Point, anchor: Point) -> Comparison:
-    paired = _of_shares if MEASURES[point.measure].is_share else _of_means
-    difference, low, high, p_value = paired(point.each, anchor.each)
+    difference, low, high, p_value = paired(point, anchor)
     return Comparison(
         model=point.model,
         schedule=point.asked,
         method=point.method,
         reference=anchor.method,
-        difference=100 * difference,
-        ci95=(100 * low, 100 * high),
+        difference=difference,
+        ci95=(low, high),
         p_value=p_value,
         gflops_ratio=point.gflops_ratio,
         reference_gflops_ratio=anchor.gflops_ratio,
     )
+
+
+def paired(point: Point, anchor: Point) -> tuple[float, float, float, float]:
+    """Points that one is above the other on the same images, the 95% interval, and p."""
+    compared = _of_shares if MEASURES[point.measure].is_share else _of_means
+    difference, low, high, p_value = compared(point.each, anchor.each)
+    return 100 * difference, 100 * low, 100 * high, p_value
 
 
 def _of_shares(ours: Each, theirs: Each) -> tuple[float, float, float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,20 +20,34 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Saving:
-    """A number with its 95% interval (paired bootstrap over images)."""
+    """A number with its 95% interval (paired bootstrap over images).
+
+    most: what the cheapest point measured saves; where it is the value, more may be saved.
+    """
 
     value: float
     ci95: tuple[float, float]
+    most: float | None = None
+
+    @property
+    def at_least(self) -> bool:
+        """Whether the value is a bound, because nothing cheaper was measured."""
+        return self.most is not None and self.value >= self.most - 1e-9
 
     @property
     def words(self) -> str:
-        """A share as percent, with its interval."""
-        low, high = self.ci95
-        return f"{100 * self.value:.0f}% ({100 * low:.0f} to {100 * high:.0f}%)"
+        """A share as percent, with its interval where that says anything."""
+        value, low, high = (f"{100 * share:.0f}" for share in (self.value, *self.ci95))
+        if self.at_least:
+            return f"at least {value}%" + (f" (95% interval from {low}%)" if low != value else "")
+        if low == high:
+            return f"{value}%"
+        is_open = self.most is not None and self.ci95[1] >= self.most - 1e-9
+        return f"{value}% ({low} to {high}%{' or more' if is_open else ''})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"value": self.value, "ci95": list(self.ci95)}
+        return {"value": self.value, "ci95": list(self.ci95), "at_least": self.at_least}
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,9 @@ class Headline:
     same_accuracy_flops_saving: per number of points below the base model's score that is allowed,
     the largest share of the base model's FLOPs that is saved; None where the curve stays below.
     same_flops_accuracy_gain: points over the unpooled models' own curve, at the GFLOPs where the
-    gain is largest; None with fewer than two models, and where all of them have 100.
+    gain is largest; None with fewer than two models, and where all of them have 100. asked: at how
+    many points below the base the sentence tells what is saved; None for the first where there is
+    something to tell.
     """
 
     method: str
@@ -52,16 +68,23 @@ class Headline:
     same_flops_accuracy_gain: Saving | None
     gain_at_gflops: float | None = None
     measure: str = "top1"
+    asked: str | None = None
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """At which numbers of points below the base a sentence may tell what is saved.
+
+        At the base's own score and 1 point below; where the base is 100 by construction, at all
+        steps but the first.
+        """
+        if MEASURES[self.measure].is_of_unpooled:
+            return tuple(self.same_accuracy_flops_saving)[1:]
+        return ("0.0", "1.0")
 
     @property
     def told(self) -> tuple[str, Saving] | None:
-        """What the sentence tells: how far below the base, and what is saved there, if anything.
-
-        At the base's own score, else 1 point below; where the base is 100 by construction, at the
-        step in the middle, else at the last one.
-        """
-        steps = list(self.same_accuracy_flops_saving)
-        for below in steps[1:] if MEASURES[self.measure].is_of_unpooled else ("0.0", "1.0"):
+        """What the sentence tells: how far below the base, and what is saved there, if anything."""
+        for below in self.steps if self.asked is None else (self.asked,):
             saving = self.same_accuracy_flops_saving[below]
             if saving is not None and saving.value >= 0.005:
                 return below, saving
@@ -71,10 +94,12 @@ class Headline:
     def words(self) -> str:
         """The headline as a sentence."""
         name, noun = self.method.replace(FINETUNED, ", fine-tuned"), MEASURES[self.measure].noun
-        last = list(self.same_accuracy_flops_saving)[-1]
         is_of_unpooled = MEASURES[self.measure].is_of_unpooled
         if self.told is None:
-            reach = f"at {kept(last)}" if is_of_unpooled else "within 1 point of"
+            below = self.asked or self.steps[-1]
+            reach = f"at {kept(below)}" if is_of_unpooled else "within 1 point of"
+            if not is_of_unpooled and float(below) == 0:
+                reach = "at the same"
             return f"{name}: no computation saved {reach} {noun}"
         below, saving = self.told
         if is_of_unpooled:
@@ -96,6 +121,14 @@ class Headline:
             "same_flops_accuracy_gain": gain.to_dict() if gain else None,
             "gain_at_gflops": self.gain_at_gflops,
         }
+
+
+def answered_alike(headlines: Sequence[Headline]) -> tuple[Headline, ...]:
+    """The headlines, all telling what is saved at one score: the highest at which any saves."""
+    steps = headlines[0].steps if headlines else ()
+    saves = (below for below in steps if any(replace(h, asked=below).told for h in headlines))
+    asked = next(saves, steps[-1] if steps else None)
+    return tuple(replace(h, asked=asked) for h in headlines)
 
 
 def kept(below: str) -> str:
@@ -128,6 +161,7 @@ def headline(points: Sequence[Point], method: str, model: str | None = None) -> 
     savings: dict[str, Saving | None] = {}
     if measure.is_of_unpooled:  # not of the base, which may have been trained
         reference = np.full_like(reference, 100.0)
+    most = None if own[0] is base else float(1 - ratios[0])
     top = 100.0 if measure.is_of_unpooled else base.score
     for below in measure.steps:
         value = flops_saving(ratios, scores, top - below)
@@ -135,7 +169,8 @@ def headline(points: Sequence[Point], method: str, model: str | None = None) -> 
             flops_saving(ratios, curve, float(target[0]) - below)
             for curve, target in zip(curves, reference, strict=True)
         ]
-        savings[f"{below:.1f}"] = None if value is None else Saving(value, _interval(draws))
+        interval = _interval(draws)
+        savings[f"{below:.1f}"] = None if value is None else Saving(value, interval, most)
     gain, where = None, None
     if len(bases) > 1 and not measure.is_of_unpooled:
         pooled_curves = resampled[:, len(own) + len(bases) :]

@@ -15,7 +15,7 @@ from tpcli.surgery import unpooled
 from .asked import ModelSource, SweepOptions
 from .cache import PointCache
 from .compare import Comparison, compare
-from .headline import Headline, headline
+from .headline import Headline, answered_alike, headline
 from .measure import OnJob, measure
 from .points import FINETUNED, Point, entries, frontier
 from .subjects import Job, jobs
@@ -123,11 +123,11 @@ def _sweep(
         points=ordered,
         others=tuple(p for p in everything if id(p) not in kept),
         frontier=tuple(p for p in ordered if p.on_frontier),
-        headlines=tuple(headline(ordered, name) for name in curves),
+        headlines=answered_alike([headline(ordered, name) for name in curves]),
         comparisons=tuple(compare(ordered, names[0])) if names else (),
         tasks=tasks,
         measured=measured,
-        by_model=tuple(
-            headline(ordered, name, model) for name in curves for model in models if models[1:]
+        by_model=answered_alike(
+            [headline(ordered, name, model) for name in curves for model in models if models[1:]]
         ),
     )

@@ -17,8 +17,9 @@ from tpcli.files import replacing, write_text
 from tpcli.text import as_code, as_markdown, visible
 
 from .analysis_tables import analysis_frame, kept_table, measures_table
-from .document import ReportContext, render, report_paths
+from .document import ReportContext, report_paths
 from .figure import BASE_COLOUR, COLOURS, PLAIN, figure_bytes
+from .pages import render
 from .tables import csv_text, markdown_table
 
 if TYPE_CHECKING:

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from tpcli.errors import UserError
 from tpcli.files import check_output, read_json, replacing, write_text
-from tpcli.measures import MEASURES
-from tpcli.pareto import SweepResult
-from tpcli.text import CONVENTION, as_code, as_markdown, visible
+from tpcli.pareto import Recommendation, SweepResult, recommend
 
 from .family_figure import family_figure
-from .figure import figure_bytes, pareto_figure
-from .tables import (
-    HEADINGS,
-    comparisons_table,
-    csv_text,
-    equal_flops_table,
-    markdown_table,
-    points_frame,
-    points_table,
-    savings_table,
-)
+from .figure import as_paper, figure_bytes, pareto_figure
+from .pages import PER_IMAGE, CommandOf, html, markdown, nothing
+from .tables import csv_text, latex_table, points_frame, points_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT = "tpcli-pareto/1"
-PER_IMAGE = f"{CONVENTION}, per image"
 
 
 @dataclass(frozen=True)
@@ -50,20 +36,20 @@ class ReportContext:
     date: str
 
 
-def report_paths(plot: Path) -> dict[str, Path]:
+def report_paths(plot: Path, is_paper: bool = False) -> dict[str, Path]:
     """Where a report's files go, beside the figure."""
-    suffixes = ("csv", "json", "md", "html")
+    suffixes = ("csv", "json", "md", "html", *(["tex"] if is_paper else []))
     return {"plot": plot, **{s: plot.with_suffix(f".{s}") for s in suffixes}}
 
 
-def check_report(plot: Path, kind: str = FORMAT) -> None:
+def check_report(plot: Path, kind: str = FORMAT, *, is_paper: bool = False) -> None:
     """Fail now if a report of that kind could not be written later.
 
     Raises:
         UserError: its folder is not writable, or a file that is no report's is in the place of one
             beside the figure.
     """
-    paths = report_paths(plot)
+    paths = report_paths(plot, is_paper)
     for path in paths.values():
         check_output(path)
     beside = [path for name, path in paths.items() if name != "plot" and path.exists()]
@@ -88,21 +74,31 @@ def write_report(
     plot: Path,
     x: str = "gflops",
     strip: bytes | None = None,
+    *,
+    is_paper: bool = False,
+    command_of: CommandOf = nothing,
 ) -> dict[str, Any]:
-    """Write the figure and the four files beside it; returns what the .json file holds.
+    """Write the figure and the files beside it; returns what the .json file holds.
 
-    strip: a .png of pooled images for the HTML page.
+    Args:
+        strip: a .webp of pooled images for the HTML page.
+        is_paper: make the figure as wide as a column, and write a table in LaTeX too.
+        command_of: the command that makes a point.
     """
-    paths = report_paths(plot)
+    paths = report_paths(plot, is_paper)
     figure = draw(result, context.title, x)
-    document = report_document(result, context, paths)
+    if is_paper:
+        as_paper(figure)
+    document = report_document(result, context, paths, command_of)
     # first, as it says whose the others are, also where this process is stopped here
     write_text(paths["json"], json.dumps(document, indent=2) + "\n")
     with replacing(plot) as fresh:
         fresh.write_bytes(figure_bytes(figure, plot.suffix.lower()))
     write_text(paths["csv"], csv_text(points_frame(result)))
-    write_text(paths["md"], markdown(result, context, plot.name))
-    write_text(paths["html"], html(result, context, figure_bytes(figure, ".png"), strip))
+    write_text(paths["md"], markdown(result, context, plot.name, command_of))
+    write_text(paths["html"], html(result, context, x, strip, command_of))
+    if is_paper:
+        write_text(paths["tex"], latex_table(result))
     return document
 
 
@@ -114,9 +110,13 @@ def draw(result: SweepResult, title: str, x: str) -> Figure:
 
 
 def report_document(
-    result: SweepResult, context: ReportContext, paths: dict[str, Path]
+    result: SweepResult,
+    context: ReportContext,
+    paths: dict[str, Path],
+    command_of: CommandOf = nothing,
 ) -> dict[str, Any]:
     """Points, frontier and headline as plain values."""
+    advice = recommend(result.points)
     return {
         "format": FORMAT,
         "convention": PER_IMAGE,
@@ -124,7 +124,8 @@ def report_document(
         "measure": result.points[0].measure,
         "points": [p.to_dict() for p in result.points],
         "others": [p.to_dict() for p in result.others],
-        "frontier": [p.to_dict() for p in result.frontier],
+        "frontier": [{**p.to_dict(), "command": command_of(p)} for p in result.frontier],
+        "recommended": advice and _advice(advice, command_of),
         "comparisons": [c.to_dict() for c in result.comparisons],
         "headline": {h.method: h.to_dict() for h in result.headlines},
         "by_model": [{"method": h.method, **h.to_dict()} for h in result.by_model],
@@ -133,83 +134,19 @@ def report_document(
     }
 
 
+def _advice(advice: Recommendation, command_of: CommandOf) -> dict[str, Any]:
+    point = advice.point
+    return {
+        "words": advice.words,
+        "rule": advice.rule,
+        "point": point and point.to_dict(),
+        "command": command_of(point) if point else "",
+        "difference": advice.difference if point else None,
+        "difference_ci95": list(advice.ci95) if point else None,
+    }
+
+
 def table_rows(result: SweepResult) -> list[dict[str, str]]:
     """The table of points, by the names of its columns."""
     rows: list[dict[str, str]] = points_table(result).to_dict("records")  # type: ignore[assignment]
     return rows
-
-
-def markdown(result: SweepResult, context: ReportContext, plot_name: str) -> str:
-    """The report as Markdown."""
-    from markupsafe import Markup
-
-    def finalize(value: object) -> object:
-        return value if isinstance(value, Markup) else as_markdown(value)
-
-    return _render(
-        "report.md",
-        result,
-        context,
-        finalize,
-        plot=Markup(quote(plot_name)),
-        table=lambda frame: Markup(markdown_table(frame)),
-        code=lambda value: Markup(as_code(value)),
-    )
-
-
-def html(
-    result: SweepResult, context: ReportContext, plot_png: bytes, strip: bytes | None = None
-) -> str:
-    """The report as one HTML file that needs no other."""
-
-    def finalize(value: object) -> object:
-        return visible(value) if type(value) is str else value
-
-    return _render(
-        "report.html",
-        result,
-        context,
-        finalize,
-        plot=base64.b64encode(plot_png).decode(),
-        strip=base64.b64encode(strip or b"").decode(),
-        headings=HEADINGS,
-    )
-
-
-def _render(
-    name: str,
-    result: SweepResult,
-    context: ReportContext,
-    finalize: Callable[[object], object],
-    **values: Any,
-) -> str:
-    return render(
-        name,
-        finalize,
-        context=context,
-        convention=PER_IMAGE,
-        headlines=result.headlines,
-        points=points_table(result),
-        savings=savings_table(result),
-        equal_flops=equal_flops_table(result),
-        comparisons=comparisons_table(result),
-        measure=MEASURES[result.points[0].measure],
-        reference=result.comparisons[0].reference if result.comparisons else "",
-        unreadable=max((p.unreadable for p in result.points), key=len),
-        **values,
-    )
-
-
-def render(name: str, finalize: Callable[[object], object], **values: Any) -> str:
-    """A template filled in; `finalize` makes what is put in harmless."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(
-        loader=PackageLoader("tpcli.report"),
-        autoescape=select_autoescape(["html"]),
-        finalize=finalize,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name).render(**values)

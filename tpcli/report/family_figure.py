@@ -12,7 +12,7 @@ from tpcli.pareto import Headline, Point, frontier
 from tpcli.pareto.points import FINETUNED
 from tpcli.text import visible
 
-from .figure import AXES, BASE_COLOUR, COLOURS, MARKERS, Axis, write_title
+from .figure import BASE_COLOUR, COLOURS, MARKERS, Axis, axis_for, write_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ def family_figure(
     figure = Figure(figsize=(7.6, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axis = AXES[x]
+    axis = axis_for(x, points)
     bases = [p for p in points if p.is_base]
     methods = list(dict.fromkeys(p.method.removesuffix(FINETUNED) for p in points if not p.is_base))
     _draw_frontier(axes, points, axis)

@@ -23,6 +23,8 @@ SUFFIXES = (".png", ".svg", ".pdf")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 BASE_COLOUR = "#222222"
+PAPER, PAPER_FONT = (3.4, 2.5), 7
+"""Inches of a figure in one of two columns, and points of its letters."""
 TITLE_WIDTH = 72
 """Characters in a line of a title."""
 
@@ -47,6 +49,23 @@ AXES = {
 }
 
 
+TIMED = {
+    "throughput": Axis("images per second", lambda p: 1000 / _timed_ms(p)),
+    "latency": Axis("milliseconds per image", lambda p: _timed_ms(p)),
+}
+"""Speed where points were timed in one interleaved run."""
+
+
+def _timed_ms(p: Point) -> float:
+    return p.more["latency_ms"] / p.more["bench_batch_size"]
+
+
+def axis_for(x: str, points: Sequence[Point]) -> Axis:
+    """The axis of that name in `AXES`; speed by the clock of the benchmark where there is one."""
+    timed = all("latency_ms" in p.more for p in points)
+    return TIMED[x] if timed and x in TIMED else AXES[x]
+
+
 def pareto_figure(points: Sequence[Point], title: str, x: str = "gflops") -> Figure:
     """Draw the points of one model: error bars are 95% intervals, stars are without pooling.
 
@@ -60,7 +79,7 @@ def pareto_figure(points: Sequence[Point], title: str, x: str = "gflops") -> Fig
     figure = Figure(figsize=(7.6, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axis = AXES[x]
+    axis = axis_for(x, points)
     bases = [p for p in points if p.is_base]
     curves = list(dict.fromkeys(p.method for p in points if not p.is_base))
     names = list(dict.fromkeys(curve.removesuffix(FINETUNED) for curve in curves))
@@ -92,10 +111,35 @@ def write_title(axes: Axes, title: str) -> None:
 
 def figure_bytes(figure: Figure, suffix: str) -> bytes:
     """The figure as a file of that suffix (.png, .svg or .pdf), without a date in it."""
+    from matplotlib import rc_context
+
     buffer = io.BytesIO()
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix, {})
-    figure.savefig(buffer, format=suffix[1:], dpi=160, metadata=metadata)
+    with rc_context({"pdf.fonttype": 42}):  # fonts that publishers accept
+        figure.savefig(buffer, format=suffix[1:], dpi=160, metadata=metadata)
     return buffer.getvalue()
+
+
+def small_picture(figure: Figure) -> bytes:
+    """The figure as a .webp for a page that has to stay small."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="webp", dpi=110, pil_kwargs={"quality": 60})
+    return buffer.getvalue()
+
+
+def as_paper(figure: Figure) -> None:
+    """Make a figure as wide as a column of a paper, where its caption is its title."""
+    from matplotlib.lines import Line2D
+    from matplotlib.text import Text
+
+    figure.set_size_inches(PAPER)
+    for axes in figure.axes:
+        axes.set_title("", loc="left")
+    for text in figure.findobj(Text):
+        text.set_fontsize(PAPER_FONT)
+    for line in figure.findobj(Line2D):
+        line.set_linewidth(0.6 * line.get_linewidth())
+        line.set_markersize(0.6 * line.get_markersize())
 
 
 def _draw_curve(

@@ -18,7 +18,7 @@ from tpcli.planning import pool
 from tpcli.surgery import unpooled
 
 from .clusters import clusters_figure
-from .figure import figure_bytes
+from .figure import small_picture
 
 IMAGES = 3
 ELSEWHERE = 0.6
@@ -26,7 +26,7 @@ ELSEWHERE = 0.6
 
 
 def pooled_strip(sources: Sequence[ModelSource], result: SweepResult) -> bytes | None:
-    """A .png of three images at the point nearest to the headline's FLOPs; None without images.
+    """A .webp of three images at the point nearest to the headline's FLOPs; None without images.
 
     The models are left as they were. Fine-tuned points are left out, whose weights are not at hand.
     """
@@ -44,7 +44,7 @@ def pooled_strip(sources: Sequence[ModelSource], result: SweepResult) -> bytes |
             return None
         seen = look(model, images, source.data.config, names)
     title = f"{point.model} at {100 * point.gflops_ratio:.0f}% of its GFLOPs, {point.method}"
-    return figure_bytes(clusters_figure(seen, title), ".png")
+    return small_picture(clusters_figure(seen, title))
 
 
 def _headline_point(result: SweepResult) -> Point | None:

@@ -11,18 +11,24 @@ from tpcli.pareto import Point, SweepResult
 from tpcli.pareto.compare import score_at
 from tpcli.pareto.headline import Headline, Saving, kept
 from tpcli.pareto.points import CONSTANT, CSV_COLUMNS, FINETUNED
-from tpcli.text import as_cell, as_markdown
+from tpcli.text import as_cell, as_markdown, visible
 
 HEADINGS = {
     "gflops": "GFLOPs",
     "ratio": "of base",
     "interval": "95% interval",
     "speed": "images/s",
+    "latency_ms": "ms",
+    "speedup": "speed-up",
     "tokens": "patch tokens after each block",
     **{m.name: f"{m.label} %" for m in MEASURES.values()},
     **{name: heading for m in MEASURES.values() for name, heading in m.more},
 }
 """What columns are headed by, where it is not their name."""
+
+
+TIMED = ("latency_ms", "speedup", "bench_batch_size")
+"""Columns of points that were timed."""
 
 
 def csv_text(frame: DataFrame) -> str:
@@ -47,7 +53,7 @@ def points_frame(result: SweepResult) -> DataFrame:
     """One row per point, with the columns that scripts rely on, as far as they are measured."""
     rows = [p.to_dict() for p in result.points]
     more = MEASURES[result.points[0].measure].more
-    names = dict.fromkeys([*CSV_COLUMNS, *(name for name, _ in more)])
+    names = dict.fromkeys([*CSV_COLUMNS, *(name for name, _ in more), *TIMED])
     return _frame(rows, [name for name in names if any(name in row for row in rows)])
 
 
@@ -71,9 +77,17 @@ def _row(p: Point, base: Point) -> dict[str, str]:
         "difference": "" if p is base else f"{p.score - base.score:+.2f}",
         **{name: _more(p, name) for name, _ in MEASURES[p.measure].more},
         "speed": f"{p.images_per_second:.0f}",
+        **_timing(p),
         "tokens": " ".join(map(str, p.tokens)),
         "frontier": "yes" if p.on_frontier else "",
     }
+
+
+def _timing(p: Point) -> dict[str, str]:
+    """Where it was timed: milliseconds of a batch, and the speed-up."""
+    if "latency_ms" not in p.more:
+        return {}
+    return {"latency_ms": f"{p.more['latency_ms']:.1f}", "speedup": f"{p.more['speedup']:.2f}x"}
 
 
 def _more(p: Point, name: str) -> str:
@@ -141,12 +155,18 @@ def comparisons_table(result: SweepResult) -> DataFrame:
                 "budget": c.schedule,
                 "method": spoken(c.method),
                 "difference": f"{c.difference:+.2f}",
-                "interval": f"{c.ci95[0]:+.2f} to {c.ci95[1]:+.2f}",
+                "interval": _interval(*c.ci95),
                 "p": f"{c.p_value:.3f}" if c.p_value >= 0.001 else "< 0.001",
             }
             for c in result.comparisons
         ]
     )
+
+
+def _interval(low: float, high: float) -> str:
+    """An interval, where it is one: paired answers may differ on no image."""
+    is_point = f"{low:+.2f}" == f"{high:+.2f}"
+    return "none differs" if is_point else f"{low:+.2f} to {high:+.2f}"
 
 
 def spoken(method: str) -> str:
@@ -157,3 +177,17 @@ def spoken(method: str) -> str:
 def _curve(p: Point) -> str:
     method = "without pooling" if p.is_base else p.method.removesuffix(FINETUNED)
     return f"{method}, fine-tuned" if p.epochs else method
+
+
+def latex_table(result: SweepResult) -> str:
+    """The points as a table in LaTeX, with the rules of booktabs; names are plain characters."""
+    measure = MEASURES[result.points[0].measure]
+    table = points_table(result)
+    names = ["model"] * (table["model"].nunique() > 1) + ["method", "budget", "gflops", "ratio"]
+    names += [measure.name, "interval", *(n for n in ("latency_ms", "speedup") if n in table)]
+    shown: DataFrame = table[names].rename(columns=HEADINGS).map(visible)
+    words = sum(name in ("model", "method", "budget") for name in names)
+    text: str = shown.to_latex(
+        index=False, escape=True, column_format="l" * words + "r" * (len(names) - words)
+    )
+    return f"% \\usepackage{{booktabs}}\n{text}"
