@@ -18,8 +18,9 @@ from tpcli.schedule import Schedule
 from tpcli.surgery import PoolingSpec, insert, unpooled
 from tpcli.text import visible
 
-from .document import PER_IMAGE, ReportContext, render
+from .document import ReportContext
 from .figure import BASE_COLOUR, COLOURS, MARKERS, figure_bytes, write_title
+from .pages import PER_IMAGE, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
