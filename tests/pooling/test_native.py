@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.pooling import reference
 from tests.tiny import images, tiny_vit, tokens
 from tpcli import pool
-from tpcli.pooling import Clusters, constants, get_method, merge_tokens, native
+from tpcli.pooling import Clusters, constants, get_method, merge_tokens, native, watching
 from tpcli.pooling.ward import sketch_saves
 
 needs_kernels = pytest.mark.skipif(native.kernels is None, reason="the kernels were not compiled")
@@ -228,7 +228,7 @@ def test_which_form_runs_is_told_once(
 
 @needs_kernels
 def test_without_torchs_private_counter_they_stand_aside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_dispatch_modes", None)
+    monkeypatch.setattr(watching, "_dispatch_modes", None)
     assert not native.can_run(torch.ones(1))
 
 

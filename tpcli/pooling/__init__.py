@@ -8,6 +8,7 @@ that registers itself on import.
 from . import kmedoids, kmeans, ward, bipartite  # noqa: F401  # isort: skip  (the order in which
 from . import criteria, agglomerative, selection  # noqa: F401  # isort: skip  they are listed)
 from . import fusion, density, grid  # noqa: F401  # isort: skip
+from . import graph  # noqa: F401  # registers operators of torch
 from .clusters import Clusters, merge_tokens, reconstruction_loss, reduce_tokens
 from .registry import Assignment, Method, get_method, methods, register
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import constants, native
+from . import constants, native, triton
 from .order import mask_at
 
 
@@ -29,6 +29,9 @@ class Clusters(NamedTuple):
 
         leads: (B, N) bool, one True per cluster.
         """
+        parts = triton.number(labels, k, leads)
+        if parts is not None:
+            return cls(*parts)
         b, n = labels.shape
         lowest = lowest_member(labels)  # (B, N)
         position = torch.arange(n, device=labels.device)
@@ -116,12 +119,23 @@ def merge_tokens(
             tokens, sizes, parts = merged
             return Merged(tokens, sizes, Clusters(*parts) if numbered else None)
     clusters = Clusters.from_labels(labels, k, leads)
+    length = 2 if keep_longest else int(keep_norms)
+    reduced = triton.means(x, clusters, counted, shares, prefix, length)
+    if reduced is None:
+        reduced = merge_by_operators(x, clusters, counted, shares, prefix, length)
+    return Merged(*reduced, clusters)
+
+
+def merge_by_operators(
+    x: Tensor, clusters: Clusters, counted: Tensor, shares: Tensor, prefix: int, length: int
+) -> tuple[Tensor, Tensor]:
+    """Tokens and sizes of `merge_tokens` in torch's operators; length: see `triton.means`."""
     sizes = clusters.sums(counted)
     totals = sizes if shares is counted else None
-    tokens = reduce_tokens(x, clusters, shares, prefix, totals=totals, keep_norms=keep_norms)
-    if keep_longest:
+    tokens = reduce_tokens(x, clusters, shares, prefix, totals=totals, keep_norms=length == 1)
+    if length == 2:
         tokens = as_long_as_the_longest(tokens, x, clusters, prefix)
-    return Merged(tokens, sizes, clusters)
+    return tokens, sizes
 
 
 def reduce_tokens(

@@ -38,7 +38,7 @@ z: (B, N, D) what distances are measured on; k: clusters, 1 <= k < N. The keywor
 KEYWORDS that the method takes, and its own parameters. weights, sizes: (B, N). grid: (H, W), the
 model's patch grid. depth: share of the blocks that lie before this one, in [0, 1). normalized: the
 metric is z after a layer norm, which is left to the method that takes this keyword: it may need
-only some tokens.
+only some tokens. z then has the tokens' own type.
 """
 
 

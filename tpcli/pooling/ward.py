@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import constants, native
+from . import constants, native, triton
 from .clusters import Clusters, best_members, lowest_member, reduce_tokens, take
 from .distance import pairwise_squared_distances
 from .kmedoids import within_cluster_cost
@@ -41,15 +41,28 @@ def ward(
 
     Where few tokens go, only those that have a near partner, by a sketch of the tokens, take part.
 
-    z: (B, N, D). weights: (B, N). `iterations`: the least number of rounds; 0 chooses it.
+    z: (B, N, D), of any float type. weights: (B, N). `iterations`: the least number of rounds; 0
+    chooses it.
     normalized: layer norm is still to be applied to z. Labels are in [0, N).
     """
     n = z.shape[1]
     plan = merges_per_round(n, k, iterations)
     count = candidate_count(n, k) if sketch_saves(n, k, z.shape[2]) else n
+    found = triton.ward_labels(z, weights, count, plan, normalized)
+    if found is not None:
+        return Assignment(found)
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
     found = native.ward_labels(z, weights, count, plan, normalized)
     if found is not None:
         return Assignment(found)
+    return Assignment(ward_by_operators(z, weights, count, plan, normalized))
+
+
+def ward_by_operators(
+    z: Tensor, weights: Tensor, count: int, plan: Sequence[int], normalized: bool
+) -> Tensor:
+    """Labels (B, N) of `ward` in torch's operators; `count` tokens take part."""
+    n = z.shape[1]
     candidates = None
     if count < n:
         candidates = near_a_partner(z, weights, count, normalized)  # (B, M)
@@ -58,10 +71,10 @@ def ward(
         z = F.layer_norm(z, z.shape[-1:], eps=constants.LAYER_NORM_EPSILON)
     labels = ward_by_distances(pairwise_squared_distances(z), weights, plan)
     if candidates is None:
-        return Assignment(labels)
+        return labels
     member = candidates.gather(1, lowest_member(labels) if len(plan) > 1 else labels)
     position = torch.arange(n, device=z.device).expand(z.shape[0], n)
-    return Assignment(position.scatter(1, candidates, member))
+    return position.scatter(1, candidates, member)
 
 
 def ward_by_distances(distances: Tensor, weights: Tensor, plan: Sequence[int]) -> Tensor:

@@ -89,6 +89,11 @@ class TokenPooling(nn.Module):
         return f"{self.tokens_in} -> {self.tokens_out}, {self.options.method}"
 
     @property
+    def leaves_norm(self) -> bool:
+        """Whether the method applies the layer norm of the metric itself."""
+        return self.options.metric == "normalized" and not self.normalizes
+
+    @property
     def reads_attention(self) -> bool:
         """Whether queries or keys have to be captured in this block."""
         pools = self.tokens_out < self.tokens_in
@@ -198,7 +203,7 @@ class TokenPooling(nn.Module):
         if clusters is not None and self.follows_positions:
             source = follow(source, clusters, kept)
         if clusters is not None and (recorded is not None or patches is not None):
-            index = stand_ins(metric, clusters, kept)
+            index = stand_ins(metric.float(), clusters, kept)
             if recorded is not None:
                 recorded.append(Merge(index, kept))
             if patches is not None:
@@ -219,14 +224,16 @@ class TokenPooling(nn.Module):
             iterations=options.iterations,
             grid=self.grid,
             depth=self.depth,
-            normalized=options.metric == "normalized" and not self.normalizes,
+            normalized=self.leaves_norm,
         )
 
     def _metric(self, patches: Tensor, keys: Tensor | None) -> Tensor:
-        """What distances are measured on: (B, N, D) float32."""
+        """What distances are measured on: (B, N, D), float32 unless the method applies the norm."""
         if self.options.metric == "keys":
             assert keys is not None
             metric = keys.detach().float().mean(1)[:, self.prefix_tokens :]
+        elif self.leaves_norm:
+            metric = patches
         else:
             metric = patches.float()
             if self.normalizes:

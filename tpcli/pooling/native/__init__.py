@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from tpcli.pooling import constants
+from tpcli.pooling.checks import check_clusters, check_merges, check_shape
+from tpcli.pooling.watching import is_plain, watcher
 
 kernels: Any
 not_built = ""
@@ -28,8 +30,6 @@ except ImportError as error:  # there was no compiler, or torch brings no OpenMP
     kernels, not_built = None, f" ({error})"
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
 
 
 def can_run(*tensors: Tensor) -> bool:
@@ -45,27 +45,13 @@ def _obstacle(tensors: Sequence[Tensor]) -> str | None:
     """Why operators have to run."""
     if kernels is None:
         return f"the loops were not built{not_built}"
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        return "a tracer watches"
-    if _dispatch_modes is None or _dispatch_modes():
-        return "a dispatch mode watches"
-    recorded = torch.is_grad_enabled()
+    why_not = watcher(tensors)
+    if why_not is not None:
+        return why_not
     for tensor in tensors:
-        if recorded and tensor.requires_grad:
-            return "gradients are recorded"
-        if type(tensor) is not Tensor or not _is_plain(tensor):
+        if not is_plain(tensor, "cpu"):
             return f"a tensor on {tensor.device.type} is not plain memory of the CPU"
     return None
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether the values lie in memory as its strides say."""
-    if not tensor.is_cpu or tensor.layout != torch.strided or tensor.is_neg():
-        return False
-    try:
-        return tensor.data_ptr() != 0 or tensor.numel() == 0
-    except RuntimeError:  # a wrapper, as under vmap
-        return False
 
 
 @cache
@@ -91,14 +77,8 @@ def ward_labels(
     if z.ndim != 3:
         raise ValueError(f"z has the shape {tuple(z.shape)}; (B, N, D) is needed")
     b, n, channels = z.shape
-    _check_shape("weights", weights, (b, n))
-    if not 1 <= candidates <= n:
-        raise ValueError(f"{candidates} candidates can't be chosen among {n} tokens")
-    left = candidates
-    for count in merges:
-        if not 1 <= count <= left // 2:
-            raise ValueError(f"{count} merges can't be made among {left} clusters; half at most")
-        left -= count
+    check_shape("weights", weights, (b, n))
+    check_merges(n, candidates, merges)
     z, weights = _dense_rows(z), weights.contiguous()
     labels = z.new_empty((b, n), dtype=torch.int64)
     done = kernels.ward_labels(
@@ -144,18 +124,11 @@ def merge_tokens(
         return None
     if not can_run(x, labels, counted, shares) or forward_ad.unpack_dual(x).tangent is not None:
         return None
-    if x.ndim != 3 or labels.ndim != 2:
-        raise ValueError(
-            f"x and labels have the shapes {tuple(x.shape)} and {tuple(labels.shape)}; "
-            "(B, P + N, C) and (B, N) are needed"
-        )
+    check_clusters(x, labels, k, prefix)
     b, n = labels.shape
     channels = x.shape[2]
-    if prefix < 0 or not 1 <= k <= n:
-        raise ValueError(f"{n} tokens after {prefix} others can't become {k}")
-    _check_shape("x", x, (b, prefix + n, channels))
-    _check_shape("counted", counted, (b, n))
-    _check_shape("shares", shares, (b, n))
+    check_shape("counted", counted, (b, n))
+    check_shape("shares", shares, (b, n))
     x, labels = _dense_rows(x), labels.to(torch.int64).contiguous()
     counted, shares = counted.contiguous(), shares.contiguous()
     lengths = (k, n - k, n - k) if numbered else ()
@@ -176,11 +149,6 @@ def merge_tokens(
         means.data_ptr(),
     )
     return (means, sizes, parts) if done else None
-
-
-def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape:
-        raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; {shape} is needed")
 
 
 def _dense_rows(x: Tensor) -> Tensor:

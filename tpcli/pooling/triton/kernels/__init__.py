@@ -1,0 +1,1 @@
+"""The kernels themselves; importing them imports Triton."""
