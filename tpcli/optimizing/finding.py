@@ -14,14 +14,11 @@ from tpcli.search.trials import smallest
 from .aims import Aims
 from .plans import Candidate, Costs, Plan, fastest, ladder
 
-COARSE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-"""Shares of the time at which plans are compared."""
+LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+"""Shares of the time at which plans are compared and race."""
 
-FINE = tuple(round(0.95 - 0.05 * i, 2) for i in range(16))
-"""Shares of the time at which the best plans race."""
-
-KEPT = 2
-"""Plans that race at each level."""
+KEPT, CLOSE = 2, 1.25
+"""Plans that race at each level, and how many times the damage of the best the second may do."""
 
 TRIALS = 12
 """Schedules that the search tries."""
@@ -37,14 +34,14 @@ def levels(aims: Aims, costs: Mapping[str, Costs], every: Sequence[Plan]) -> tup
         TpcliError: no plan is as fast as is aimed at; says what the fastest reaches.
     """
     if aims.speedup is None:
-        return FINE if aims.max_drop is not None else (math.inf,)
+        return LEVELS if aims.max_drop is not None else (math.inf,)
     wanted, least = 1 / aims.speedup, fastest(costs, every)
     if least > wanted:
         raise TpcliError(
             f"speedup {aims.speedup:g} can't be reached; the fastest schedule is "
             f"{1 / least:.2f}x as fast by forecast."
         )
-    return (*FINE, wanted) if aims.max_drop is not None else (wanted,)
+    return (*LEVELS, wanted) if aims.max_drop is not None else (wanted,)
 
 
 class Finder:
@@ -63,41 +60,47 @@ class Finder:
         self._damaged = damaged
 
     def candidates(self, wanted: Sequence[float]) -> list[Candidate]:
-        """At each level the schedules of the plans that do least damage near it, slowest first.
+        """At each level the schedules of the plans that do least damage, slowest first.
 
         Raises:
             TpcliError: no method reaches the budget.
         """
-        rough = COARSE if len(wanted) > 1 else tuple(wanted)
-        kept = {level: self._ranked(level, self._every) for level in rough}
-        middle = sorted(rough)[len(rough) // 2]
+        kept = {level: self._ranked(level, self._every) for level in wanted}
+        middle = sorted(wanted)[len(wanted) // 2]
         if kept[middle]:
-            searched = self._searched(kept[middle][0], middle)
-            for level in rough:
-                kept[level] = self._ranked(level, [*kept[level], searched])
-        found: dict[str, Candidate] = {}
-        for level in wanted:
-            beside = _nearest(level, rough)
-            for plan in dict.fromkeys(plan for each in beside for plan in kept[each]):
-                for candidate in self.at(plan, level):
-                    found.setdefault(candidate.key, candidate)
+            searched = self._searched(kept[middle][0].plan, middle)
+            for level, ranked in kept.items():
+                plans = [*(candidate.plan for candidate in ranked), searched]
+                kept[level] = self._ranked(level, plans)
+        found = {candidate.key: candidate for ranked in kept.values() for candidate in ranked}
         if not found:
             raise TpcliError(
                 f"budget {self._aims.budget or 1:g} can't be reached by any of the methods; allow "
                 "more FLOPs."
             )
-        known = [replace(c, damage=self._damaged(c)) for c in found.values()]
-        return sorted(known, key=lambda c: -c.time)
+        return sorted(found.values(), key=lambda c: -c.time)
+
+    def between(self, slow: Candidate, fast: Candidate) -> list[Candidate]:
+        """Two candidates at times between these two, of the plan that does less damage there."""
+        times = (slow.time + (fast.time - slow.time) * step / 3 for step in (1, 2))
+        plans = list(dict.fromkeys((slow.plan, fast.plan)))
+        found = (candidate for time in times for candidate in self._ranked(time, plans)[:1])
+        return [candidate for candidate in found if candidate.time > fast.time]
 
     def at(self, plan: Plan, level: float) -> list[Candidate]:
         """The weakest schedule of a plan at a level of time, within the budget; none where the plan
         does not reach them."""
         return ladder(plan, [level], self._costs[plan.options.method], self._aims.budget)
 
-    def _ranked(self, level: float, plans: Sequence[Plan]) -> list[Plan]:
-        """The plans that do least damage at a level."""
-        damages = [(self._damaged(c), i) for i, p in enumerate(plans) for c in self.at(p, level)]
-        return [plans[i] for _, i in sorted(damages)[:KEPT]]
+    def _ranked(self, level: float, plans: Sequence[Plan]) -> list[Candidate]:
+        """Candidates at a level that do the least damage, and how much."""
+        known = [
+            replace(candidate, damage=self._damaged(candidate))
+            for plan in dict.fromkeys(plans)
+            for candidate in self.at(plan, level)
+        ]
+        ranked = sorted(known, key=lambda c: c.damage)[:KEPT]
+        return [c for c in ranked if c.damage <= CLOSE * ranked[0].damage]
 
     def _searched(self, start: Plan, level: float) -> Plan:
         """A plan's method, under the profile that a search finds at a level."""
@@ -112,11 +115,3 @@ class Finder:
 
         found = optimise(share, cost, damage, floor=smallest(cost), known=(), trials=TRIALS)
         return replace(plan, shape=found[0])
-
-
-def _nearest(level: float, others: Sequence[float]) -> list[float]:
-    """Those that lie nearest to a level: one, or the two on either side."""
-    if level in others:
-        return [level]
-    distances = {other: abs(level - other) for other in others}
-    return [other for other, d in distances.items() if d <= min(distances.values()) + 1e-9]

@@ -69,8 +69,13 @@ def race(
         if part + 1 < len(base):
             _leave(running, aims)
         on_look(runners)
-    if winner(runners, aims) is None:
-        _go_on(runners, measure)
+    for runner in sorted(runners, key=lambda r: r.candidate.time):
+        if winner(runners, aims) is not None:
+            break
+        if runner.out == SLOWER:  # left behind by one that lost too much in the end
+            rest = range(len(runner.scores), len(base))
+            runner.scores += [measure(runner.candidate, part) for part in rest]
+            runner.out = ""
     return runners
 
 
@@ -91,15 +96,6 @@ def _leave(running: Sequence[Runner], aims: Aims) -> None:
             runner.out = LOST
         elif runner.candidate.time > min(safe, default=np.inf):
             runner.out = SLOWER
-
-
-def _go_on(runners: Sequence[Runner], measure: Callable[[Candidate, int], Each]) -> None:
-    """Let those finish that were left behind by one which lost too much in the end."""
-    for runner in runners:
-        if runner.out == SLOWER:
-            rest = range(len(runner.scores), len(runner.base))
-            runner.scores += [measure(runner.candidate, part) for part in rest]
-            runner.out = ""
 
 
 def holds(runner: Runner, aims: Aims) -> bool:

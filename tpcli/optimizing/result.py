@@ -162,6 +162,17 @@ class Optimized:
         }
 
 
+def missed(aims: Aims, speedup: float, checked: Checked) -> str:
+    """Which aim is not held, in words; nothing where all are."""
+    if aims.speedup is not None and speedup < aims.speedup:
+        return f"no schedule within the aims is {aims.speedup:g}x as fast"
+    if aims.max_drop is not None and checked.lost.points > aims.max_drop:
+        return f"the promise of {aims.max_drop:g} points did not hold on held-back images"
+    if aims.budget is None and speedup <= 1:
+        return "pooling makes this model no faster here"
+    return ""
+
+
 def nearest(tried: Sequence[Tried], aims: Aims) -> tuple[Tried, ...]:
     """The fastest within the drop, and the smallest drop at the speed, where there are such."""
     found: list[Tried] = []

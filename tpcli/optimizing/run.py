@@ -33,7 +33,7 @@ from .images import Halves, OnPass
 from .notebook import Notebook
 from .plans import Candidate, Costs, plans
 from .race import Runner, holds, race, winner
-from .result import Checked, Optimized, Tried, nearest
+from .result import Checked, Optimized, Tried, missed, nearest
 from .timing import costs_of
 
 CORRECTIONS = 3
@@ -134,13 +134,26 @@ class _Search:
         candidates = self.finder.candidates(wanted)
         base = [self._base(part).each for part in range(self.halves.parts)]
         runners = race(candidates, base, self._each, self.aims, self._look)
+        runners += self._between(runners, base)
         best = winner(runners, self.aims)
         tried = [Tried.of(runner) for runner in runners]
         if best is None:
             return self._result(tried, None, None, None, "no schedule holds the drop for certain")
         best, timed = self._timed(best, base)
         checked = self._check(best.candidate)
-        return self._result(tried, best, timed, checked, self._missed(best, timed, checked))
+        return self._result(tried, best, timed, checked, missed(self.aims, timed.speedup, checked))
+
+    def _between(self, runners: Sequence[Runner], base: list[Each]) -> list[Runner]:
+        """Between the winner so far and the next faster one, two more."""
+        best = winner(runners, self.aims)
+        if best is None or self.aims.max_drop is None:
+            return []
+        slow = best.candidate
+        faster = [r.candidate for r in runners if r.candidate.time < slow.time]
+        if not faster:
+            return []
+        more = self.finder.between(slow, max(faster, key=lambda c: c.time))
+        return [Runner(c, base, [self._each(c, part) for part in range(len(base))]) for c in more]
 
     def _damaged(self) -> Damaged:
         """Mean damage on the first images of the choice."""
@@ -214,17 +227,6 @@ class _Search:
         base = self._base(part)
         pooled = self._scores(candidate, part, "held-back images")
         return Checked(base, pooled, drop(base.each, pooled.each))
-
-    def _missed(self, best: Runner, timed: BenchResult, checked: Checked) -> str:
-        """Which aim is not held, in words; nothing where all are."""
-        aims, lost = self.aims, checked.lost.points
-        if aims.speedup is not None and timed.speedup < aims.speedup:
-            return f"no schedule within the aims is {aims.speedup:g}x as fast"
-        if aims.max_drop is not None and lost > aims.max_drop:
-            return f"the promise of {aims.max_drop:g} points did not hold on held-back images"
-        if aims.budget is None and timed.speedup <= 1:
-            return "pooling makes this model no faster here"
-        return ""
 
     def _result(
         self,
