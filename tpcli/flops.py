@@ -69,7 +69,7 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
     """
     check_supported(model)
     model = find(model)
-    if any("quantized" in type(module).__module__ for module in model.modules()):
+    if _is_quantized(model):
         raise UserError(
             f"FLOPs of a quantized {type(model).__name__} can't be counted; pool the model first, "
             "then quantize it."
@@ -101,6 +101,13 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
     pooling = sum(block.pooling_flops for block in blocks)
     params = sum(p.numel() for p in model.parameters())
     return FlopCount(total, pooling, params, blocks, modules, ops)
+
+
+def _is_quantized(model: nn.Module) -> bool:
+    """Whether torch has replaced layers by quantized ones, or torchao the tensors in them."""
+    modules = any("quantized" in type(module).__module__ for module in model.modules())
+    tensors = (type(parameter.data).__module__ for parameter in model.parameters())
+    return modules or any(name.startswith("torchao.") for name in tensors)
 
 
 def _analyse(model: nn.Module, image: Tensor) -> FlopCountAnalysis:

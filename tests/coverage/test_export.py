@@ -11,6 +11,7 @@ from torch import nn
 
 import tpcli
 from tests.coverage import zoo
+from tests.pictures import class_folders
 from tests.program import Run
 from tpcli import exporting
 from tpcli.errors import TpcliError, UserError
@@ -39,6 +40,66 @@ def test_torch_export(tmp_path: Path, kind: str, method: str) -> None:
     result = export_model(pooled(kind, method), tmp_path / "m.pt2", file_format="torch-export")
     assert result.max_error is not None
     assert result.max_error <= TOLERANCE
+
+
+@pytest.mark.walk
+def test_float16(tmp_path: Path) -> None:
+    """Half the weights; images and answers stay float32, and the model as it was."""
+    model = tpcli.pool(zoo.small(KINDS["deit"], depth=1), [20], "tome")
+    sizes = []
+    for dtype in ("float32", "float16"):
+        out = tmp_path / f"{dtype}.pt2"
+        result = export_model(model, out, file_format="torch-export", dtype=dtype)
+        assert (result.dtype, result.checked_on) == (dtype, "random images")
+        sizes.append(out.stat().st_size)
+    assert sizes[0] - sizes[1] > 1.7 * sum(p.numel() for p in model.parameters())
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    x = zoo.images(model, 5)
+    with torch.no_grad():
+        got = torch.export.load(out).module()(x)
+        expected = model(x)
+    assert got.dtype == torch.float32
+    assert 0 < float((got - expected).abs().max()) < 0.05 * float(expected.abs().max())
+
+
+def test_float16_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "TOLERANCE_FLOAT16", 0.0)
+    model = zoo.small(KINDS["deit"], depth=1)
+    with pytest.raises(TpcliError, match=r"by 0\.\d+% on the whole, more than 0%, so"):
+        export_model(model, tmp_path / "m.pt2", file_format="torch-export", dtype="float16")
+
+
+@pytest.mark.walk
+@pytest.mark.parametrize("method", METHODS)
+def test_float16_in_onnx_runtime(tmp_path: Path, method: str) -> None:
+    pytest.importorskip("onnxruntime")
+    result = export_model(pooled("deit", method), tmp_path / "m.onnx", dtype="float16")
+    assert result.max_error is not None
+    assert 0 < result.max_error < 0.1
+
+
+@pytest.mark.walk
+def test_dynamic_quantization_by_onnx_runtime(tmp_path: Path) -> None:
+    """The recipe of docs/export.md: a quarter of the weights, nearly the same logits."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = pooled("deit", "ward")
+    export_model(model, tmp_path / "m.onnx")
+    quantize_dynamic(
+        tmp_path / "m.onnx",
+        tmp_path / "int8.onnx",
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul", "Gemm"],
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "int8.onnx")
+    x = zoo.images(model, 5)
+    (logits,) = session.run(["logits"], {"images": x.numpy()})
+    with torch.no_grad():
+        expected = model(x)
+    apart = (torch.from_numpy(logits) - expected).square().mean().sqrt()
+    assert float(apart) < 0.1 * float(expected.square().mean().sqrt())
+    assert (tmp_path / "int8.onnx").stat().st_size < 0.6 * (tmp_path / "m.onnx").stat().st_size
 
 
 @pytest.mark.walk
@@ -122,6 +183,7 @@ def test_a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.Mon
         ("m.onnx", {"opset": 17}, "opset 17 can't be used; .* at least 18"),
         ("m.onnx", {"opset": 999}, "opset 999 is newer than the installed onnx has; use 18 to"),
         ("m.pt2", {"file_format": "torch-export", "opset": 20}, "opset 20 can't be used"),
+        ("m.onnx", {"dtype": "int8"}, "dtype 'int8' is unknown; use one of float32, float16"),
         ("m.pt", {}, r"m\.pt needs the suffix \.onnx to hold onnx"),
         ("old.onnx", {}, r"old\.onnx exists already; .* `force`"),
     ],
@@ -147,7 +209,10 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
     small = "img_size=48 patch_size=8 embed_dim=48 num_heads=2 depth=1".split()
     arguments = ["export", KINDS["deit"], "--no-pretrained", "--schedule", "keep:0.5@0"]
     arguments += [part for item in small for part in ("--model-kwargs", item)]
-    document = run(*arguments, "--format", "torch-export", "--out", out, "--json").document
+    photos = class_folders(tmp_path / "photos", per_class=1)
+    more = ("--data", photos, "--format", "torch-export", "--out", out, "--json")
+    document = run(*arguments, *more).document
+    assert document["checked_on"] == "10 images"
     assert document["tokens"] == [18]
     assert document["max_error"] <= TOLERANCE
     assert document["input_size"] == [3, 48, 48]

@@ -106,6 +106,17 @@ def test_flops_of_a_quantized_model() -> None:
         pool(unpool(quantized), "flops:0.7")
 
 
+def test_flops_of_a_model_with_quantized_tensors() -> None:
+    class Int8Tensor(Tensor):
+        __module__ = "torchao.quantization"
+
+    model = pool(tiny_vit(), SCHEDULE)
+    weight = model.head.weight.detach().as_subclass(Int8Tensor)
+    model.head.weight = nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(UserError, match="pool the model first, then quantize it"):
+        count_flops(model)
+
+
 def logits(model: nn.Module) -> Tensor:
     with torch.no_grad():
         return model(images())

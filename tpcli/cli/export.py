@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tpcli.cli.groups import ForceOption, JsonOption, ModelArgument, ModelGroup
+from tpcli.cli.groups import (
+    DATA_PANEL,
+    ForceOption,
+    JsonOption,
+    ModelArgument,
+    ModelGroup,
+    SourceGroup,
+)
+from tpcli.cli.kinds import SPLIT
 from tpcli.cli.pooling_options import PoolingGroup
 from tpcli.cli.spread import add
 from tpcli.cli.values import PLACE, one_of, option, whole
@@ -15,9 +23,17 @@ from tpcli.errors import UserError
 from tpcli.files import check_output
 from tpcli.specs import base_name
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tpcli.models import LoadedModel
+
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
 OUTPUTS = ("logits", "features", "dense")
 OPSET = whole(18, 30)
+DTYPES = ("float32", "float16")
+CHECKED = 16
+"""Images that what was written is run on."""
 
 
 def register(app: typer.Typer) -> None:
@@ -47,14 +63,29 @@ def export(
     opset: Annotated[
         int | None, option(OPSET, "Opset of ONNX, 18 or more.", shown="torch's own")
     ] = None,
+    dtype: Annotated[
+        str,
+        option(
+            one_of(DTYPES),
+            f"Type of weights and arithmetic: {', '.join(DTYPES)}; images and answers are float32 "
+            "all the same.",
+        ),
+    ] = "float32",
+    source: SourceGroup,
+    split: Annotated[
+        str, option(SPLIT, "Split that the images are of.", panel=DATA_PANEL)
+    ] = "validation",
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a pooled model as ONNX or as a torch.export program, for any batch size.
 
+    What was written is run and held against torch: on 16 images of --data, else on random ones.
+
     Examples:
         tpcli export deit_small_patch16_224 --schedule flops:0.6 --out deit.onnx
         tpcli export pooled/ --format torch-export --out pooled.pt2
+        tpcli export pooled/ --dtype float16 --data imagenet/
     """
     suffix = FORMATS[file_format]
     out = out or Path(base_name(model) + suffix)
@@ -64,6 +95,8 @@ def export(
         raise UserError(f"--opset {opset} is for ONNX alone; leave it out, or use --format onnx.")
     check_output(out, force)
     pooling.check(model)
+    if source.data is not None:
+        source.require_for(model, split)
 
     from tpcli.cli import render
     from tpcli.exporting import check_export, export_model
@@ -74,7 +107,14 @@ def export(
     loaded = loading.load(model)
     pooling.apply_to(loaded, default_schedule="flops:0.6")
     result = export_model(
-        loaded.model, out, file_format=file_format, output=output, opset=opset, force=force
+        loaded.model,
+        out,
+        file_format=file_format,
+        output=output,
+        opset=opset,
+        dtype=dtype,
+        check_on=None if source.data is None else _images(source, loaded, split),
+        force=force,
     )
     spec = pooling_spec(loaded.model)
     assert spec is not None
@@ -86,11 +126,13 @@ def export(
                 "format": result.file_format,
                 "output": result.output,
                 "opset": result.opset,
+                "dtype": result.dtype,
                 "schedule": spec.schedule.name,
                 "tokens": list(spec.schedule.tokens),
                 "method": spec.options.to_dict(),
                 "input_size": list(result.input_size),
                 "max_error": result.max_error,
+                "checked_on": result.checked_on,
             }
         )
         return
@@ -99,15 +141,33 @@ def export(
     checked = (
         "not checked: onnxruntime is not installed (pip install 'tpcli[export]')"
         if result.max_error is None
-        else f"largest difference of {result.output} to torch's: {result.max_error:.1e}"
+        else f"largest difference of {result.output} to torch's: {result.max_error:.1e}, "
+        f"{result.checked_on}"
     )
     render.print_facts(
         [
             ("model", f"{loaded.name}, pooled by {spec.options.method}"),
             ("schedule", f"{spec.schedule.name}: {', '.join(map(str, spec.schedule.tokens))}"),
-            ("saved", f"{result.out} ({result.file_format}{opset_text})"),
+            ("saved", f"{result.out} ({result.file_format}{opset_text}, {result.dtype})"),
             ("input", f"images: {shape}, normalised as for the model"),
             ("output", result.output),
             ("check", checked),
         ]
     )
+
+
+def _images(source: SourceGroup, loaded: LoadedModel, split: str) -> Tensor:
+    """A few images of the data, as the model gets them."""
+    from tpcli.data import batches, create
+
+    assert source.data is not None
+    data = create(
+        source.data,
+        loaded.data_config,
+        split=split,
+        data_dir=None if source.data_dir is None else str(source.data_dir),
+        download=source.download,
+        limit=CHECKED,
+    )
+    batch, _ = next(iter(batches(data, CHECKED)))
+    return data.normalize(batch)
