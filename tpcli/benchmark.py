@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from tpcli.devices import explain_out_of_memory, pick_device, synchronize
 from tpcli.evaluation import floating_dtype
+from tpcli.heap import kept_heap
 from tpcli.options import PoolingOptions
 from tpcli.planning import pool
 from tpcli.schedule import Schedule
@@ -113,7 +114,7 @@ def bench(
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads or threads)
     try:
-        with torch.inference_mode(), explain_out_of_memory(options.batch_size):
+        with kept_heap(), torch.inference_mode(), explain_out_of_memory(options.batch_size):
             share = pooling_share(pooled, images, options)
             memory = [
                 peak_memory(partial(forward, version, images, options), device)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tpcli.benchmark import BenchOptions, forward, passed
 from tpcli.devices import explain_out_of_memory, pick_device, synchronize
 from tpcli.evaluation import floating_dtype
+from tpcli.heap import kept_heap
 from tpcli.options import PoolingOptions
 from tpcli.schedule import Schedule, Tokens
 from tpcli.surgery import PoolingSpec, TokenPooling, insert, unpool
@@ -76,7 +77,7 @@ def time_parts(
     torch.set_num_threads(options.threads or threads)
     rounds: list[list[Timed]] = []
     try:
-        with torch.inference_mode(), explain_out_of_memory(options.batch_size):
+        with kept_heap(), torch.inference_mode(), explain_out_of_memory(options.batch_size):
             for version in versions:
                 forward(version, images, options)
             began = time.perf_counter()

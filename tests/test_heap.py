@@ -1,0 +1,40 @@
+"""Forwards that are timed fault no pages in once they are warm."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tpcli.heap import kept_heap
+
+MEGABYTES = 48
+
+
+def faults() -> tuple[float, float]:
+    """Page faults of a large allocation, outside and inside."""
+    import resource
+
+    def each(call: Callable[[], object]) -> float:
+        for _ in range(3):
+            call()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            call()
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10
+
+    def work() -> None:
+        torch.zeros(MEGABYTES * 2**18)
+
+    outside = each(work)
+    with kept_heap():
+        return outside, each(work)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator only")
+def test_pages_are_kept_while_something_is_timed() -> None:
+    outside, inside = faults()
+    assert outside > 100
+    assert inside < 10
