@@ -7,11 +7,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 """Parameters of glibc's `mallopt`."""
 
-KEEP, USUAL = 2**30, 2**25
-"""Bytes: while something is timed; and after it, the most that glibc itself goes up to."""
+FOR_TIMING = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**30}
+"""Everything from the heap, of which a gigabyte may be free."""
+
+AFTERWARDS = {MMAP_MAX: 65536, MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26}
+"""As far as glibc itself goes in time."""
 
 
 @contextmanager
@@ -30,9 +33,9 @@ def kept_heap() -> Iterator[None]:
         yield
         return
     try:
-        mallopt(MMAP_THRESHOLD, KEEP)
-        mallopt(TRIM_THRESHOLD, KEEP)
+        for parameter, value in FOR_TIMING.items():
+            mallopt(parameter, value)
         yield
     finally:
-        mallopt(MMAP_THRESHOLD, USUAL)
-        mallopt(TRIM_THRESHOLD, 2 * USUAL)
+        for parameter, value in AFTERWARDS.items():
+            mallopt(parameter, value)

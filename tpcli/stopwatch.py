@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tpcli.benchmark import BenchOptions, forward, passed
+from tpcli.cost import sharing_weights
 from tpcli.devices import explain_out_of_memory, pick_device, synchronize
 from tpcli.evaluation import floating_dtype
 from tpcli.heap import kept_heap
@@ -93,9 +94,8 @@ def time_parts(
 
 
 def _pooled(base: nn.Module, tokens: Tokens, pooling: PoolingOptions) -> nn.Module:
-    weights = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
-    model = copy.deepcopy(base, weights)
-    return insert(model, PoolingSpec(Schedule(tokens, patch_tokens(base)), pooling))
+    schedule = Schedule(tokens, patch_tokens(base))
+    return insert(sharing_weights(base), PoolingSpec(schedule, pooling))
 
 
 def _median(tokens: Tokens, rounds: Sequence[Sequence[Timed]], version: int) -> Timed:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from itertools import chain
 
 import numpy as np
 import torch
 from torch import nn
 
 from tpcli.benchmark import BenchOptions, interleaved
+from tpcli.cost import sharing_weights
 from tpcli.devices import borrowed, explain_out_of_memory, pick_device
 from tpcli.evaluation import floating_dtype
+from tpcli.heap import kept_heap
 from tpcli.options import options_from_dict
 from tpcli.planning import pool
 from tpcli.surgery import unpooled
@@ -73,11 +73,11 @@ def _times(
             for p in points:
                 if p.tokens:
                     spec = options_from_dict(p.options)
-                    versions.append(pool(_sharing_weights(model), p.tokens, spec))
+                    versions.append(pool(sharing_weights(model), p.tokens, spec))
             shape = (options.batch_size, *input_size(model))
             images = torch.randn(*shape, device=device, dtype=floating_dtype(model))
             whole = replace(options, seconds=options.seconds * len(versions))
-            with explain_out_of_memory(options.batch_size):
+            with kept_heap(), explain_out_of_memory(options.batch_size):
                 seconds = interleaved(versions, images, whole)  # (rounds, versions)
     finally:
         torch.set_num_threads(threads)
@@ -93,9 +93,3 @@ def _times(
         }
         for i in columns
     ]
-
-
-def _sharing_weights(model: nn.Module) -> nn.Module:
-    """A copy that can be pooled by itself, with the same weights in memory."""
-    weights = chain(model.parameters(), model.buffers())
-    return copy.deepcopy(model, {id(weight): weight for weight in weights})
