@@ -87,10 +87,11 @@ def number(labels: Tensor, k: int, leads: Tensor | None) -> Parts | None:
     found: Parts | None
     if torch.compiler.is_compiling():
         found = torch.ops.tpcli.number(labels, k, leads)
+    elif leads is None and hasattr(labels, "numbered"):
+        found = labels.numbered
     else:
-        found = _launched(
-            "number", [labels] if leads is None else [labels, leads], labels, k, leads
-        )
+        tensors = [labels] if leads is None else [labels, leads]
+        found = _launched("number", tensors, labels, k, leads)
     return found
 
 
