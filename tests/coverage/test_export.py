@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.export import Dim
 
 import tpcli
 from tests.coverage import zoo
@@ -174,6 +175,18 @@ def test_a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.Mon
             zoo.small(KINDS["deit"], depth=1), tmp_path / "m.pt2", file_format="torch-export"
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_any_image_size_is_refused_at_once() -> None:
+    """Tracing would take minutes, and the program would take the one size all the same."""
+    model = tpcli.pool(zoo.small(KINDS["deit"], depth=1, dynamic_img_size=True), [9], "tome")
+    size = {
+        0: Dim("batch"),
+        2: 8 * Dim("rows", min=4, max=16),
+        3: 8 * Dim("columns", min=4, max=16),
+    }
+    with pytest.raises(UserError, match="can't be exported for any image size, .* each size"):
+        torch.export.export(model, (zoo.images(model),), dynamic_shapes=(size,))
 
 
 @pytest.mark.parametrize(

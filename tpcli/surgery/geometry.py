@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
+
+from tpcli.errors import UserError
+from tpcli.schedule import share_of
 
 POOLING_NAME = "token_pooling"
 """The attribute of a block that holds its pooling layer."""
@@ -62,3 +66,18 @@ def patch_tokens(model: nn.Module) -> int:
     """N_0: the patch tokens that enter block 0 at the model's own image size."""
     rows, columns = patch_grid(model)
     return rows * columns
+
+
+def tokens_left(tokens: int, kept: int, of: int) -> int:
+    """What a layer that keeps `kept` of `of` keeps of `tokens`: the same share at another size.
+
+    Raises:
+        UserError: torch.export leaves open how many there are.
+    """
+    if not isinstance(tokens, int) and torch.compiler.is_exporting():
+        raise UserError(
+            "a pooled model can't be exported for any image size, since how many tokens are left "
+            "would be unknown in every operator behind; leave height and width out of "
+            "dynamic_shapes, and export a program for each size (set_input_size)."
+        )
+    return kept if tokens == of else share_of(tokens, kept, of)

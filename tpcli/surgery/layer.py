@@ -12,11 +12,11 @@ from torch.utils.hooks import RemovableHandle
 from tpcli.options import PoolingOptions
 from tpcli.pooling import Assignment, Clusters, get_method, merge_tokens
 from tpcli.pooling.clusters import medoids_near_mean
-from tpcli.schedule import share_of
 
 from .attention import AttentionInputs, patch_scores
 from .dense import Patches, merged_patches, stand_ins
 from .families import Family
+from .geometry import tokens_left
 from .positions import follow
 from .running import THREAD, Merge
 
@@ -120,9 +120,7 @@ class TokenPooling(nn.Module):
 
     def tokens_to_keep(self, tokens: int) -> int:
         """K for `tokens` patch tokens: the schedule's, or its share for another image size."""
-        if tokens == self.tokens_in:
-            return self.tokens_out
-        return share_of(tokens, self.tokens_out, self.tokens_in)
+        return tokens_left(tokens, self.tokens_out, self.tokens_in)
 
     def attention_mask(self, x: Tensor, sizes: Tensor | None) -> Tensor | None:
         """log(size) for every key, added to the attention logits (ToMe, eq. 1): (B, 1, 1, P + N).
