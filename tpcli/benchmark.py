@@ -125,7 +125,7 @@ def bench(
             times = interleaved(versions, images, options, on_round)  # (rounds, versions)
     finally:
         torch.set_num_threads(threads)
-    timings = [_timing(column, options.batch_size) for column in times.T]
+    timings = [timing(column, options.batch_size) for column in times.T]
     return BenchResult(
         method=pooling.method,
         schedule=spec.schedule.name,
@@ -240,7 +240,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
     return max(itertools.accumulate((size for _, size in sorted(changes)), initial=0))
 
 
-def forward(model: nn.Module, images: Tensor, options: BenchOptions) -> Tensor:
+def forward(model: Callable[[Tensor], Tensor], images: Tensor, options: BenchOptions) -> Tensor:
     """One pass over (B, C, H, W) in the precision that is asked for."""
     dtype = DTYPES[options.dtype]
     casting: AbstractContextManager[Any] = nullcontext()
@@ -252,7 +252,7 @@ def forward(model: nn.Module, images: Tensor, options: BenchOptions) -> Tensor:
 
 
 def interleaved(
-    versions: Sequence[nn.Module],
+    versions: Sequence[Callable[[Tensor], Tensor]],
     images: Tensor,
     options: BenchOptions,
     on_round: Callable[[float], None] | None = None,
@@ -299,6 +299,7 @@ def percent(advance: Callable[[int], None]) -> Callable[[float], None]:
     return on_round
 
 
-def _timing(seconds: np.ndarray[Any, np.dtype[np.float64]], batch_size: int) -> Timing:
+def timing(seconds: np.ndarray[Any, np.dtype[np.float64]], batch_size: int) -> Timing:
+    """What the seconds of one version's forwards (rounds,) come to."""
     median, p95 = np.percentile(seconds, [50, 95])
     return Timing(float(batch_size / median), float(1000 * median), float(1000 * p95))

@@ -63,3 +63,13 @@ def run_onnx(path: Path, images: Tensor) -> Tensor | None:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (answer,) = session.run(None, {"images": images.cpu().numpy()})
     return torch.from_numpy(answer)
+
+
+def quantize_onnx(path: Path, out: Path) -> Path:
+    """Weights in int8, activations quantized as they come, by ONNX Runtime; `out`."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        path, out, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"]
+    )
+    return out

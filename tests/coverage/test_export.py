@@ -180,13 +180,10 @@ def test_a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.Mon
 def test_any_image_size_is_refused_at_once() -> None:
     """Tracing would take minutes, and the program would take the one size all the same."""
     model = tpcli.pool(zoo.small(KINDS["deit"], depth=1, dynamic_img_size=True), [9], "tome")
-    size = {
-        0: Dim("batch"),
-        2: 8 * Dim("rows", min=4, max=16),
-        3: 8 * Dim("columns", min=4, max=16),
-    }
-    with pytest.raises(UserError, match="can't be exported for any image size, .* each size"):
-        torch.export.export(model, (zoo.images(model),), dynamic_shapes=(size,))
+    rows, columns = (8 * Dim(name, min=4, max=16) for name in ("rows", "columns"))
+    shapes = ({0: Dim("batch"), 2: rows, 3: columns},)
+    with pytest.raises(UserError, match=r"can't be exported for any image size, .* each size"):
+        torch.export.export(model, (zoo.images(model),), dynamic_shapes=shapes)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tpcli.cli.bench_runtimes import SOME_RUNTIMES, RuntimeBench, installed
 from tpcli.cli.groups import DeviceOption, JsonOption, ModelArgument, ModelGroup
 from tpcli.cli.kinds import SCHEDULE, SIZE, SOME_METHODS
 from tpcli.cli.pooling_options import (
@@ -21,6 +22,7 @@ from tpcli.cli.pooling_options import (
 from tpcli.cli.spread import add
 from tpcli.cli.values import FIGURE, flag, number, one_of, option, whole
 from tpcli.files import check_output
+from tpcli.runtimes.kinds import RUNTIMES
 
 if TYPE_CHECKING:
     from tpcli.benchmark import BenchResult
@@ -70,6 +72,14 @@ def bench(
     threads: Annotated[int | None, option(whole(1, 256), "CPU threads.")] = None,
     compiled: Annotated[bool, flag("torch.compile all versions.", "--compile")] = False,
     seconds: Annotated[float, option(number(0, 86400), "Time for each row.")] = 10.0,
+    runtime: Annotated[
+        str | None,
+        option(
+            SOME_RUNTIMES,
+            f"Time base and pooled model exported, on the CPU, in: {', '.join(RUNTIMES)}; commas "
+            "between several.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         option(FIGURE, "Bar chart to write: .png, .svg or .pdf; a .csv goes beside it."),
@@ -85,10 +95,18 @@ def bench(
         tpcli bench deit_small_patch16_224 --no-pretrained --schedule r:13 --batch-size 16
         tpcli bench pooled/ --batch-size 1 --batch-size 64 --device cuda --dtype bfloat16
         tpcli bench --method ward,tome,k-medoids --out bench.png
+        tpcli bench deit_small_patch16_224 --runtime torch,onnxruntime,openvino --threads 1
     """
     if out is not None:
         for path in (out, out.with_suffix(".csv")):
             check_output(path)
+    there = None
+    if runtime is not None:
+        sizes = batch_size or [16]
+        there = RuntimeBench(installed(runtime.split(",")), sizes, threads, seconds)
+        not_cpu, not_float32 = device not in ("auto", "cpu"), set(dtype or []) - {"float32"}
+        others = {f"--device {device}": not_cpu, "--dtype": bool(not_float32)}
+        there.check({**others, "--compile": compiled, "--out": out is not None})
     methods = [pooling.options(name) for name in method_names(method)]
     asked = PoolingGroup(schedule=schedule, **pooling.given)
     if not methods:
@@ -111,6 +129,9 @@ def bench(
         assert spec is not None
         wanted, methods = spec.schedule, [spec.options]
     unpool(loaded.model)
+    if there is not None:
+        there.run(loaded, wanted, methods, as_json)
+        return
     results = []
     runs = [
         (size, kind, chosen)

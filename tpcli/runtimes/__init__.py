@@ -1,0 +1,1 @@
+"""Pooled models in other runtimes: whether it is as fast there, and answers the same."""
