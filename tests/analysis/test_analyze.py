@@ -106,7 +106,7 @@ def test_stages_change_nothing_of_what_a_model_answers(name: str) -> None:
 def test_where_tokens_have_no_grid_spectra_are_left_out(name: str) -> None:
     model = zoo.small(name)
     assert why_no_grid(model, (6, 6))
-    places = [Stage(0, stage, None, 1, 1, 1, 1, 1) for stage in ("input", "attention", "mlp")]
+    places = [Stage(0, stage, None, 1, 1, 1, 1, 1, None) for stage in ("input", "attention", "mlp")]
     kept = tuple(Kept(0, "ward", keep, 1, 0.5) for keep in KEEP)
     found = Analysis(1, 36, 96, tuple(places), kept, why_no_grid(model, (6, 6)))
     figure_bytes(analysis_figure(found, "x"), ".png")

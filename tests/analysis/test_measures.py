@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
@@ -92,6 +93,21 @@ def test_likeness_pair_by_pair() -> None:
         ]
         expected = np.mean(nearest) / norms.mean()
         assert likeness.nearest_distance(x)[b].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_ranks_of_pairs_are_compared_as_scipy_does() -> None:
+    before, after = smooth(3, (3, 4), 5), smooth(3, (3, 4), 5) + tokens(3, 12, 5)
+    found = likeness.rank_consistency(after, before)
+    upper = np.triu_indices(12, 1)
+    for b in range(3):
+        cosines = []
+        for x in (before, after):
+            unit = x[b].double().numpy()
+            unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+            cosines.append((unit @ unit.T)[upper])
+        expected = scipy.stats.spearmanr(*cosines).statistic
+        assert found[b].item() == pytest.approx(expected, abs=1e-3)
+    assert likeness.rank_consistency(2 * after, after) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("k", [48, 32, 16])

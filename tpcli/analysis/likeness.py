@@ -23,3 +23,18 @@ def nearest_distance(x: Tensor) -> Tensor:
     nearest = squared.masked_fill(own, torch.inf).amin(2).sqrt().mean(1)
     relative: Tensor = nearest / x.norm(dim=2).mean(1)
     return relative
+
+
+def rank_consistency(x: Tensor, before: Tensor) -> Tensor:
+    """Spearman's correlation of the cosines of all pairs of tokens with those of the same pairs
+    before: (B, N, C), (B, N, C) -> (B,). 1 where the most alike stay the most alike."""
+    ranks = [_pairs(tokens).argsort(1).argsort(1).float() for tokens in (x, before)]
+    one, other = (F.normalize(r - r.mean(1, keepdim=True), dim=1) for r in ranks)
+    return (one * other).sum(1)
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """Cosines of all pairs of different tokens: (B, N, C) -> (B, N (N - 1) / 2)."""
+    unit = F.normalize(x, dim=2)
+    one, other = torch.triu_indices(x.shape[1], x.shape[1], 1, device=x.device)
+    return (unit @ unit.mT)[:, one, other]

@@ -115,6 +115,7 @@ class _Sums:
         self.methods = methods
         has_place = [FAMILIES[type(b)].halves is not None for b in model.blocks]  # type: ignore[union-attr]
         self.pools_at = ["attention" if place else "mlp" for place in has_place]
+        self.entered = torch.empty(0)
         self.scalars: dict[tuple[int, str], dict[str, Tensor]] = {}
         self.losses: dict[tuple[int, str, float], Tensor] = defaultdict(partial(torch.zeros, ()))
 
@@ -123,8 +124,14 @@ class _Sums:
         if stage == "input" and index > 0:
             return
         x = tokens[:, self.prefix :].float()
+        entered = self.entered
+        if stage != "attention":
+            self.entered = x
         with torch.autocast(x.device.type, enabled=False):
             found = {name: measure(x).sum().cpu().double() for name, measure in SCALARS.items()}
+            if stage != "input" and self.patches > 2:
+                consistent = likeness.rank_consistency(x, entered).sum()
+                found["rank_consistency"] = consistent.cpu().double()
             if not self.no_spectrum:
                 found["spectrum"] = spectrum.log_amplitudes(x, self.grid).sum(0).cpu().double()
             if stage == self.pools_at[index]:
@@ -156,7 +163,8 @@ class _Sums:
         blocks: list[Stage] = []
         for (index, stage), held in sorted(self.scalars.items(), key=lambda item: item[0][0]):
             if index > 0 and blocks[-1].index < index:
-                blocks.append(replace(blocks[-1], index=index, stage="input"))
+                entering = replace(blocks[-1], index=index, stage="input", rank_consistency=None)
+                blocks.append(entering)
             line = tuple((held["spectrum"] / count).tolist()) if "spectrum" in held else ()
             means = {name: float(held[name] / count) for name in SCALARS}
             if not all(map(math.isfinite, means.values())):
@@ -164,7 +172,13 @@ class _Sums:
                     f"the tokens of block {index} are not finite; try without `amp`, or check the "
                     "model's weights."
                 )
-            blocks.append(Stage(index, stage, line[-1] if line else None, **means, spectrum=line))
+            ranked = float(held["rank_consistency"] / count) if "rank_consistency" in held else None
+            blocks.append(
+                Stage(
+                    index, stage, line[-1] if line else None, **means,
+                    rank_consistency=ranked, spectrum=line,
+                )
+            )  # fmt: skip
         kept = []
         for index in range(self.depth):
             whole = float(self.losses[index, "", 1.0])

@@ -13,6 +13,7 @@ MEASURES = (
     "effective_rank",
     "mean_cosine",
     "nearest_distance",
+    "rank_consistency",
 )
 
 
@@ -21,7 +22,8 @@ class Stage:
     """Means over images at one place in one block.
 
     stage: input, attention or mlp. relative_log_amplitude: of the highest frequency, None without a
-    grid. spectrum: the same from frequency 0 to the highest. The rest: see the functions of these
+    grid. spectrum: the same from frequency 0 to the highest. rank_consistency: with the tokens that
+    entered the block, None for those themselves. The rest: see the functions of these
     names.
     """
 
@@ -33,6 +35,7 @@ class Stage:
     effective_rank: float
     mean_cosine: float
     nearest_distance: float
+    rank_consistency: float | None
     spectrum: tuple[float, ...] = ()
 
 

@@ -36,6 +36,7 @@ def measures_table(found: Analysis) -> DataFrame:
             "effective rank": _number(s.effective_rank, 1),
             "mean cosine": _number(s.mean_cosine, 3),
             "nearest": _number(s.nearest_distance, 3),
+            "ranks": _number(s.rank_consistency, 3),
         }
         for s in found.blocks
         if s.stage != "input" or s.index == 0
