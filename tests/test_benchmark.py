@@ -75,3 +75,16 @@ def test_the_table_says_where_the_compiled_loops_are_missing(
     assert "C compiler" in run(*quick).out
     monkeypatch.undo()
     assert ("C compiler" in run(*quick).out) == (native.kernels is None)
+
+
+def test_several_schedules_stand_side_by_side(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    asked = ("tokens:50,40,30,20", "flops:0.7@1,2")
+    schedules = [word for schedule in asked for word in ("--schedule", schedule)]
+    quick = (*schedules, "--method", "top-k", "--batch-size", 1, "--seconds", 0)
+    out = tmp_path / "bench.svg"
+    documents = run("bench", model_folder, *quick, "--out", out, "--json").document
+    assert [d["schedule"] for d in documents] == list(asked)
+    assert documents[0]["tokens"] == [50, 40, 30, 20]
+    first, *pooled, last = documents[1]["tokens"]
+    assert first == 64 > pooled[0] > pooled[1] == last  # all removal at blocks 1 and 2
+    assert all(schedule in out.read_text() for schedule in asked)

@@ -70,12 +70,12 @@ def test_closed_form_of_k_medoids() -> None:
     """Normalised tokens, an even start and one step, from 64 to 20 tokens."""
     options = {"start": "even", "iterations": 1, "weights": "size", "metric": "normalized"}
     count = count_flops(pool(tiny_vit(), [20] * 4, "k-medoids", **options))
-    n, k = 64, 20
+    n = 64
     norm = 4 * n * C  # without affine parameters
     distances = n * n * C
     candidates = n * n  # weights times distances within clusters
-    means = (n - k) * C
-    sums = n - k  # sizes per cluster
+    means = n * C
+    sums = n  # sizes per cluster
     expected = norm + distances + candidates + means + sums
     assert count.blocks[0].pooling_flops == expected
     assert [b.pooling_flops for b in count.blocks[1:]] == [0, 0, 0]
@@ -87,9 +87,10 @@ def test_closed_form_of_ward_with_a_sketch() -> None:
     model = pool(tiny_vit(embed_dim=width, depth=2), [k, k], "ward")
     candidates = 3 * (n - k) + n // 8
     sketch = n * n * 48
-    exact = 4 * candidates * width + candidates**2 * width
-    means_and_sums = 2 * (n - k) * width + 3 * (n - k)  # means, stretched; lengths, counts, sizes
-    assert count_flops(model).blocks[0].pooling_flops == sketch + exact + means_and_sums
+    norm = 4 * n * width
+    exact = candidates**2 * width
+    means_and_sums = n * width + 2 * n  # of tokens; of lengths and sizes
+    assert count_flops(model).blocks[0].pooling_flops == norm + sketch + exact + means_and_sums
 
 
 def test_scores_cost_a_second_product_of_queries_and_keys() -> None:

@@ -65,6 +65,7 @@ class BenchResult:
     """One pooled version against its base.
 
     speedup, ideal_speedup: medians of the ratio to the base forward timed right beside.
+    tokens: patch tokens that leave each block.
     pooling_share: share of the forward's time inside pooling layers, before any compiling.
     peak_memory, base_peak_memory: bytes that a forward allocates at most, beside weights and
     images; None where the device keeps no count.
@@ -72,6 +73,7 @@ class BenchResult:
 
     method: str
     schedule: str
+    tokens: tuple[int, ...]
     device: str
     dtype: str
     batch_size: int
@@ -129,6 +131,7 @@ def bench(
     return BenchResult(
         method=pooling.method,
         schedule=spec.schedule.name,
+        tokens=spec.schedule.tokens,
         device=str(device),
         dtype=options.dtype,
         batch_size=options.batch_size,

@@ -44,7 +44,7 @@ def ward(z: Floats, k: int, w: Floats, rounds: int) -> list[int]:
 
     In a round every cluster points at the partner that is cheapest to merge with. The cheapest
     pointers merge: of two that point at each other the higher one does, and a pointer that is not
-    returned counts twice its cost.
+    returned counts twice its cost. Of costs that are nearly equal the lower position's is lower.
     """
     n = len(z)
     rounds = rounds or (1 if n - k < n / 8 else 2)
@@ -54,8 +54,11 @@ def ward(z: Floats, k: int, w: Floats, rounds: int) -> list[int]:
         rounds -= 1
         mass = np.array([w[group].sum() for group in groups])
         means = np.array([(w[group, None] * z[group]).sum(0) for group in groups]) / mass[:, None]
-        share = np.multiply.outer(mass, mass) / np.add.outer(mass, mass)
-        cost = share * squared_distances(means)
+        line = 256.0 * len(groups) - np.arange(len(groups))
+        later = 1 + np.arange(len(groups)) / (256 * len(groups))
+        norms = np.add.outer(np.square(means).sum(1), np.square(means).sum(1))
+        distances = norms - 2 * (1 - 2**-16) * means @ means.T + 1e-26
+        cost = distances / np.add.outer(line / mass, line / mass)
         np.fill_diagonal(cost, np.inf)
         every = range(len(groups))
         partner = [int(cost[a].argmin()) for a in every]  # NumPy's is the first of equals
@@ -63,7 +66,7 @@ def ward(z: Floats, k: int, w: Floats, rounds: int) -> list[int]:
         for a, b in enumerate(partner):
             mutual = partner[b] == a
             if not (mutual and a < b):
-                offers.append((cost[a, b] * (1 if mutual else 2), a))
+                offers.append((cost[a, b] * (1 if mutual else 2) * later[a], a))
         parent = list(every)
         for _, a in sorted(offers)[:merges]:
             parent[a] = partner[a]

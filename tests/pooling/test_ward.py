@@ -14,10 +14,12 @@ from torch import Tensor
 
 from tests.pooling import reference
 from tests.tiny import tokens
-from tpcli.pooling import Clusters, get_method, reconstruction_loss, starts
+from tpcli.pooling import Clusters, get_method, merge_cost, reconstruction_loss
 from tpcli.pooling.distance import pairwise_squared_distances
-from tpcli.pooling.starts import cheapest_merge, ward_cost
-from tpcli.pooling.ward import LARGEST_CUT, merges_per_round, sketch_saves, ward_by_distances
+from tpcli.pooling.merge_cost import cheapest_merge
+from tpcli.pooling.order import line_up
+from tpcli.pooling.starts import ward_cost
+from tpcli.pooling.ward import LARGEST_CUT, merges_per_round, sketch_saves, ward_by_operators
 
 pytestmark = pytest.mark.usefixtures("either_form")
 
@@ -130,9 +132,7 @@ def test_a_sketch_costs_little_of_the_objective(k: int, normalized: bool) -> Non
         z, k, weights=torch.ones(4, 128), iterations=0, normalized=normalized
     ).labels
     metric = F.layer_norm(z, (384,)) if normalized else z
-    whole = ward_by_distances(
-        pairwise_squared_distances(metric), torch.ones(4, 128), merges_per_round(128, k, 0)
-    )
+    whole = ward_by_operators(z, torch.ones(4, 128), 128, merges_per_round(128, k, 0), normalized)
     losses = [
         reconstruction_loss(metric, Clusters.from_labels(labels, k), torch.ones(4, 128)).sum()
         for labels in (sketched, whole)
@@ -142,7 +142,9 @@ def test_a_sketch_costs_little_of_the_objective(k: int, normalized: bool) -> Non
 
 def test_cheapest_merge_is_that_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     z, mass = tokens(2, 50, 12), torch.rand(2, 50) + 0.5
-    expected = ward_cost(pairwise_squared_distances(z), mass).amin(-1)
-    torch.testing.assert_close(cheapest_merge(z, mass), expected)
-    monkeypatch.setattr(starts, "BAND", 50 * 7)  # several bands, the last one shorter
-    torch.testing.assert_close(cheapest_merge(z, mass), expected)
+    inverse = line_up(torch.arange(50), 50, mass).unsqueeze(-1)
+    expected = ward_cost(pairwise_squared_distances(z), mass).amin(-1) / 256 / 50
+    torch.testing.assert_close(cheapest_merge(z, inverse), expected, rtol=0.02, atol=0)
+    whole = cheapest_merge(z, inverse)
+    monkeypatch.setattr(merge_cost, "BAND", 50 * 7)  # several bands, the last one shorter
+    torch.testing.assert_close(cheapest_merge(z, inverse), whole)

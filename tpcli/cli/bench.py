@@ -26,6 +26,7 @@ from tpcli.runtimes.kinds import RUNTIMES
 
 if TYPE_CHECKING:
     from tpcli.benchmark import BenchResult
+    from tpcli.options import PoolingOptions
     from tpcli.schedule import Schedule
 
 
@@ -43,10 +44,10 @@ def bench(
     *,
     loading: ModelGroup,
     schedule: Annotated[
-        str | None,
+        list[str] | None,
         option(
             SCHEDULE,
-            SCHEDULE_HELP,
+            f"{SCHEDULE_HELP.rstrip('.')}; repeat for several.",
             panel=POOLING_PANEL,
             shown=f"the model's own, else {DEFAULT_SCHEDULE}",
         ),
@@ -96,6 +97,7 @@ def bench(
         tpcli bench pooled/ --batch-size 1 --batch-size 64 --device cuda --dtype bfloat16
         tpcli bench --method ward,tome,k-medoids --out bench.png
         tpcli bench deit_small_patch16_224 --runtime torch,onnxruntime,openvino --threads 1
+        tpcli bench --schedule flops:0.6 --schedule flops:0.6@3,6,9
     """
     if out is not None:
         for path in (out, out.with_suffix(".csv")):
@@ -108,9 +110,11 @@ def bench(
         others = {f"--device {device}": not_cpu, "--dtype": bool(not_float32)}
         there.check({**others, "--compile": compiled, "--out": out is not None})
     methods = [pooling.options(name) for name in method_names(method)]
-    asked = PoolingGroup(schedule=schedule, **pooling.given)
+    schedules = list(dict.fromkeys(schedule)) if schedule else [None]
+    asked = [PoolingGroup(schedule=text, **pooling.given) for text in schedules]
     if not methods:
-        asked.check(model)
+        for group in asked:
+            group.check(model)
 
     from tpcli.benchmark import BenchOptions
     from tpcli.benchmark import bench as measure
@@ -122,25 +126,26 @@ def bench(
     pick_device(device)
     loaded = loading.load(model)
     own = pooling_spec(loaded.model)
-    wanted: str | Schedule = schedule or (own.schedule if own else DEFAULT_SCHEDULE)
-    if not methods:
-        asked.apply_to(loaded, DEFAULT_SCHEDULE)
-        spec = pooling_spec(loaded.model)
-        assert spec is not None
-        wanted, methods = spec.schedule, [spec.options]
+    ways: list[tuple[str | Schedule, PoolingOptions]] = []
+    for group in asked:
+        wanted: str | Schedule = group.schedule or (own.schedule if own else DEFAULT_SCHEDULE)
+        ways += [(wanted, chosen) for chosen in methods]
+        if not methods:
+            spec = group.spec_on(loaded, own, DEFAULT_SCHEDULE)
+            ways.append((spec.schedule, spec.options))
     unpool(loaded.model)
     if there is not None:
-        there.run(loaded, wanted, methods, as_json)
+        there.run(loaded, ways, as_json)
         return
     results = []
     runs = [
-        (size, kind, chosen)
+        (size, kind, *way)
         for size in batch_size or [16]
         for kind in dtype or DTYPES[:1]
-        for chosen in methods
+        for way in ways
     ]
     with render.progress_bar(f"bench {loaded.name}", 100 * len(runs)) as advance:
-        for size, kind, chosen in runs:
+        for size, kind, wanted, chosen in runs:
             options = BenchOptions(size, device, kind, threads, compiled, seconds)
             results.append(measure(loaded.model, wanted, chosen, options))
             advance(100)
@@ -164,10 +169,11 @@ def _write(out: Path, documents: list[dict[str, Any]], results: list[BenchResult
     from tpcli.report.tables import csv_text
 
     first = documents[0]
-    figure = bench_figure(results, f"{first['model']}, {first['schedule']}, {first['device']}")
+    figure = bench_figure(results, f"{first['model']}{_of_all(results)}, {first['device']}")
     with replacing(out) as fresh:
         fresh.write_bytes(figure_bytes(figure, out.suffix.lower()))
-    write_text(out.with_suffix(".csv"), csv_text(pd.DataFrame(documents)))
+    table = pd.DataFrame(documents).drop(columns="tokens")
+    write_text(out.with_suffix(".csv"), csv_text(table))
 
 
 def _document(model: str, r: BenchResult) -> dict[str, Any]:
@@ -175,6 +181,7 @@ def _document(model: str, r: BenchResult) -> dict[str, Any]:
         "model": model,
         "method": r.method,
         "schedule": r.schedule,
+        "tokens": list(r.tokens),
         "device": r.device,
         "dtype": r.dtype,
         "batch_size": r.batch_size,
@@ -201,8 +208,12 @@ def _print(model: str, results: list[BenchResult]) -> None:
 
     columns = "method,batch,images/s,base,speed-up,ideal,kept,pooling,p95 ms,MiB".split(",")
     several = len({r.dtype for r in results}) > 1
+    shared = _of_all(results)
+    if not shared:
+        columns.insert(0, "schedule")
     rows = [
         [
+            *([] if shared else [r.schedule]),
             r.method,
             f"{r.batch_size} {r.dtype}" if several else str(r.batch_size),
             f"{r.pooled.images_per_second:.1f}",
@@ -229,4 +240,10 @@ def _print(model: str, results: list[BenchResult]) -> None:
             " Pooling ran in torch's operators, for want of a C compiler when tpcli was installed; "
             "install it again with one for faster pooling."
         )
-    render.print_table(f"{model}, schedule {first.schedule}", columns, rows, caption, SPARE)
+    render.print_table(f"{model}{shared}", columns, rows, caption, SPARE)
+
+
+def _of_all(results: list[BenchResult]) -> str:
+    """The schedule, for a title, where there is but one."""
+    names = {r.schedule for r in results}
+    return f", schedule {names.pop()}" if len(names) == 1 else ""

@@ -44,20 +44,19 @@ class RuntimeBench:
     def run(
         self,
         loaded: LoadedModel,
-        schedule: str | Schedule,
-        methods: Sequence[PoolingOptions],
+        ways: Sequence[tuple[str | Schedule, PoolingOptions]],
         as_json: bool,
     ) -> None:
-        """Time, and print."""
+        """Time each schedule and method, and print."""
         from tpcli.benchmark import BenchOptions
         from tpcli.cli import render
         from tpcli.runtimes.timing import bench_runtimes
 
         results: list[RuntimeResult] = []
-        steps = 2 * len(self.names) * len(methods) * len(self.batch_sizes)
+        steps = 2 * len(self.names) * len(ways) * len(self.batch_sizes)
         with render.progress_bar(f"bench {loaded.name}, exporting", steps) as advance:
             for size in self.batch_sizes:
-                for chosen in methods:
+                for schedule, chosen in ways:
                     options = BenchOptions(size, "cpu", threads=self.threads, seconds=self.seconds)
                     results += bench_runtimes(
                         loaded.model, schedule, chosen, self.names, options, lambda: advance(1)
@@ -96,11 +95,14 @@ def _print(model: str, results: Sequence[RuntimeResult]) -> None:
     from tpcli.cli import render
 
     several = len({r.method for r in results}) > 1
-    columns = ["runtime", *(["method"] if several else []), "batch", "speed-up", "images/s", "base"]
+    schedules = len({r.schedule for r in results}) > 1
+    columns = ["runtime", *(["schedule"] if schedules else []), *(["method"] if several else [])]
+    columns += ["batch", "speed-up", "images/s", "base"]
     columns += ["p95 ms", "base p95 ms", "differs", "base differs", "export s"]
     rows = [
         [
             r.runtime,
+            *([r.schedule] if schedules else []),
             *([r.method] if several else []),
             str(r.batch_size),
             f"{r.speedup:.2f}x",
@@ -121,4 +123,5 @@ def _print(model: str, results: Sequence[RuntimeResult]) -> None:
         "difference of an answer to torch's, on random images; export: of the pooled model, with "
         "compiling."
     )
-    render.print_table(f"{model}, schedule {first.schedule}", columns, rows, caption, SPARE)
+    title = model if schedules else f"{model}, schedule {first.schedule}"
+    render.print_table(title, columns, rows, caption, SPARE)

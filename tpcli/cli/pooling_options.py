@@ -15,6 +15,7 @@ from tpcli.schedule_forms import file_options
 
 if TYPE_CHECKING:
     from tpcli.models import LoadedModel
+    from tpcli.surgery import PoolingSpec
 
 DEFAULT_SCHEDULE = "flops:0.6"
 POOLING_PANEL = "Pooling"
@@ -104,6 +105,20 @@ class PoolingGroup(MethodGroup):
                 pool(loaded.model, self.schedule or own.schedule, options)
             else:
                 pool(loaded.model, self.schedule or own.schedule, self.method, **self.given)
+
+    def spec_on(
+        self, loaded: LoadedModel, own: PoolingSpec | None, default_schedule: str
+    ) -> PoolingSpec:
+        """What `apply_to` makes of the model where it is pooled as `own` says."""
+        from tpcli.surgery import insert, pooling_spec, unpool
+
+        unpool(loaded.model)
+        if own is not None:
+            insert(loaded.model, own)
+        self.apply_to(loaded, default_schedule)
+        spec = pooling_spec(loaded.model)
+        assert spec is not None
+        return spec
 
 
 def method_names(items: list[str] | None) -> list[str]:

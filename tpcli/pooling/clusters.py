@@ -73,13 +73,11 @@ def lowest_member(labels: Tensor, candidates: Tensor | None = None) -> Tensor:
 
 def take(x: Tensor, index: Tensor) -> Tensor:
     """x[b, index[b]] for each sample: (B, N, C), (B, M) -> (B, M, C). Faster than a gather."""
-    return x.flatten(0, 1).index_select(0, flat(index, x.shape[1])).view(*index.shape, x.shape[-1])
-
-
-def flat(index: Tensor, n: int) -> Tensor:
-    """Positions in each sample (B, M) as positions in all samples of `n` tokens: (B * M,)."""
-    offset = torch.arange(0, index.shape[0] * n, n, device=index.device)
-    return (index + offset.unsqueeze(1)).flatten()
+    return (
+        x.flatten(0, 1)
+        .index_select(0, among_all(index, x.shape[1]))
+        .view(*index.shape, x.shape[-1])
+    )
 
 
 class Merged(NamedTuple):
@@ -118,24 +116,65 @@ def merge_tokens(
         if merged is not None:
             tokens, sizes, parts = merged
             return Merged(tokens, sizes, Clusters(*parts) if numbered else None)
-    clusters = Clusters.from_labels(labels, k, leads)
     length = 2 if keep_longest else int(keep_norms)
-    reduced = triton.means(x, clusters, counted, shares, prefix, length)
-    if reduced is None:
-        reduced = merge_by_operators(x, clusters, counted, shares, prefix, length)
-    return Merged(*reduced, clusters)
+    clusters = None
+    if numbered or length == 2 or triton.takes_over(x, labels.shape[1]):
+        clusters = Clusters.from_labels(labels, k, leads)
+        reduced = triton.means(x, clusters, counted, shares, prefix, length)
+        if reduced is None:
+            reduced = merge_by_operators(x, clusters, counted, shares, prefix, length)
+        return Merged(*reduced, clusters)
+    cluster = reading_order(labels, k, counted)
+    return Merged(*_merged(x, cluster, k, counted, shares, prefix, keep_norms), None)
 
 
 def merge_by_operators(
     x: Tensor, clusters: Clusters, counted: Tensor, shares: Tensor, prefix: int, length: int
 ) -> tuple[Tensor, Tensor]:
     """Tokens and sizes of `merge_tokens` in torch's operators; length: see `triton.means`."""
-    sizes = clusters.sums(counted)
-    totals = sizes if shares is counted else None
-    tokens = reduce_tokens(x, clusters, shares, prefix, totals=totals, keep_norms=length == 1)
+    k = clusters.lead.shape[1]
+    cluster = among_all(clusters.labels(), k)
+    tokens, sizes = _merged(x, cluster, k, counted, shares, prefix, length == 1)
     if length == 2:
         tokens = as_long_as_the_longest(tokens, x, clusters, prefix)
     return tokens, sizes
+
+
+def _merged(
+    x: Tensor,
+    cluster: Tensor,
+    k: int,
+    counted: Tensor,
+    shares: Tensor,
+    prefix: int,
+    keep_norms: bool,
+) -> tuple[Tensor, Tensor]:
+    """Tokens and sizes of clusters numbered among those of all samples."""
+    zeros = counted.new_zeros(k * len(x), x.shape[2])
+    sizes = totals = zeros[:, 0].index_add(0, cluster, counted.flatten())
+    if shares is not counted:
+        totals = zeros[:, 0].index_add(0, cluster, shares.flatten())
+    tokens = weighted_means(x, cluster, shares, totals, zeros, prefix, keep_norms)
+    return tokens, sizes.view(-1, k)
+
+
+def reading_order(labels: Tensor, k: int, counted: Tensor) -> Tensor:
+    """The cluster of each token among those of all samples, in reading order: (B * N,) in [0, B K).
+
+    labels: (B, N), K distinct integers in [0, N). counted: (B, N), not negative.
+    """
+    b, n = labels.shape
+    before = torch.arange(-n, 0, dtype=counted.dtype, device=labels.device).expand(b, n)
+    # less than what is counted, so that labels which no token has come last
+    first = counted.scatter_reduce(1, labels, before, "amin").argsort(dim=1)[:, :k]
+    number = torch.arange(b * k, device=labels.device).view(b, k)
+    return labels.scatter(1, first, number).gather(1, labels).flatten()
+
+
+def among_all(index: Tensor, n: int) -> Tensor:
+    """Positions in each sample (B, M) as positions in all samples of `n` tokens: (B * M,)."""
+    offset = torch.arange(0, index.shape[0] * n, n, device=index.device)
+    return (index + offset.unsqueeze(1)).flatten()
 
 
 def reduce_tokens(
@@ -149,9 +188,8 @@ def reduce_tokens(
 ) -> Tensor:
     """One token per cluster: the mean weighted by `weights`; differentiable in x.
 
-    A mean is the lead and what draws the followers away from it, x_l + sum_f w_f (x_f - x_l) / w,
-    so that only the N - K followers and their leads cost arithmetic. A cluster of one,
-    and one whose lead has all the weight, pass the lead through unchanged, to the bit.
+    A cluster of one, and one of which one token has all the weight, pass that token through
+    unchanged, to the bit.
 
     x: (B, P + N, C), of which the first P = `prefix` pass through. weights: (B, N), not negative,
     positive sum in each cluster. totals: (B, K) those sums, where they are known.
@@ -161,32 +199,37 @@ def reduce_tokens(
 
     Returns (B, P + K, C).
     """
-    b = x.shape[0]
-    lead, followers, into = clusters
-    weights = weights.to(torch.promote_types(x.dtype, weights.dtype))
     totals = clusters.sums(weights) if totals is None else totals
-    share = (weights.gather(1, followers) / totals.gather(1, into)).unsqueeze(-1)
-    pairs = torch.cat([followers, lead.gather(1, into)], dim=1) + prefix
-    follower, their_lead = take(x, pairs).to(weights.dtype).chunk(2, dim=1)  # (B, N - K, C)
+    cluster = among_all(clusters.labels(), totals.shape[1])
+    zeros = totals.new_zeros(totals.numel(), x.shape[2])
+    return weighted_means(x, cluster, weights, totals.flatten(), zeros, prefix, keep_norms)
+
+
+def weighted_means(
+    x: Tensor,
+    cluster: Tensor,
+    weights: Tensor,
+    totals: Tensor,
+    zeros: Tensor,
+    prefix: int,
+    keep_norms: bool,
+) -> Tensor:
+    """`reduce_tokens`, of clusters numbered among those of all samples.
+
+    cluster: (B * N,) in [0, B K). totals: (B * K,). zeros: (B * K, C), to be filled.
+    """
+    exact = max(x.dtype, weights.dtype, key=lambda dtype: dtype.itemsize)
+    share = weights.to(exact) / totals.index_select(0, cluster).view(weights.shape)
+    parts = (x[:, prefix:] * share.unsqueeze(-1)).flatten(0, 1)  # (B * N, C)
+    zeros = zeros.to(exact)
+    lengths = zeros[:, :1].index_add(0, cluster, token_norms(parts)) if keep_norms else None
+    means = zeros.index_add_(0, cluster, parts)
+    if lengths is not None:
+        stretch = lengths / token_norms(means).clamp(min=constants.LEAST_NORM)
+        means = means * stretch.clamp(max=constants.LARGEST_STRETCH)
+    means = means.view(len(x), -1, x.shape[2])
     if prefix:
-        first = torch.arange(prefix, device=x.device).expand(b, prefix)
-        lead = torch.cat([first, lead + prefix], dim=1)
-    means = take(x, lead).to(weights.dtype)  # (B, P + K, C)
-    target = flat(into + prefix, means.shape[1])
-    away = (follower - their_lead) * share
-    means.flatten(0, 1).index_add_(0, target, away.flatten(0, 1))
-    if keep_norms:
-        own = token_norms(their_lead)
-        longer = (token_norms(follower) - own) * share
-        sums = torch.stack([longer, torch.ones_like(longer)], dim=-1).flatten(2)  # (B, N - K, 2)
-        there = into.unsqueeze(-1).expand_as(sums)
-        sums = sums.new_zeros(b, totals.shape[1], 2).scatter_add(1, there, sums).gather(1, there)
-        lengths = own + sums[..., :1]
-        mean = take(means, into + prefix)  # each follower's
-        at_least = (lengths / constants.LARGEST_STRETCH).clamp(min=constants.LEAST_NORM)
-        stretch = lengths / token_norms(mean).maximum(at_least) - 1
-        grown = mean * (stretch / sums[..., 1:])  # one share for each follower
-        means.flatten(0, 1).index_add_(0, target, grown.flatten(0, 1))
+        means = torch.cat([x[:, :prefix], means], dim=1)
     return means.to(x.dtype)
 
 
@@ -201,9 +244,9 @@ def as_long_as_the_longest(means: Tensor, x: Tensor, clusters: Clusters, prefix:
     lead, followers, into = clusters
     norms = token_norms(x[:, prefix:].to(exact)).squeeze(-1)
     longest = norms.gather(1, lead).scatter_reduce(1, into, norms.gather(1, followers), "amax")
-    at_least = (longest / constants.LARGEST_STRETCH).clamp(min=constants.LEAST_NORM)
     patches = means[:, prefix:].to(exact)
-    stretch = longest / token_norms(patches).squeeze(-1).maximum(at_least)
+    stretch = longest / token_norms(patches).squeeze(-1).clamp(min=constants.LEAST_NORM)
+    stretch = stretch.clamp(max=constants.LARGEST_STRETCH)
     merged = mask_at(into, lead.shape[1])
     stretched = torch.where(merged, stretch, 1.0).unsqueeze(-1) * patches
     return torch.cat([means[:, :prefix], stretched.to(means.dtype)], dim=1)

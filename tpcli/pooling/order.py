@@ -10,6 +10,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+PLACES = 256
+"""Positions move no cost by more than 1 / `PLACES` against another."""
+
+
+def line_up(position: Tensor, n: int, weights: Tensor) -> Tensor:
+    """What stands for 1 / weight in the cost of a merge: (256 N - i) / w_i.
+
+    Of two costs that only rounding tells apart, that of the lower position becomes the lower.
+
+    position: (M,) or (B, M) whole numbers in [0, `n`). weights: (B, M).
+    """
+    return (PLACES * n - position) / weights
+
+
+def in_line(values: Tensor, position: Tensor, n: int) -> Tensor:
+    """Values that only rounding tells apart, in the order of positions: v_i (1 + i / 256 N).
+
+    values: (B, M), positive. position: (M,) or (B, M) whole numbers in [0, `n`).
+    """
+    return torch.addcmul(values, values, position, value=1 / (PLACES * n))
+
 
 def in_order(values: Tensor, *, descending: bool = False) -> Tensor:
     """Positions by rising (or falling) value, equal ones by position: (B, N) -> (B, N)."""
@@ -17,7 +38,7 @@ def in_order(values: Tensor, *, descending: bool = False) -> Tensor:
     differs = ordered != ordered.roll(1, dims=1)
     group = differs.to(torch.int64).cumsum(1)  # the same number for equal values
     n = values.shape[1]
-    return (group * n + position).sort(dim=1).values.remainder(n)
+    return position.add(group, alpha=n).sort(dim=1).values.remainder(n)
 
 
 def lowest(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,12 +46,12 @@ def lowest(values: Tensor) -> tuple[Tensor, Tensor]:
 
     Where the minimum is not a number, the position is 0.
     """
-    least = values.amin(-1)
     n = values.shape[-1]
+    least = values.amin(-1, keepdim=True)
     # float32 holds positions exactly, and MPS has no minimum of int64
-    position = torch.arange(n, dtype=torch.float32, device=values.device)
-    first = torch.where(values > least.unsqueeze(-1), n, position).amin(-1)
-    return least, first.to(torch.int64)
+    position = torch.arange(n, dtype=torch.float32, device=values.device).expand_as(values)
+    first = position.masked_fill(values > least, n).amin(-1)
+    return least.squeeze(-1), first.to(torch.int64)
 
 
 def highest(score: Tensor, k: int) -> Tensor:

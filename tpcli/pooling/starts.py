@@ -9,11 +9,8 @@ from torch import Tensor
 
 from tpcli.errors import UserError
 
-from .distance import pairwise_squared_distances, squared_distances
+from .distance import pairwise_squared_distances
 from .order import highest, in_order, lowest, mask_at, positions_of
-
-BAND = 2**18
-"""Costs per sample that are held at a time where only the cheapest of each token is wanted."""
 
 
 def start_medoids(start: str, z: Tensor, k: int, *, weights: Tensor) -> Tensor:
@@ -75,25 +72,6 @@ def ward_cost(distances: Tensor, mass: Tensor) -> Tensor:
     inverse = mass.reciprocal()
     cost = distances / (inverse.unsqueeze(2) + inverse.unsqueeze(1))
     return cost.add_(mass.new_full(mass.shape[1:], torch.inf).diag())
-
-
-def cheapest_merge(z: Tensor, mass: Tensor) -> Tensor:
-    """`ward_cost` of each token's cheapest partner, a band of rows at a time: (B, N, D) -> (B, N).
-
-    Memory does not grow with the square of N.
-    """
-    n = z.shape[1]
-    z = z - z.mean(1, keepdim=True)
-    norms, inverse = z.square().sum(-1), mass.reciprocal()
-    itself = mass.new_full((n,), torch.inf).diag()
-    rows = max(1, BAND // n)
-    bands = []
-    for first in range(0, n, rows):
-        band = slice(first, first + rows)
-        cost = squared_distances(z[:, band], z, norms[:, band], norms)
-        cost /= inverse[:, band].unsqueeze(2) + inverse.unsqueeze(1)
-        bands.append(cost.add_(itself[band]).amin(-1))
-    return torch.cat(bands, dim=1)
 
 
 STARTS: dict[str, Callable[[Tensor, int, Tensor], Tensor]] = {

@@ -11,12 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import constants, native, triton
-from .clusters import Clusters, best_members, lowest_member, reduce_tokens, take
+from .clusters import best_members, reading_order
 from .distance import pairwise_squared_distances
 from .kmedoids import within_cluster_cost
-from .order import in_order, lowest
+from .merge_cost import (
+    cheapest_merge,
+    made_finite,
+    merge_cost,
+    merged_products,
+    products_of,
+)
+from .order import in_line, line_up
 from .registry import Assignment, implement
-from .starts import STARTS, cheapest_merge, ward_cost
+from .starts import STARTS
 
 LARGEST_CUT = 1 / 5
 """No round removes more than this share of the clusters: later merges should see earlier means."""
@@ -40,6 +47,7 @@ def ward(
     synchronisation and no graph break.
 
     Where few tokens go, only those that have a near partner, by a sketch of the tokens, take part.
+    Which of two costs that differ by rounding only is the lower one is decided by position.
 
     z: (B, N, D), of any float type. weights: (B, N). `iterations`: the least number of rounds; 0
     chooses it.
@@ -51,7 +59,7 @@ def ward(
     found = triton.ward_labels(z, weights, count, plan, normalized)
     if found is not None:
         return Assignment(found)
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    z = z if z.dtype == torch.float64 else z.float()
     found = native.ward_labels(z, weights, count, plan, normalized)
     if found is not None:
         return Assignment(found)
@@ -62,32 +70,65 @@ def ward_by_operators(
     z: Tensor, weights: Tensor, count: int, plan: Sequence[int], normalized: bool
 ) -> Tensor:
     """Labels (B, N) of `ward` in torch's operators; `count` tokens take part."""
-    n = z.shape[1]
-    candidates = None
-    if count < n:
-        candidates = near_a_partner(z, weights, count, normalized)  # (B, M)
-        z, weights = take(z, candidates), weights.gather(1, candidates)
+    b, n, channels = z.shape
     if normalized:
         z = F.layer_norm(z, z.shape[-1:], eps=constants.LAYER_NORM_EPSILON)
-    labels = ward_by_distances(pairwise_squared_distances(z), weights, plan)
-    if candidates is None:
-        return labels
-    member = candidates.gather(1, lowest_member(labels) if len(plan) > 1 else labels)
-    position = torch.arange(n, device=z.device).expand(z.shape[0], n)
-    return position.scatter(1, candidates, member)
-
-
-def ward_by_distances(distances: Tensor, weights: Tensor, plan: Sequence[int]) -> Tensor:
-    """Ward's clustering with `plan` merges in each round: (B, N, N), (B, N) -> labels (B, N)."""
-    labels = roots = merge_cheapest(ward_cost(distances, weights), plan[0])
-    for before, merges in itertools.pairwise(plan):
-        clusters = Clusters.from_labels(roots, weights.shape[1] - before)
-        merged = clusters.labels()
-        labels = merged if labels is roots else merged.gather(1, labels)
-        distances = distances_between_means(distances, clusters, weights)
-        weights = clusters.sums(weights)
-        roots = merge_cheapest(ward_cost(distances, weights), merges)
+    position = torch.arange(n, device=z.device)
+    inverse = line_up(position, n, weights).unsqueeze(-1)
+    chosen = position.expand(b, n)
+    if count < n:
+        cheapest = cheapest_merge(sketch_of(z), inverse)
+        chosen = in_line(cheapest, position, n).argsort(dim=1)[:, :count]  # (B, M)
+        rows = chosen.unsqueeze(-1)
+        z, inverse = z.gather(1, rows.expand(-1, -1, channels)), inverse.gather(1, rows)
+    products = made_finite(products_of(z, inverse))
+    labels = roots = merge_cheapest(merge_cost(products, inverse), plan[0], chosen, position)
+    mass = weights if len(plan) == 1 else weights.gather(1, chosen)
+    for done, merges in itertools.pairwise(plan):
+        n -= done
+        cluster = reading_order(roots, n, weights[:, : len(position)]).view(roots.shape)
+        cluster = cluster - torch.arange(0, b * n, n, device=z.device).unsqueeze(1)
+        labels = cluster if labels is roots else cluster.gather(1, labels)
+        group = groups_of(roots, chosen)
+        m = products.shape[1] - done
+        total = mass.new_zeros(b, m).scatter_add(1, group, mass)
+        products = merged_products(products, group, mass / total.gather(1, group), m)
+        chosen = group.new_zeros(b, m).scatter(1, group, cluster.gather(1, chosen))
+        mass, position = total, position[:n]
+        inverse = line_up(chosen, n, mass).unsqueeze(-1)
+        roots = merge_cheapest(merge_cost(products, inverse), merges, chosen, position)
     return labels if labels is roots else roots.gather(1, labels)
+
+
+def groups_of(roots: Tensor, chosen: Tensor) -> Tensor:
+    """Numbers, from 0 and without a gap, of the clusters that M of N points are in: (B, M).
+
+    roots: (B, N) positions. chosen: (B, M), among them the roots of all of them.
+    """
+    root = roots.gather(1, chosen)
+    number = (root == chosen).cumsum(1) - 1
+    return roots.scatter(1, chosen, number).gather(1, root)
+
+
+def merge_cheapest(cost: Tensor, merges: int, chosen: Tensor, position: Tensor) -> Tensor:
+    """Make exactly `merges` merges, at most half of M: costs (B, M, M) -> roots (B, N).
+
+    cost: exactly symmetric, no two equal in a row; so pointers form no circle but that of two.
+    chosen: (B, M), the positions among N of those that take part. position: (N,), all of them.
+    """
+    b, n = len(cost), len(position)
+    cheapest, partner = cost.min(-1)  # (B, M)
+    mutual = cheapest.gather(1, partner) == cheapest
+    target = chosen.gather(1, partner)
+    price = in_line(cheapest, chosen, n)
+    price = torch.addcmul(price, price, mutual, value=1 / constants.RELUCTANCE - 1)
+    # of a reciprocal pair the lower one stays: pointers form trees, and it is the root of its tree
+    stays = mutual & (chosen < target)
+    joins = price.masked_fill(stays, torch.inf).argsort(dim=1)[:, :merges]
+    parent = position.expand(b, n).scatter(1, chosen.gather(1, joins), target.gather(1, joins))
+    for _ in range((merges - 1).bit_length()):
+        parent = parent.gather(1, parent)
+    return parent
 
 
 def merges_per_round(n: int, k: int, rounds: int) -> list[int]:
@@ -112,54 +153,16 @@ def sketch_saves(n: int, k: int, channels: int) -> bool:
     return n**2 * constants.SKETCH_DIM + candidate_count(n, k) ** 2 * channels < n**2 * channels / 2
 
 
-def near_a_partner(z: Tensor, mass: Tensor, count: int, normalized: bool) -> Tensor:
-    """The `count` tokens whose cheapest merge is cheapest, by a sketch: (B, N, D) -> (B, count),
-    ascending.
+def sketch_of(z: Tensor) -> Tensor:
+    """Sums of channels that are equal modulo `SKETCH_DIM`: (B, N, D) -> (B, N, `SKETCH_DIM`).
 
-    The sketch sums channels that are equal modulo `SKETCH_DIM` (a count sketch): it keeps distances
-    up to noise and takes no product.
+    A count sketch: it keeps distances up to noise and takes no product.
     """
     dim = constants.SKETCH_DIM
     short = -z.shape[2] % dim
     whole = F.pad(z, (0, short)) if short else z
-    sketch = whole.unflatten(-1, (-1, dim)).sum(-2)
-    if normalized:
-        sketch = F.normalize(sketch, dim=-1, eps=constants.LEAST_LENGTH)
-    return in_order(cheapest_merge(sketch, mass))[:, :count].sort(dim=1).values
-
-
-def merge_cheapest(cost: Tensor, merges: int) -> Tensor:
-    """Make exactly `merges` merges, at most half of the clusters: costs (B, N, N) -> roots (B, N).
-
-    cost: exactly symmetric. As ties go to the lowest position besides, pointers form no circle but
-    that of two.
-    """
-    position = torch.arange(cost.shape[1], device=cost.device)
-    cheapest, partner = lowest(cost)  # (B, N)
-    mutual = partner.gather(1, partner) == position
-    price = torch.where(mutual, cheapest, constants.RELUCTANCE * cheapest)
-    # of a reciprocal pair the lower one stays: pointers form trees, and it is the root of its tree
-    price = price.masked_fill(mutual & (position < partner), torch.inf)
-    joins = in_order(price)[:, :merges]
-    parent = position.expand_as(partner).scatter(1, joins, partner.gather(1, joins))
-    for _ in range(merges.bit_length()):
-        parent = parent.gather(1, parent)
-    return parent
-
-
-def distances_between_means(distances: Tensor, clusters: Clusters, mass: Tensor) -> Tensor:
-    """||mean_a - mean_b||^2 from the distances of the members, without looking at them again.
-
-    With member shares p, q it is sum_ij p_i q_j D_ij less half of the same sum within either
-    cluster (Lance and Williams' update, for any number of members).
-
-    distances: (B, N, N). mass: (B, N). Returns (B, K, K).
-    """
-    rows = reduce_tokens(distances, clusters, mass)  # (B, K, N)
-    between = reduce_tokens(rows.transpose(1, 2), clusters, mass)  # (B, K, K)
-    within = between.diagonal(dim1=1, dim2=2) / 2
-    between = between - within.unsqueeze(1) - within.unsqueeze(2)
-    return ((between + between.transpose(1, 2)) / 2).clamp(min=0)
+    sketch: Tensor = whole.unflatten(-1, (-1, dim)).sum(-2)
+    return sketch
 
 
 def ward_start(z: Tensor, k: int, weights: Tensor) -> Tensor:

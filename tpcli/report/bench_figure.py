@@ -18,22 +18,27 @@ WIDTH = 0.8
 
 
 def bench_figure(results: Sequence[BenchResult], title: str) -> Figure:
-    """A group of bars for each batch size and dtype; a black line is the ideal speed-up."""
+    """A group of bars for each batch size and dtype, in it one for each method and schedule.
+
+    A black line is the ideal speed-up.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     groups = list(dict.fromkeys((r.batch_size, r.dtype) for r in results))
-    methods = list(dict.fromkeys(r.method for r in results))
+    several = len({r.schedule for r in results}) > 1
+    ways = list(dict.fromkeys((r.method, r.schedule) for r in results))
     figure = Figure(figsize=(max(5.5, 1.2 + 1.6 * len(groups)), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    bar = WIDTH / len(methods)
-    for i, method in enumerate(methods):
-        own = [r for r in results if r.method == method]
+    bar = WIDTH / len(ways)
+    for i, (method, schedule) in enumerate(ways):
+        own = [r for r in results if (r.method, r.schedule) == (method, schedule)]
+        name = visible(f"{method}, {schedule}" if several else method)
         left = [groups.index((r.batch_size, r.dtype)) - WIDTH / 2 + i * bar for r in own]
         colour = COLOURS[i % len(COLOURS)]
         bars = axes.bar(
-            left, [r.speedup for r in own], 0.94 * bar, align="edge", color=colour, label=method
+            left, [r.speedup for r in own], 0.94 * bar, align="edge", color=colour, label=name
         )
         axes.bar_label(bars, [f"{r.speedup:.2f}" for r in own], fontsize=8, label_type="center")
         axes.hlines(

@@ -125,11 +125,18 @@ class TokenPooling(nn.Module):
     def attention_mask(self, x: Tensor, sizes: Tensor | None) -> Tensor | None:
         """log(size) for every key, added to the attention logits (ToMe, eq. 1): (B, 1, 1, P + N).
 
-        None where all sizes are 1 or proportional attention is off.
+        Of the type of the queries (attention on GPUs misreads another), in rows whose starts are
+        multiples of 8 apart, as its kernels want them. None where all sizes are 1 or proportional
+        attention is off.
         """
         if sizes is None or not self.options.proportional_attention:
             return None
-        return F.pad(sizes.log(), (self.prefix_tokens, 0))[:, None, None, :].to(x.dtype)
+        kind, dtype = x.device.type, x.dtype
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        length = self.prefix_tokens + sizes.shape[1]
+        rows = F.pad(sizes.log().to(dtype), (self.prefix_tokens, -length % 8))
+        return rows[:, None, None, :length]
 
     def forward(
         self,

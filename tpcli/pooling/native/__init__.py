@@ -93,7 +93,8 @@ def ward_labels(
             constants.RELUCTANCE,
             constants.FAR,
             constants.LAYER_NORM_EPSILON,
-            constants.LEAST_LENGTH,
+            constants.SHRINK,
+            constants.LEAST_PRODUCT,
         ),
         labels.data_ptr(),
     )

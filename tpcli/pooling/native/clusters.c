@@ -118,8 +118,8 @@ static void mean_of(const Sample *s, int64_t cluster, char *to)
             length += (length_of(other, channels) - own) * share;
     }
     if (s->norms.keep) {
-        float least = fmaxf(length / s->norms.largest_stretch, s->norms.least);
-        float stretch = length / fmaxf(length_of(mean, channels), least);
+        float stretch = length / fmaxf(length_of(mean, channels), s->norms.least);
+        stretch = fminf(stretch, s->norms.largest_stretch);
         for (int64_t c = 0; c < channels; c++)
             mean[c] *= stretch;
     }

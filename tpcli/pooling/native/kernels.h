@@ -25,7 +25,7 @@ typedef struct {
     const int64_t *merges;
     int normalized;
     int64_t sketch_dim;
-    float reluctance, far, layer_norm_epsilon, least_length;
+    float reluctance, far, layer_norm_epsilon, shrink, least_product;
 } Ward;
 
 /* clusters.reduce_tokens: whether means are as long as their members. The others: constants.py. */

@@ -19,6 +19,7 @@ typedef uint64_t Offer;
 static inline Offer offer(float price, int64_t index)
 {
     uint32_t bits; /* of floats that are not negative, in their order */
+    price = price > 0 ? price : 0;
     memcpy(&bits, &price, sizeof bits);
     return (Offer)bits << 32 | (uint32_t)index;
 }
@@ -55,29 +56,49 @@ static void select_smallest(Offer *offers, int64_t n, int64_t count)
     }
 }
 
-/* Make the cheapest merges among n clusters: root[i] is the cluster that i ends up in. */
-static void merge_cheapest(const float *matrix, const float *inverse, int64_t n, int64_t merges,
-                           float reluctance, float *price, Offer *offers, int64_t *partner,
+/* line_up and in_line of order.py: positions decide between costs that rounding tells apart. */
+#define PLACES 256
+
+static inline float line_up(int64_t position, int64_t n, float weight)
+{
+    return (float)(PLACES * n - position) / weight;
+}
+
+static inline float in_line(float value, int64_t position, int64_t n)
+{
+    return value + value * ((float)position / (float)(PLACES * n));
+}
+
+/* Make the cheapest merges among n of `width` points: root[i] is the one of the n that i ends up with.
+   place: their positions among all. norms: room for n. */
+static void merge_cheapest(const float *matrix, const float *inverse, int64_t n,
+                           const int64_t *place, int64_t width, int64_t merges, const Ward *ward,
+                           float *norms, float *price, Offer *offers, int64_t *partner,
                            int64_t *root)
 {
+    const float kept = 1 - ward->shrink;
+    for (int64_t i = 0; i < n; i++)
+        norms[i] = matrix[i * n + i];
     for (int64_t i = 0; i < n; i++) {
         const float *row = matrix + i * n;
         float best = INFINITY;
         partner[i] = i ? 0 : 1;
         for (int64_t j = 0; j < n; j++) {
-            float cost = row[j] / (inverse[i] + inverse[j]);
+            float d = (norms[i] - kept * row[j]) + (norms[j] - kept * row[j]);
+            float cost = d / (inverse[i] + inverse[j]);
             if (cost < best && j != i) {
                 best = cost;
                 partner[i] = j;
             }
         }
-        price[i] = best;
+        price[i] = in_line(best, place[i], width);
     }
     for (int64_t i = 0; i < n; i++) {
         int mutual = partner[partner[i]] == i;
-        if (mutual && i < partner[i]) /* of a reciprocal pair the lower one stays */
-            price[i] = INFINITY;
-        offers[i] = offer(mutual ? price[i] : reluctance * price[i], i);
+        if (mutual && place[i] < place[partner[i]]) /* of a reciprocal pair the lower one stays */
+            offers[i] = offer(INFINITY, i);
+        else
+            offers[i] = offer(mutual ? price[i] : ward->reluctance * price[i], i);
         root[i] = i;
     }
     select_smallest(offers, n, merges);
@@ -88,9 +109,24 @@ static void merge_cheapest(const float *matrix, const float *inverse, int64_t n,
             root[i] = root[root[i]];
 }
 
-/* Distances between means of clusters from those of their members: (n, n) -> (k, k), in place. */
-static void distances_between_means(float *matrix, float *rows, float *weights, int64_t n,
-                                    int64_t k, const int64_t *cluster, float *total)
+/* The place of each cluster in reading order among all, single tokens too: how many. of_token: the
+   cluster of each token, -1 for a single one. */
+static int64_t read_places(int64_t n, const int64_t *of_token, int64_t clusters, int64_t *place)
+{
+    int64_t number = 0;
+    for (int64_t c = 0; c < clusters; c++)
+        place[c] = -1;
+    for (int64_t t = 0; t < n; t++)
+        if (of_token[t] < 0)
+            number++;
+        else if (place[of_token[t]] < 0)
+            place[of_token[t]] = number++;
+    return number;
+}
+
+/* Products of the means of clusters from those of their members: (n, n) -> (k, k), in place. */
+static void merged_products(float *matrix, float *rows, float *weights, int64_t n, int64_t k,
+                            const int64_t *cluster, float *total)
 {
     memset(total, 0, k * sizeof *total);
     for (int64_t i = 0; i < n; i++)
@@ -107,11 +143,9 @@ static void distances_between_means(float *matrix, float *rows, float *weights, 
             matrix[a * k + cluster[j]] += weights[j] / total[cluster[j]] * rows[a * n + j];
     memcpy(weights, total, k * sizeof *weights);
     for (int64_t a = 0; a < k; a++)
-        total[a] = matrix[a * k + a] / 2; /* within */
-    for (int64_t a = 0; a < k; a++)
-        for (int64_t b = 0; b <= a; b++) {
-            float d = (matrix[a * k + b] + matrix[b * k + a]) / 2 - total[a] - total[b];
-            matrix[a * k + b] = matrix[b * k + a] = d < 0 ? 0 : d;
+        for (int64_t b = 0; b < a; b++) {
+            float p = (matrix[a * k + b] + matrix[b * k + a]) / 2;
+            matrix[a * k + b] = matrix[b * k + a] = p;
         }
 }
 
@@ -130,33 +164,33 @@ static void layer_norm(const float *token, int64_t channels, float epsilon, floa
         out[c] = (token[c] - mean) * scale;
 }
 
-/* Sums of channels that are equal modulo `dim`, of length 1 where z is still to be normalized. */
-static void sketch_of(const float *restrict token, int64_t channels, const Ward *ward,
+/* A token as distances are measured on it. */
+static void prepare(const float *restrict token, int64_t channels, const Ward *ward,
+                    float *restrict out)
+{
+    if (ward->normalized)
+        layer_norm(token, channels, ward->layer_norm_epsilon, out);
+    else
+        memcpy(out, token, channels * sizeof *out);
+}
+
+/* Sums of channels that are equal modulo `dim`. */
+static void sketch_of(const float *restrict token, int64_t channels, int64_t dim,
                       float *restrict out)
 {
-    int64_t dim = ward->sketch_dim;
-    float squares = 0;
     memset(out, 0, dim * sizeof *out);
     for (; channels >= dim; channels -= dim, token += dim)
         for (int64_t c = 0; c < dim; c++)
             out[c] += token[c];
     for (int64_t c = 0; c < channels; c++)
         out[c] += token[c];
-    if (!ward->normalized)
-        return;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t c = 0; c < dim; c++)
-        squares += out[c] * out[c];
-    float length = fmaxf(sqrtf(squares), ward->least_length);
-    for (int64_t c = 0; c < dim; c++)
-        out[c] /= length;
 }
 
 /* What one sample needs; `sketch` where not all tokens take part. */
 typedef struct {
     Points sketch, points;
-    float *mean, *cheapest, *mass, *inverse, *total, *matrix, *rows;
-    int64_t *chosen, *partner, *root, *cluster, *first;
+    float *token, *cheapest, *mass, *inverse, *total, *norms, *matrix, *rows;
+    int64_t *chosen, *partner, *root, *place, *first;
     Offer *offers;
     uintptr_t end;
 } Room;
@@ -168,9 +202,10 @@ static void *room_for(Room *room, int64_t count, size_t size)
     return (void *)start;
 }
 
-static Points points_in(Room *room, int64_t count, int64_t channels)
+static Points points_in(Room *room, int64_t count, int64_t channels, float kept, float least)
 {
-    Points points = {.count = count, .channels = channels, .tiles = (count + TILE - 1) / TILE};
+    Points points = {.count = count, .channels = channels, .tiles = (count + TILE - 1) / TILE,
+                     .kept = 2 * kept, .least = least};
     points.rows = room_for(room, count * channels, sizeof(float));
     points.values = room_for(room, points.tiles * TILE * channels, sizeof(float));
     points.norms = room_for(room, points.tiles * TILE, sizeof(float));
@@ -182,35 +217,38 @@ static Room lay_out(uintptr_t start, int64_t n, int64_t channels, const Ward *wa
 {
     Room room = {.end = start};
     int64_t padded = n + TILE, m = ward->candidates;
-    room.sketch = points_in(&room, m < n ? n : 0, ward->sketch_dim);
-    room.points = points_in(&room, m, channels);
-    room.mean = room_for(&room, channels + ward->sketch_dim, sizeof(float));
-    float **floats[] = {&room.cheapest, &room.mass, &room.inverse, &room.total};
+    float kept = 1 - ward->shrink, least = ward->least_product * PLACES * n;
+    room.sketch = points_in(&room, m < n ? n : 0, ward->sketch_dim, kept, least);
+    room.points = points_in(&room, m, channels, kept, least);
+    room.token = room_for(&room, channels, sizeof(float));
+    float **floats[] = {&room.cheapest, &room.mass, &room.inverse, &room.total, &room.norms};
     for (size_t i = 0; i < sizeof floats / sizeof *floats; i++)
         *floats[i] = room_for(&room, padded, sizeof(float));
     room.matrix = room_for(&room, m * m, sizeof(float));
     room.rows = room_for(&room, m * m, sizeof(float));
-    int64_t **positions[] = {&room.chosen, &room.partner, &room.root, &room.cluster, &room.first};
+    int64_t **positions[] = {&room.chosen, &room.partner, &room.root, &room.place, &room.first};
     for (size_t i = 0; i < sizeof positions / sizeof *positions; i++)
         *positions[i] = room_for(&room, padded, sizeof(int64_t));
     room.offers = room_for(&room, n, sizeof(Offer));
     return room;
 }
 
-/* The tokens that a sketch finds nearest to a partner, ascending: near_a_partner of ward.py. */
+/* The tokens that a sketch finds nearest to a partner, ascending. */
 static void near_a_partner(Room *room, const float *z, int64_t stride, int64_t channels,
                            const float *weights, const Ward *ward)
 {
     Points *sketch = &room->sketch;
-    int64_t n = sketch->count, count = ward->candidates;
-    for (int64_t t = 0; t < n; t++)
-        sketch_of(z + t * stride, channels, ward, sketch->rows + t * ward->sketch_dim);
+    int64_t n = sketch->count, count = ward->candidates, dim = ward->sketch_dim;
+    for (int64_t t = 0; t < n; t++) {
+        prepare(z + t * stride, channels, ward, room->token);
+        sketch_of(room->token, channels, dim, sketch->rows + t * dim);
+    }
+    lay_tiles(sketch);
     for (int64_t t = 0; t < sketch->tiles * TILE; t++)
-        room->inverse[t] = t < n ? 1 / weights[t] : 1;
-    centre(sketch, room->mean);
+        room->inverse[t] = t < n ? line_up(t, n, weights[t]) : 1;
     cheapest_merges(sketch, room->inverse, room->cheapest);
     for (int64_t t = 0; t < n; t++)
-        room->offers[t] = offer(room->cheapest[t], t);
+        room->offers[t] = offer(in_line(room->cheapest[t], t, n), t);
     select_smallest(room->offers, n, count);
     memset(room->root, 0, n * sizeof *room->root);
     for (int64_t i = 0; i < count; i++)
@@ -230,47 +268,47 @@ WIDE static int cluster_sample(Room *room, Shape shape, const float *z, int64_t 
             return -1;
     if (m < n)
         near_a_partner(room, z, stride, shape.channels, weights, ward);
+    int64_t *of_token = labels, *place = room->place; /* labels are written at the end */
+    for (int64_t t = 0; t < n; t++)
+        of_token[t] = -1;
     for (int64_t i = 0; i < m; i++) {
         int64_t token = m < n ? room->chosen[i] : i;
         float *row = room->points.rows + i * shape.channels;
-        if (ward->normalized)
-            layer_norm(z + token * stride, shape.channels, ward->layer_norm_epsilon, row);
-        else
-            memcpy(row, z + token * stride, shape.channels * sizeof *row);
-        room->chosen[i] = token;
+        prepare(z + token * stride, shape.channels, ward, row);
+        room->chosen[i] = place[i] = token;
         room->mass[i] = weights[token];
-        room->cluster[i] = i;
+        room->inverse[i] = line_up(token, n, weights[token]);
+        of_token[token] = i;
     }
-    centre(&room->points, room->mean);
-    distance_matrix(&room->points, ward->far, room->matrix);
-    int64_t *of_live = room->partner; /* free between rounds */
+    lay_tiles(&room->points);
+    product_matrix(&room->points, ward->far, room->matrix);
+    int64_t *of_live = room->partner, width = n; /* partners are free between rounds */
     for (int64_t round = 0; round < ward->rounds; round++) {
-        for (int64_t i = 0; i < live; i++)
-            room->inverse[i] = 1 / room->mass[i];
-        merge_cheapest(room->matrix, room->inverse, live, ward->merges[round], ward->reluctance,
-                       room->cheapest, room->offers, room->partner, room->root);
+        merge_cheapest(room->matrix, room->inverse, live, place, width, ward->merges[round], ward,
+                       room->norms, room->cheapest, room->offers, room->partner, room->root);
         int64_t left = 0;
+        for (int64_t i = 0; i < live; i++) /* number them by their roots */
+            if (room->root[i] == i)
+                room->first[i] = left++;
         for (int64_t i = 0; i < live; i++)
-            room->first[i] = -1;
-        for (int64_t i = 0; i < live; i++) { /* number them by their lowest member */
-            int64_t *number = &room->first[room->root[i]];
-            of_live[i] = *number < 0 ? (*number = left++) : *number;
-        }
+            of_live[i] = room->first[room->root[i]];
         for (int64_t i = 0; i < m; i++)
-            room->cluster[i] = of_live[room->cluster[i]];
+            of_token[room->chosen[i]] = of_live[of_token[room->chosen[i]]];
+        width = read_places(n, of_token, left, place);
         if (round + 1 < ward->rounds)
-            distances_between_means(room->matrix, room->rows, room->mass, live, left, of_live,
-                                    room->total);
+            merged_products(room->matrix, room->rows, room->mass, live, left, of_live,
+                            room->total);
+        for (int64_t c = 0; c < left; c++)
+            room->inverse[c] = line_up(place[c], width, room->mass[c]);
         live = left;
     }
-    for (int64_t t = 0; t < n; t++)
-        labels[t] = t;
     for (int64_t c = 0; c < live; c++)
         room->first[c] = -1;
-    for (int64_t i = 0; i < m; i++) {
-        int64_t *lowest = &room->first[room->cluster[i]];
-        *lowest = *lowest < 0 ? room->chosen[i] : *lowest;
-        labels[room->chosen[i]] = *lowest;
+    for (int64_t t = 0; t < n; t++) {
+        int64_t *lowest = of_token[t] < 0 ? NULL : &room->first[of_token[t]];
+        if (lowest && *lowest < 0)
+            *lowest = t;
+        labels[t] = lowest ? *lowest : t;
     }
     return 0;
 }

@@ -121,6 +121,11 @@ def means(
     return found
 
 
+def takes_over(x: Tensor, n: int) -> bool:
+    """Whether `means` may be a kernel, for N tokens beside the prefix."""
+    return _takes(x) and _stands_in(x, n) and (torch.compiler.is_compiling() or can_run(x))
+
+
 def can_run(*tensors: Tensor) -> bool:
     """Whether nobody watches the operators, and these tensors are plain memory of a GPU."""
     why_not = watcher(tensors)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tpcli.pooling import constants
+from tpcli.pooling.order import PLACES
 
 from .kernels.choose import choose
 from .kernels.join import join
@@ -62,7 +63,7 @@ def ward(
         found, chosen = torch.empty_like(price), _integers(z, candidates)
         _nearest(sketch, norms, False, weights, None, found, partner, precision)
         sizes = {"N_BLOCK": _block(n), "warps": _warps(n)}
-        run(choose, b, found, chosen, price, partner, n, candidates, **sizes)
+        run(choose, b, found, chosen, price, partner, n, candidates, PLACES, **sizes)
     points, mass, left = z, weights, candidates
     labels, parts = None, None
     for step, count in enumerate(merges):
@@ -119,7 +120,7 @@ def _measure(z: Tensor, normalized: bool, sketched: bool) -> tuple[Norms, Tensor
             b * _tiles(n, 16),
             *(z, mean, scale, squares, mean if sketch is None else sketch),
             *(n, channels, z.stride(0), z.stride(1)),
-            *(constants.LAYER_NORM_EPSILON, constants.LEAST_LENGTH),
+            constants.LAYER_NORM_EPSILON,
             DIM=dim,
             DIM_BLOCK=_block(dim),
             ROWS=16,
@@ -149,6 +150,7 @@ def _nearest(
         b * _tiles(count, side),
         *(points, *norms, weights, partner if chosen is None else chosen, price, partner),
         *(n, count, channels, points.stride(0), points.stride(1), constants.FAR),
+        *(2 * (1 - constants.SHRINK), constants.LEAST_PRODUCT, PLACES),
         warps=4 if exact else 8,
         stages=2 if exact else 3,
         ROWS=side,
@@ -184,7 +186,8 @@ def _join(
         *(price, partner, labels if of_token is None else of_token),
         *(labels if before is None else before[0], torch.empty_like(partner), labels, *parts),
         *(partner if chosen is None else chosen, next_price, next_partner),
-        *(n, points, merges, 0 if chosen is None else chosen.shape[1], constants.RELUCTANCE),
+        *(n, points, merges, 0 if chosen is None else chosen.shape[1]),
+        *(constants.RELUCTANCE, PLACES),
         warps=_warps(n),
         LATER=before is not None,
         CHOSEN=chosen is not None,

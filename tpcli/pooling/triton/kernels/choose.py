@@ -25,7 +25,7 @@ def cheapest(price, position, count):
 
 
 @triton.jit(do_not_specialize=["n", "count"])
-def choose(sketch_price, chosen, price, partner, n, count, N_BLOCK: tl.constexpr):
+def choose(sketch_price, chosen, price, partner, n, count, places, N_BLOCK: tl.constexpr):
     """The `count` points that merge most cheaply by their sketches, ascending: (B, count).
 
     Of all points price and partner are set as of one that takes no part: infinite, itself.
@@ -34,6 +34,7 @@ def choose(sketch_price, chosen, price, partner, n, count, N_BLOCK: tl.constexpr
     i = tl.arange(0, N_BLOCK)
     inside = i < n
     found = tl.load(sketch_price + b * n + i, inside, float("inf"))
+    found += found * (i / (places * n).to(tl.float32))
     taken = cheapest(found, i, count) & inside
     slot = tl.cumsum(taken.to(tl.int32), 0) - 1
     tl.store(chosen + b * count + slot, i, taken)

@@ -18,7 +18,6 @@ def measure(
     sample_stride,
     token_stride,
     epsilon,
-    least_length,
     DIM: tl.constexpr,  # of the sketch; as many channels are taken at a time
     DIM_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -53,6 +52,7 @@ def measure(
         tl.store(scale + b * n + row, 1 / tl.sqrt_rn(variance + epsilon), row < n)
     if SKETCHED:
         if NORMALIZED:
-            length = tl.sqrt_rn(tl.sum(sums * sums, 1))
-            sums = sums / tl.maximum(length, least_length)[:, None]
+            summed = tl.cdiv(channels - d, DIM).to(tl.float32)  # how many channels
+            scaled = 1 / tl.sqrt_rn(tl.sum(away, 1) / channels + epsilon)
+            sums = (sums - tl.sum(sums, 1)[:, None] / channels * summed[None, :]) * scaled[:, None]
         tl.store(sketch + (b * n + row)[:, None] * DIM + d[None, :], sums, inside)

@@ -22,6 +22,9 @@ def nearest(
     sample_stride,
     point_stride,
     far,
+    kept,
+    least_product,
+    places,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
     NORMALIZED: tl.constexpr,
@@ -36,9 +39,8 @@ def nearest(
     squares: (B, N) squared lengths before it, unless `EXACT`.
     price, partner: (B, N), written where a point takes part.
 
-    `EXACT`: products in float32, of points from which the first is taken away; that takes their
-    common offset out, and most of the cancellation. Otherwise of the 16-bit values as they are,
-    which is exact but for the sums; the layer norm is applied to the products. Rows and columns of
+    `EXACT`: products in float32. Otherwise of the 16-bit values as they are, which is exact but for
+    the sums; the layer norm is applied to the products. Rows and columns of
     a tile are treated alike, so that a pair has one price from both sides wherever products have.
     """
     tiles = tl.cdiv(count, ROWS)
@@ -51,12 +53,10 @@ def nearest(
     mean += b * n
     scale += b * n
     squares += b * n
-    row_inverse = 1 / tl.load(weights + row, row_in, 1.0)
+    row_weight = tl.load(weights + row, row_in, 1.0)
+    row_inverse = tl.div_rn((places * n - row).to(tl.float32), row_weight)
     row_mean = tl.load(mean + row, row_in, 0.0) if NORMALIZED else tl.zeros([ROWS], tl.float32)
     row_scale = tl.load(scale + row, row_in, 0.0) if NORMALIZED else tl.full([ROWS], 1, tl.float32)
-    origin = tl.load(chosen + b * count) if CHOSEN else 0
-    origin_mean = tl.load(mean + origin) if NORMALIZED else 0.0
-    origin_scale = tl.load(scale + origin) if NORMALIZED else 1.0
     c = tl.arange(0, CHANNELS)
     best = tl.full([ROWS], float("inf"), tl.float32)
     who = tl.where(slot == 0, 1, 0)
@@ -64,7 +64,8 @@ def nearest(
         other = first + tl.arange(0, ROWS)
         column_in = other < count
         column = tl.load(chosen + b * count + other, column_in, 0) if CHOSEN else other
-        inverse = 1 / tl.load(weights + column, column_in, 1.0)
+        column_weight = tl.load(weights + column, column_in, 1.0)
+        inverse = tl.div_rn((places * n - column).to(tl.float32), column_weight)
         column_mean = (
             tl.load(mean + column, column_in, 0.0) if NORMALIZED else tl.zeros([ROWS], tl.float32)
         )
@@ -90,10 +91,8 @@ def nearest(
                 0.0,
             )
             if EXACT:
-                zero = tl.load(points + origin * point_stride + channel, inside, 0.0)
-                zero = ((zero.to(tl.float32) - origin_mean) * origin_scale)[None, :]
-                one = (one.to(tl.float32) - row_mean[:, None]) * row_scale[:, None] - zero
-                two = (two.to(tl.float32) - column_mean[:, None]) * column_scale[:, None] - zero
+                one = (one.to(tl.float32) - row_mean[:, None]) * row_scale[:, None]
+                two = (two.to(tl.float32) - column_mean[:, None]) * column_scale[:, None]
                 one = tl.where(inside[None, :], one, 0.0)
                 two = tl.where(inside[None, :], two, 0.0)
                 products = tl.dot(one, tl.trans(two), products, input_precision=PRECISION)
@@ -109,8 +108,8 @@ def nearest(
                 products = (products - shift) * row_scale[:, None] * column_scale[None, :]
                 row_norms = (row_norms - channels * row_mean * row_mean) * row_scale * row_scale
                 norms = (norms - channels * column_mean * column_mean) * column_scale * column_scale
-        distance = row_norms[:, None] + norms[None, :] - 2 * products
-        distance = tl.where(distance < far, tl.maximum(distance, 0.0), far)  # also of NaN
+        distance = row_norms[:, None] + norms[None, :] - kept * products
+        distance = tl.where(distance < far, tl.maximum(distance, least_product), far)  # also of NaN
         cost = tl.div_rn(distance, row_inverse[:, None] + inverse[None, :])
         itself = slot[:, None] == other[None, :]
         cost = tl.where(itself | (other >= count)[None, :], float("inf"), cost)
