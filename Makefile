@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 KERNELS = $(wildcard tpcli/pooling/native/*.[ch])
 
-.PHONY: demo test walk sanitize lint docs clean
+.PHONY: demo test walk sanitize lint dist docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/tpcli pareto --out pareto.png
@@ -23,6 +23,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+dist: $(VENV)/installed-release # what PyPI takes: build/dist
+	PYTHON=$(abspath $(BIN))/python .ci/dist
 
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 from torch import nn
 
 from tpcli.flops import FlopCount, count_flops
@@ -160,6 +159,8 @@ def _pooling_features(before: Floats, removed: Floats) -> Floats:
 
 def _least_squares(features: Floats, flops: Floats, weights: Floats) -> Floats:
     """Coefficients, none below 0, with the smallest weighted relative errors: (S, F) -> (F,)."""
+    from scipy.optimize import nnls  # takes a third of a second to import
+
     counted = flops > 0
     if not counted.any():
         return np.zeros(features.shape[1])

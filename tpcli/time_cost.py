@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.optimize import nnls
 from sklearn.isotonic import IsotonicRegression
 from torch import nn
 
@@ -43,6 +42,8 @@ class TimeCost(Cost):
         *,
         last_free: bool = False,
     ) -> None:
+        from scipy.optimize import nnls
+
         super().__init__(model, options, last_free=last_free)
         counts, others, mlp_counts, mlps = [], [], [], []
         before, removed, poolings = [], [], []
