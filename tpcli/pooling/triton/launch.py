@@ -53,7 +53,8 @@ def ward(
     of all; N for all.
     """
     b, n, _ = z.shape
-    z, weights = dense_rows(z), weights.contiguous()
+    z = dense_rows(z if normalized else z.float())
+    weights = weights.contiguous()
     norms, sketch = _measure(z, normalized, candidates < n)
     is_short = z.dtype != torch.float32 and has_tensor_cores(z.device)
     precision = "tf32x3" if is_short else "ieee"
@@ -117,13 +118,13 @@ def _measure(z: Tensor, normalized: bool, sketched: bool) -> tuple[Norms, Tensor
     if normalized or sketched or z.dtype != torch.float32:
         run(
             measure,
-            b * _tiles(n, 16),
+            b * _tiles(n, 8),
             *(z, mean, scale, squares, mean if sketch is None else sketch),
             *(n, channels, z.stride(0), z.stride(1)),
             constants.LAYER_NORM_EPSILON,
             DIM=dim,
             DIM_BLOCK=_block(dim),
-            ROWS=16,
+            ROWS=8,
             NORMALIZED=normalized,
             SKETCHED=sketched,
         )

@@ -49,10 +49,10 @@ def measure(
             away += tl.where(there, values * values, 0.0)
         variance = tl.sum(away, 1) / channels
         tl.store(mean + b * n + row, middle, row < n)
-        tl.store(scale + b * n + row, 1 / tl.sqrt_rn(variance + epsilon), row < n)
+        factor = 1 / tl.sqrt_rn(variance + epsilon)
+        tl.store(scale + b * n + row, factor, row < n)
     if SKETCHED:
         if NORMALIZED:
-            summed = tl.cdiv(channels - d, DIM).to(tl.float32)  # how many channels
-            scaled = 1 / tl.sqrt_rn(tl.sum(away, 1) / channels + epsilon)
-            sums = (sums - tl.sum(sums, 1)[:, None] / channels * summed[None, :]) * scaled[:, None]
+            alike = tl.cdiv(channels - d, DIM)  # channels that are summed into each
+            sums = (sums - middle[:, None] * alike[None, :]) * factor[:, None]
         tl.store(sketch + (b * n + row)[:, None] * DIM + d[None, :], sums, inside)

@@ -40,8 +40,8 @@ def nearest(
     price, partner: (B, N), written where a point takes part.
 
     `EXACT`: products in float32. Otherwise of the 16-bit values as they are, which is exact but for
-    the sums; the layer norm is applied to the products. Rows and columns of
-    a tile are treated alike, so that a pair has one price from both sides wherever products have.
+    the sums; the layer norm is applied to the products. Rows and columns of a tile are treated
+    alike, so that a pair has one price from both sides wherever products have.
     """
     tiles = tl.cdiv(count, ROWS)
     b = (tl.program_id(0) // tiles).to(tl.int64)
@@ -55,8 +55,9 @@ def nearest(
     squares += b * n
     row_weight = tl.load(weights + row, row_in, 1.0)
     row_inverse = tl.div_rn((places * n - row).to(tl.float32), row_weight)
-    row_mean = tl.load(mean + row, row_in, 0.0) if NORMALIZED else tl.zeros([ROWS], tl.float32)
-    row_scale = tl.load(scale + row, row_in, 0.0) if NORMALIZED else tl.full([ROWS], 1, tl.float32)
+    if NORMALIZED:
+        row_mean = tl.load(mean + row, row_in, 0.0)
+        row_scale = tl.load(scale + row, row_in, 0.0)
     c = tl.arange(0, CHANNELS)
     best = tl.full([ROWS], float("inf"), tl.float32)
     who = tl.where(slot == 0, 1, 0)
@@ -66,14 +67,9 @@ def nearest(
         column = tl.load(chosen + b * count + other, column_in, 0) if CHOSEN else other
         column_weight = tl.load(weights + column, column_in, 1.0)
         inverse = tl.div_rn((places * n - column).to(tl.float32), column_weight)
-        column_mean = (
-            tl.load(mean + column, column_in, 0.0) if NORMALIZED else tl.zeros([ROWS], tl.float32)
-        )
-        column_scale = (
-            tl.load(scale + column, column_in, 0.0)
-            if NORMALIZED
-            else tl.full([ROWS], 1, tl.float32)
-        )
+        if NORMALIZED:
+            column_mean = tl.load(mean + column, column_in, 0.0)
+            column_scale = tl.load(scale + column, column_in, 0.0)
         products = tl.zeros([ROWS, ROWS], tl.float32)
         row_norms = tl.zeros([ROWS], tl.float32)
         norms = tl.zeros([ROWS], tl.float32)
@@ -91,10 +87,12 @@ def nearest(
                 0.0,
             )
             if EXACT:
-                one = (one.to(tl.float32) - row_mean[:, None]) * row_scale[:, None]
-                two = (two.to(tl.float32) - column_mean[:, None]) * column_scale[:, None]
-                one = tl.where(inside[None, :], one, 0.0)
-                two = tl.where(inside[None, :], two, 0.0)
+                one, two = one.to(tl.float32), two.to(tl.float32)
+                if NORMALIZED:
+                    one = (one - row_mean[:, None]) * row_scale[:, None]
+                    two = (two - column_mean[:, None]) * column_scale[:, None]
+                    one = tl.where(inside[None, :], one, 0.0)
+                    two = tl.where(inside[None, :], two, 0.0)
                 products = tl.dot(one, tl.trans(two), products, input_precision=PRECISION)
                 row_norms += tl.sum(one * one, 1)
                 norms += tl.sum(two * two, 1)
