@@ -31,16 +31,16 @@ class Mutation:
 MUTATIONS = (
     Mutation(
         "a sign in Ward's cost",
-        "pooling/starts.py",
-        "distances / (inverse.unsqueeze(2) + inverse.unsqueeze(1))",
-        "distances / (inverse.unsqueeze(2) - inverse.unsqueeze(1))",
+        "pooling/merge_cost.py",
+        "div_(inverse + inverse.transpose(1, 2))",
+        "div_(inverse - inverse.transpose(1, 2))",
         "pooling/test_ward.py::test_one_merge_a_round_is_exact_ward",
     ),
     Mutation(
         "a tie rule",
         "pooling/order.py",
-        "torch.where(values > least.unsqueeze(-1), n, position).amin(-1)",
-        "torch.where(values > least.unsqueeze(-1), -1, position).amax(-1)",
+        "position.masked_fill(values > least, n).amin(-1)",
+        "position.masked_fill(values > least, -1).amax(-1)",
         "pooling/test_ties.py::test_order_is_by_value_then_position",
     ),
     Mutation(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tpcli.errors import UserError
+from tpcli.processes import team
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -20,16 +21,19 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 def pick_device(device: str | torch.device) -> torch.device:
     """A device by name; "auto" is the accelerator of this machine, else the CPU.
 
+    Of several processes that were started for one command each takes its own.
+
     Raises:
         UserError: the device is unknown or not there.
     """
     if device == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator or torch.device("cpu")
+        return _own_of(accelerator or torch.device("cpu"))
     try:
         chosen = torch.device(device)
         if chosen.type == "meta":
             raise RuntimeError("it computes nothing")
+        chosen = _own_of(chosen)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -37,6 +41,14 @@ def pick_device(device: str | torch.device) -> torch.device:
             f"device {str(device)!r} can't be used ({reason}); try auto or cpu."
         ) from None
     return chosen
+
+
+def _own_of(device: torch.device) -> torch.device:
+    """Of a kind of device, this process's own where there are several processes."""
+    own = team()
+    if device.type == "cpu" or device.index is not None or own.size == 1:
+        return device
+    return torch.device(device.type, own.place % max(torch.accelerator.device_count(), 1))
 
 
 def device_name(device: str | torch.device) -> str:

@@ -91,7 +91,7 @@ def evaluate(
     if block is not None:
         task = replace(task, blocks=tuple(blocks(block)))
     render.say_passed_over(task)
-    options = RunOptions(run.batch_size, device, run.amp, run.workers, run.strict)
+    options = RunOptions(run.batch_size, device, run.amp, run.workers, run.strict, together=True)
     with render.progress_bars(f"eval {loaded.name}") as begin:
         result = Measurer(loaded.model, task, options).measure(loaded.model, begin)
     spec = pooling_spec(loaded.model)

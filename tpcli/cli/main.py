@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 from functools import cache
@@ -19,7 +20,11 @@ from tpcli.cli.text import visible, with_flags
 from tpcli.cli.usage import usage
 from tpcli.cli.voice import QuietOption, VerboseOption, speak
 from tpcli.errors import TpcliError, UserError
+from tpcli.processes import team
 from tpcli.version import __version__
+
+SHARED = ("eval", "finetune", "pareto")
+"""Commands whose work several processes share; of the others the first process does it."""
 
 COMMANDS = (
     "optimize",
@@ -93,6 +98,10 @@ def program() -> Any:
 def main() -> None:
     """Run the program and exit: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
     arguments = [a for a in sys.argv[1:] if a != DEBUG]
+    if not team().is_first:  # one process reports
+        if next((a for a in arguments if not a.startswith("-")), "") not in SHARED:
+            sys.exit(0)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
     debug = len(arguments) < len(sys.argv) - 1
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

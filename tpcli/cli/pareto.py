@@ -21,6 +21,7 @@ from tpcli.cli.sweep_table import print_sweep
 from tpcli.cli.values import FOLDER, Value, one_of, option
 from tpcli.errors import UserError
 from tpcli.files import check_output
+from tpcli.processes import team
 from tpcli.specs import DEMO
 
 if TYPE_CHECKING:
@@ -121,6 +122,11 @@ def pareto(
     measuring.check()
     poolings = [pooling.options(name) for name in method_names(method) or DEFAULT_METHODS]
     recipe = training.recipe
+    if recipe is not None and team().size > 1:
+        raise UserError(
+            "--finetune-epochs trains with all processes, so they can't share out the points; "
+            "start tpcli pareto once."
+        )
     searched = SEARCHED in (schedule or [])
     schedules = [spec for spec in schedule or [] if spec != SEARCHED]
     specs = models or [DEMO]
@@ -172,6 +178,8 @@ def pareto(
     first = sources[0]
     render.say_left_out(first.data, first.training.train if first.training else None)
     result = _run(sources, options, cache)
+    if not team().is_first:
+        return
     if reporting.is_timed:
         result = reporting.timed(result, sources, options)
     context = _context(sources, options, result, device)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tpcli.cli.text import visible
 from tpcli.cli.values import flag
+from tpcli.processes import team
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,8 +36,8 @@ def speak(*, quiet: bool = False, verbose: bool = False) -> None:
 
 
 def is_quiet() -> bool:
-    """Whether only errors are wanted."""
-    return logging.getLogger("tpcli").level >= logging.ERROR
+    """Whether only errors are wanted, or another process reports."""
+    return logging.getLogger("tpcli").level >= logging.ERROR or not team().is_first
 
 
 def note(text: str) -> None:

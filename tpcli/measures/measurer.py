@@ -13,6 +13,7 @@ from tpcli.devices import pick_device
 from tpcli.errors import TpcliError
 from tpcli.evaluation import Batches, RunOptions
 from tpcli.surgery import pooling_spec, unpooled
+from tpcli.together import evaluate_together
 
 from .agreement import agreement
 from .answers import Answers, collect, features_of, logits_of
@@ -91,17 +92,21 @@ class Measurer:
 
     def _top1(self, model: nn.Module, on_pass: OnPass | None) -> Scores:
         data, run = self.task.data, self.run
-        result = evaluation.evaluate(
-            model,
-            data,
-            batch_size=run.batch_size,
-            device=run.device,
-            amp=run.amp,
-            workers=run.workers,
-            strict=run.strict,
-            decoded=self.decode(data),
-            on_batch=on_pass("", data.count) if on_pass else None,
-        )
+        decoded, begun = self.decode(data), on_pass("", data.count) if on_pass else None
+        if run.together:
+            result = evaluate_together(model, data, run, decoded=decoded, on_batch=begun)
+        else:
+            result = evaluation.evaluate(
+                model,
+                data,
+                batch_size=run.batch_size,
+                device=run.device,
+                amp=run.amp,
+                workers=run.workers,
+                strict=run.strict,
+                decoded=decoded,
+                on_batch=begun,
+            )
         low, high = result.top1_ci95
         more = {"top1": result.top1, "top1_lo": low, "top1_hi": high}
         return Scores(

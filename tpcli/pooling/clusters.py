@@ -201,7 +201,7 @@ def reduce_tokens(
     """
     totals = clusters.sums(weights) if totals is None else totals
     cluster = among_all(clusters.labels(), totals.shape[1])
-    zeros = totals.new_zeros(totals.numel(), x.shape[2])
+    zeros = totals.new_zeros(totals.shape[0] * totals.shape[1], x.shape[2])
     return weighted_means(x, cluster, weights, totals.flatten(), zeros, prefix, keep_norms)
 
 

@@ -10,26 +10,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PLACES = 256
-"""Positions move no cost by more than 1 / `PLACES` against another."""
+from . import constants
 
 
 def line_up(position: Tensor, n: int, weights: Tensor) -> Tensor:
-    """What stands for 1 / weight in the cost of a merge: (256 N - i) / w_i.
+    """What stands for 1 / weight in the cost of a merge: (1024 N - i) / w_i.
 
     Of two costs that only rounding tells apart, that of the lower position becomes the lower.
 
     position: (M,) or (B, M) whole numbers in [0, `n`). weights: (B, M).
     """
-    return (PLACES * n - position) / weights
+    return (constants.PLACES * n - position) / weights
 
 
 def in_line(values: Tensor, position: Tensor, n: int) -> Tensor:
-    """Values that only rounding tells apart, in the order of positions: v_i (1 + i / 256 N).
+    """Values that only rounding tells apart, in the order of positions: v_i (1 + i / 1024 N).
 
     values: (B, M), positive. position: (M,) or (B, M) whole numbers in [0, `n`).
     """
-    return torch.addcmul(values, values, position, value=1 / (PLACES * n))
+    return torch.addcmul(values, values, position, value=1 / (constants.PLACES * n))
 
 
 def in_order(values: Tensor, *, descending: bool = False) -> Tensor:

@@ -95,6 +95,7 @@ def ward_labels(
             constants.LAYER_NORM_EPSILON,
             constants.SHRINK,
             constants.LEAST_PRODUCT,
+            constants.PLACES,
         ),
         labels.data_ptr(),
     )

@@ -26,6 +26,7 @@ typedef struct {
     int normalized;
     int64_t sketch_dim;
     float reluctance, far, layer_norm_epsilon, shrink, least_product;
+    int64_t places;
 } Ward;
 
 /* clusters.reduce_tokens: whether means are as long as their members. The others: constants.py. */

@@ -15,16 +15,16 @@ typedef unsigned long long Address;
 static PyObject *py_ward_labels(PyObject *self, PyObject *args)
 {
     (void)self;
-    long long batch, tokens, channels, sample, token, candidates, sketch_dim;
+    long long batch, tokens, channels, sample, token, candidates, sketch_dim, places;
     Address z, weights, labels;
     PyObject *plan;
     int threads, bfloat16, normalized, failed;
     float reluctance, far, epsilon, shrink, least_product;
     int64_t merges[MOST_ROUNDS];
-    if (!PyArg_ParseTuple(args, SHAPE TOKENS "KLO!p(Lfffff)K", &batch, &tokens, &channels, &threads,
-                          &z, &sample, &token, &bfloat16, &weights, &candidates, &PyList_Type,
+    if (!PyArg_ParseTuple(args, SHAPE TOKENS "KLO!p(LfffffL)K", &batch, &tokens, &channels,
+                          &threads, &z, &sample, &token, &bfloat16, &weights, &candidates, &PyList_Type,
                           &plan, &normalized, &sketch_dim, &reluctance, &far, &epsilon,
-                          &shrink, &least_product, &labels))
+                          &shrink, &least_product, &places, &labels))
         return NULL;
     Py_ssize_t rounds = PyList_Size(plan);
     if (rounds > MOST_ROUNDS)
@@ -38,7 +38,7 @@ static PyObject *py_ward_labels(PyObject *self, PyObject *args)
                          (Tokens){(const void *)z, sample, token, bfloat16},
                          (const float *)weights,
                          (Ward){candidates, rounds, merges, normalized, sketch_dim, reluctance, far,
-                                epsilon, shrink, least_product},
+                                epsilon, shrink, least_product, places},
                          (int64_t *)labels);
     Py_END_ALLOW_THREADS
     return PyBool_FromLong(!failed);

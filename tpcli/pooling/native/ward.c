@@ -56,21 +56,20 @@ static void select_smallest(Offer *offers, int64_t n, int64_t count)
     }
 }
 
-/* line_up and in_line of order.py: positions decide between costs that rounding tells apart. */
-#define PLACES 256
-
-static inline float line_up(int64_t position, int64_t n, float weight)
+/* line_up and in_line of order.py: positions decide between costs that rounding tells
+   apart. places: `PLACES` for each of all points. */
+static inline float line_up(int64_t position, int64_t places, float weight)
 {
-    return (float)(PLACES * n - position) / weight;
+    return (float)(places - position) / weight;
 }
 
-static inline float in_line(float value, int64_t position, int64_t n)
+static inline float in_line(float value, int64_t position, int64_t places)
 {
-    return value + value * ((float)position / (float)(PLACES * n));
+    return value + value * ((float)position / (float)places);
 }
 
-/* Make the cheapest merges among n of `width` points: root[i] is the one of the n that i ends up with.
-   place: their positions among all. norms: room for n. */
+/* Make the cheapest merges among n of `width` points: root[i] is the one of the n that i ends up
+   with. place: their positions among all. norms: room for n. */
 static void merge_cheapest(const float *matrix, const float *inverse, int64_t n,
                            const int64_t *place, int64_t width, int64_t merges, const Ward *ward,
                            float *norms, float *price, Offer *offers, int64_t *partner,
@@ -91,7 +90,7 @@ static void merge_cheapest(const float *matrix, const float *inverse, int64_t n,
                 partner[i] = j;
             }
         }
-        price[i] = in_line(best, place[i], width);
+        price[i] = in_line(best, place[i], ward->places * width);
     }
     for (int64_t i = 0; i < n; i++) {
         int mutual = partner[partner[i]] == i;
@@ -217,7 +216,7 @@ static Room lay_out(uintptr_t start, int64_t n, int64_t channels, const Ward *wa
 {
     Room room = {.end = start};
     int64_t padded = n + TILE, m = ward->candidates;
-    float kept = 1 - ward->shrink, least = ward->least_product * PLACES * n;
+    float kept = 1 - ward->shrink, least = ward->least_product * ward->places * n;
     room.sketch = points_in(&room, m < n ? n : 0, ward->sketch_dim, kept, least);
     room.points = points_in(&room, m, channels, kept, least);
     room.token = room_for(&room, channels, sizeof(float));
@@ -245,10 +244,10 @@ static void near_a_partner(Room *room, const float *z, int64_t stride, int64_t c
     }
     lay_tiles(sketch);
     for (int64_t t = 0; t < sketch->tiles * TILE; t++)
-        room->inverse[t] = t < n ? line_up(t, n, weights[t]) : 1;
+        room->inverse[t] = t < n ? line_up(t, ward->places * n, weights[t]) : 1;
     cheapest_merges(sketch, room->inverse, room->cheapest);
     for (int64_t t = 0; t < n; t++)
-        room->offers[t] = offer(in_line(room->cheapest[t], t, n), t);
+        room->offers[t] = offer(in_line(room->cheapest[t], t, ward->places * n), t);
     select_smallest(room->offers, n, count);
     memset(room->root, 0, n * sizeof *room->root);
     for (int64_t i = 0; i < count; i++)
@@ -277,7 +276,7 @@ WIDE static int cluster_sample(Room *room, Shape shape, const float *z, int64_t 
         prepare(z + token * stride, shape.channels, ward, row);
         room->chosen[i] = place[i] = token;
         room->mass[i] = weights[token];
-        room->inverse[i] = line_up(token, n, weights[token]);
+        room->inverse[i] = line_up(token, ward->places * n, weights[token]);
         of_token[token] = i;
     }
     lay_tiles(&room->points);
@@ -299,7 +298,7 @@ WIDE static int cluster_sample(Room *room, Shape shape, const float *z, int64_t 
             merged_products(room->matrix, room->rows, room->mass, live, left, of_live,
                             room->total);
         for (int64_t c = 0; c < left; c++)
-            room->inverse[c] = line_up(place[c], width, room->mass[c]);
+            room->inverse[c] = line_up(place[c], ward->places * width, room->mass[c]);
         live = left;
     }
     for (int64_t c = 0; c < live; c++)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from tpcli.pooling import constants
-from tpcli.pooling.order import PLACES
 
 from .kernels.choose import choose
 from .kernels.join import join
@@ -64,7 +63,7 @@ def ward(
         found, chosen = torch.empty_like(price), _integers(z, candidates)
         _nearest(sketch, norms, False, weights, None, found, partner, precision)
         sizes = {"N_BLOCK": _block(n), "warps": _warps(n)}
-        run(choose, b, found, chosen, price, partner, n, candidates, PLACES, **sizes)
+        run(choose, b, found, chosen, price, partner, n, candidates, constants.PLACES, **sizes)
     points, mass, left = z, weights, candidates
     labels, parts = None, None
     for step, count in enumerate(merges):
@@ -151,7 +150,7 @@ def _nearest(
         b * _tiles(count, side),
         *(points, *norms, weights, partner if chosen is None else chosen, price, partner),
         *(n, count, channels, points.stride(0), points.stride(1), constants.FAR),
-        *(2 * (1 - constants.SHRINK), constants.LEAST_PRODUCT, PLACES),
+        *(2 * (1 - constants.SHRINK), constants.LEAST_PRODUCT, constants.PLACES),
         warps=4 if exact else 8,
         stages=2 if exact else 3,
         ROWS=side,
@@ -188,7 +187,7 @@ def _join(
         *(labels if before is None else before[0], torch.empty_like(partner), labels, *parts),
         *(partner if chosen is None else chosen, next_price, next_partner),
         *(n, points, merges, 0 if chosen is None else chosen.shape[1]),
-        *(constants.RELUCTANCE, PLACES),
+        *(constants.RELUCTANCE, constants.PLACES),
         warps=_warps(n),
         LATER=before is not None,
         CHOSEN=chosen is not None,
