@@ -54,8 +54,8 @@ def ward(z: Floats, k: int, w: Floats, rounds: int) -> list[int]:
         rounds -= 1
         mass = np.array([w[group].sum() for group in groups])
         means = np.array([(w[group, None] * z[group]).sum(0) for group in groups]) / mass[:, None]
-        line = 1024.0 * len(groups) - np.arange(len(groups))
-        later = 1 + np.arange(len(groups)) / (1024 * len(groups))
+        line = 256.0 * len(groups) - np.arange(len(groups))
+        later = 1 + np.arange(len(groups)) / (256 * len(groups))
         norms = np.add.outer(np.square(means).sum(1), np.square(means).sum(1))
         distances = norms - 2 * (1 - 2**-16) * means @ means.T + 1e-26
         cost = distances / np.add.outer(line / mass, line / mass)

@@ -143,7 +143,7 @@ def test_a_sketch_costs_little_of_the_objective(k: int, normalized: bool) -> Non
 def test_cheapest_merge_is_that_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     z, mass = tokens(2, 50, 12), torch.rand(2, 50) + 0.5
     inverse = line_up(torch.arange(50), 50, mass).unsqueeze(-1)
-    expected = ward_cost(pairwise_squared_distances(z), mass).amin(-1) / 1024 / 50
+    expected = ward_cost(pairwise_squared_distances(z), mass).amin(-1) / 256 / 50
     torch.testing.assert_close(cheapest_merge(z, inverse), expected, rtol=0.02, atol=0)
     whole = cheapest_merge(z, inverse)
     monkeypatch.setattr(merge_cost, "BAND", 50 * 7)  # several bands, the last one shorter

@@ -8,9 +8,9 @@ SHRINK = 2**-16
 ||z_i - z_j||^2 can't be told from 0 below some 2^-21 of ||z_i||^2 + ||z_j||^2."""
 
 LEAST_PRODUCT = 1e-26
-"""Added to products, times some 1024 N, so that no distance is 0."""
+"""Added to products, times some 256 N, so that no distance is 0."""
 
-PLACES = 1024
+PLACES = 256
 """Positions move no cost of Ward's by more than 1 / `PLACES` against another."""
 
 RELUCTANCE = 2.0

@@ -14,7 +14,7 @@ from . import constants
 
 
 def line_up(position: Tensor, n: int, weights: Tensor) -> Tensor:
-    """What stands for 1 / weight in the cost of a merge: (1024 N - i) / w_i.
+    """What stands for 1 / weight in the cost of a merge: (256 N - i) / w_i.
 
     Of two costs that only rounding tells apart, that of the lower position becomes the lower.
 
@@ -24,7 +24,7 @@ def line_up(position: Tensor, n: int, weights: Tensor) -> Tensor:
 
 
 def in_line(values: Tensor, position: Tensor, n: int) -> Tensor:
-    """Values that only rounding tells apart, in the order of positions: v_i (1 + i / 1024 N).
+    """Values that only rounding tells apart, in the order of positions: v_i (1 + i / 256 N).
 
     values: (B, M), positive. position: (M,) or (B, M) whole numbers in [0, `n`).
     """
