@@ -34,7 +34,7 @@ def choose(sketch_price, chosen, price, partner, n, count, places, N_BLOCK: tl.c
     i = tl.arange(0, N_BLOCK)
     inside = i < n
     found = tl.load(sketch_price + b * n + i, inside, float("inf"))
-    found += found * (i / (places * n).to(tl.float32))
+    found *= 1 + i / (places * n).to(tl.float32)
     taken = cheapest(found, i, count) & inside
     slot = tl.cumsum(taken.to(tl.int32), 0) - 1
     tl.store(chosen + b * count + slot, i, taken)

@@ -62,7 +62,7 @@ def join(
     to = tl.load(partner + b * points + i, inside, 0)
     to = tl.where(inside, to, i)
     mutual = tl.gather(to, to, 0) == i
-    cost += cost * (i / (places * points).to(tl.float32))
+    cost *= 1 + i / (places * points).to(tl.float32)
     cost = tl.where(mutual, cost, reluctance * cost)
     cost = tl.where(ends_of(to, JUMPS) == i, float("inf"), cost)
     parent = tl.where(cheapest(cost, i, merges), to, i)
