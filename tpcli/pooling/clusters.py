@@ -150,7 +150,7 @@ def _merged(
     keep_norms: bool,
 ) -> tuple[Tensor, Tensor]:
     """Tokens and sizes of clusters numbered among those of all samples."""
-    zeros = counted.new_zeros(k * len(x), x.shape[2])
+    zeros = counted.new_zeros(k * x.shape[0], x.shape[2])
     sizes = totals = zeros[:, 0].index_add(0, cluster, counted.flatten())
     if shares is not counted:
         totals = zeros[:, 0].index_add(0, cluster, shares.flatten())
@@ -227,7 +227,7 @@ def weighted_means(
     if lengths is not None:
         stretch = lengths / token_norms(means).clamp(min=constants.LEAST_NORM)
         means = means * stretch.clamp(max=constants.LARGEST_STRETCH)
-    means = means.view(len(x), -1, x.shape[2])
+    means = means.view(x.shape[0], -1, x.shape[2])
     if prefix:
         means = torch.cat([x[:, :prefix], means], dim=1)
     return means.to(x.dtype)

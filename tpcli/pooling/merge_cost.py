@@ -57,8 +57,8 @@ def merged_products(products: Tensor, group: Tensor, share: Tensor, k: int) -> T
 
 def _summed(x: Tensor, group: Tensor, k: int) -> Tensor:
     """Sums of rows in the same group: (B, M, C), (B, M) in [0, K) -> (B, K, C)."""
-    sums = x.new_zeros(len(x) * k, x.shape[2])
-    return sums.index_add_(0, among_all(group, k), x.flatten(0, 1)).view(len(x), k, -1)
+    sums = x.new_zeros(x.shape[0] * k, x.shape[2])
+    return sums.index_add_(0, among_all(group, k), x.flatten(0, 1)).view(x.shape[0], k, -1)
 
 
 def cheapest_merge(z: Tensor, inverse: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def merge_cheapest(cost: Tensor, merges: int, chosen: Tensor, position: Tensor) 
     cost: exactly symmetric, no two equal in a row; so pointers form no circle but that of two.
     chosen: (B, M), the positions among N of those that take part. position: (N,), all of them.
     """
-    b, n = len(cost), len(position)
+    b, n = cost.shape[0], position.shape[0]  # len() would make the batch a constant
     cheapest, partner = cost.min(-1)  # (B, M)
     mutual = cheapest.gather(1, partner) == cheapest
     target = chosen.gather(1, partner)
