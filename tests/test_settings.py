@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated, Optional
 
 import pytest
 
@@ -11,6 +12,7 @@ import tpcli
 from tests.program import Run
 from tpcli.cli import main as main_module
 from tpcli.cli.settings import command_line
+from tpcli.cli.spread import _declared
 
 
 def write(folder: Path, text: str, name: str = "tpcli.toml") -> Path:
@@ -95,3 +97,11 @@ def test_env_says_what_a_bug_report_needs(run: Run) -> None:
     said = run("env").out
     assert json.dumps(found["torch"]).strip('"') in said
     assert "env" in main_module.COMMANDS
+
+
+def test_hints_are_as_they_were_written() -> None:
+    """Python 3.10 makes those with a default of None optional, which typer takes for one value."""
+    wanted = Annotated[list[str] | None, "many"]
+    assert _declared(Optional[wanted]) == wanted  # noqa: UP045
+    assert _declared(wanted) == wanted
+    assert _declared(int | None) == int | None

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -35,7 +35,7 @@ def spread(function: Callable[..., Result]) -> Callable[..., Result]:
     parameters: list[inspect.Parameter] = []
     groups: dict[str, type[Any]] = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        hint = hints[name]
+        hint = _declared(hints[name])
         if not is_dataclass(hint):
             parameters.append(parameter.replace(annotation=hint))
             continue
@@ -67,3 +67,9 @@ def spread(function: Callable[..., Result]) -> Callable[..., Result]:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
+
+
+def _declared(hint: Any) -> Any:
+    """A hint as it was written: Python 3.10 makes `Annotated[...] = None` optional once more."""
+    inside = [part for part in get_args(hint) if get_origin(part) is Annotated]
+    return inside[0] if get_origin(hint) is Union and inside else hint

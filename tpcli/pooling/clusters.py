@@ -218,7 +218,7 @@ def weighted_means(
 
     cluster: (B * N,) in [0, B K). totals: (B * K,). zeros: (B * K, C), to be filled.
     """
-    exact = max(x.dtype, weights.dtype, key=lambda dtype: dtype.itemsize)
+    exact = x.dtype if x.dtype.itemsize >= weights.dtype.itemsize else weights.dtype
     share = weights.to(exact) / totals.index_select(0, cluster).view(weights.shape)
     parts = (x[:, prefix:] * share.unsqueeze(-1)).flatten(0, 1)  # (B * N, C)
     zeros = zeros.to(exact)
