@@ -94,7 +94,7 @@ MUTATIONS = (
     ),
     Mutation(
         "an escape",
-        "report/document.py",
+        "report/pages.py",
         'autoescape=select_autoescape(["html"])',
         "autoescape=False",
         "pareto/test_report.py::test_html_stands_alone_and_escapes",
