@@ -32,7 +32,7 @@ from tpcli.text import CONVENTION as CONVENTION
 def quiet() -> None:
     """Keep libraries' warnings off the terminal; what matters is said by tpcli itself."""
     warnings.filterwarnings("ignore")
-    for name in ("timm", "huggingface_hub"):
+    for name in ("timm", "huggingface_hub", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler says when it starts
 
