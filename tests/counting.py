@@ -50,7 +50,7 @@ def _attributes(module: nn.Module) -> Iterator[Hashable]:
 def _tensors(module: nn.Module) -> Iterator[Hashable]:
     own = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
     for name, tensor in own:
-        yield name, tensor.shape, tensor.dtype, tensor.device
+        yield name, type(tensor), tensor.shape, tensor.dtype, tensor.device
 
 
 flops.count_flops = _remembered

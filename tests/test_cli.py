@@ -15,7 +15,7 @@ import torch
 from tests.pictures import CLASSES, class_folders, truncate
 from tests.program import Run
 from tests.tiny import tiny_vit
-from tpcli import evaluation
+from tpcli import together
 from tpcli.cli import main as main_module
 from tpcli.cli.voice import Visible
 from tpcli.errors import UserError
@@ -268,7 +268,7 @@ def test_interrupts_and_bugs(
     def fail(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr(evaluation, "evaluate", fail)
+    monkeypatch.setattr(together, "evaluate", fail)
     found = run("eval", model_folder, "--data", image_folder, "--workers", 0)
     assert (found.code, found.out) == (code, "")
     assert message in found.err

@@ -131,7 +131,7 @@ class CostModel(Cost):
         self.exact(self.followed(wanted))  # once: it is remembered
         samples = np.array(sorted(self._samples), dtype=np.float64)
         before, after = samples[:, 0] / self.patch_tokens, samples[:, 1] / self.patch_tokens
-        pools = after < before
+        pools = (after < before) & (samples[:, 1] > 1)  # one token is made without any search
         blocks = _least_squares(_block_features(before, after), samples[:, 2], np.ones(len(pools)))
         features = _pooling_features(before, before - after)[pools]
         kept = (after / before)[pools]  # cuts of many rounds are no polynomial, and count less
