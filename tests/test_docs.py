@@ -34,6 +34,14 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{page.name} links to {link}"
 
 
+def test_links_of_included_files_lead_somewhere_from_the_docs_too() -> None:
+    for page in (ROOT / "docs").rglob("*.md"):
+        for name in re.findall(r'^--8<-- "([^"]+\.md)"', page.read_text(), re.MULTILINE):
+            for link in LINK.findall((ROOT / name).read_text()):
+                path = link.partition("#")[0]
+                assert "://" in link or not path or (page.parent / path).exists(), f"{name}: {link}"
+
+
 def test_every_page_is_in_the_navigation() -> None:
     names = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text())
     assert sorted(names) == sorted(
