@@ -18,7 +18,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    "which", ["gpu and not walk", pytest.param("gpu and walk", marks=pytest.mark.walk)]
+    "which",
+    [
+        "gpu and not walk",
+        pytest.param("gpu and walk and not slow", marks=pytest.mark.walk),
+        pytest.param("gpu and walk and slow", marks=pytest.mark.slow),
+    ],
 )
 def test_the_kernels_agree_with_the_operators_in_the_interpreter(which: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", which]

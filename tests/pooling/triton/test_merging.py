@@ -80,6 +80,7 @@ def test_merging_leaves_the_same(
 
 
 @pytest.mark.walk
+@pytest.mark.slow
 @every_dtype
 @every_length
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +23,12 @@ pytestmark = pytest.mark.gpu
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 F32, BF16, F16 = DTYPES
+
+
+def slowly(values: Iterable[int]) -> list[Any]:
+    """Values whose tests are for those who have the time: seconds each in the interpreter."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
 
 SMALL = [
     (2, 1, 3, 0, F32, False),
@@ -90,6 +99,7 @@ def test_the_same_clusters_among_those_that_a_sketch_finds(
 
 
 @pytest.mark.walk
+@pytest.mark.slow
 @every_dtype
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize(("n", "k", "channels", "rounds"), LARGE)
@@ -100,7 +110,7 @@ def test_the_same_clusters_of_many(
 
 
 @pytest.mark.walk
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [*range(3), *slowly(range(3, 40))])
 def test_the_same_clusters_whatever_the_numbers(device: str, seed: int) -> None:
     draw = np.random.default_rng(seed)
     n = int(draw.integers(2, 80))
@@ -122,6 +132,7 @@ def test_ties_as_plain_loops_decide_them(device: str, kind: str, dtype: torch.dt
 
 
 @pytest.mark.walk
+@pytest.mark.slow
 @every_dtype
 @pytest.mark.parametrize("kind", TOKENS)
 @pytest.mark.parametrize("rounds", [0, 1, 5])
