@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from torch import nn
 
-from tpcli.cost import Cost, CostModel, Floats
+from tpcli.cost import Cost, CostModel, Floats, Reach
 from tpcli.errors import UserError
 from tpcli.options import PoolingOptions
 from tpcli.profile import DEFAULT, Shape, schedules
@@ -45,26 +45,27 @@ def solve_budget(model: nn.Module, options: PoolingOptions, budget: Budget | flo
 
 
 def family_chain(
-    cost: Cost,
+    reach: Reach,
     blocks: Collection[int] | None = None,
     *,
     shape: Shape = DEFAULT,
     floor: Tokens | None = None,
 ) -> list[Tokens]:
     """The schedules of one shape as far as the method can follow them, the weakest first."""
-    wanted = schedules(cost.patch_tokens, cost.depth, shape, blocks=blocks, floor=floor)
-    return _chain(cost, wanted)
+    wanted = schedules(reach.patch_tokens, reach.depth, shape, blocks=blocks, floor=floor)
+    return _chain(reach, wanted)
 
 
-def constant_chain(cost: Cost) -> list[Tokens]:
+def constant_chain(reach: Reach) -> list[Tokens]:
     """The same number removed at every block, evenly rounded, from none to half of the tokens."""
-    totals = range(cost.patch_tokens // 2 * cost.depth + 1)
-    return _chain(cost, (constant_removal(cost.patch_tokens, cost.depth, t) for t in totals))
+    tokens, depth = reach.patch_tokens, reach.depth
+    totals = range(tokens // 2 * depth + 1)
+    return _chain(reach, (constant_removal(tokens, depth, total) for total in totals))
 
 
-def _chain(cost: Cost, wanted: Iterable[Tokens]) -> list[Tokens]:
-    unpooled = (cost.patch_tokens,) * cost.depth
-    return list(dict.fromkeys([unpooled, *(cost.followed(tokens) for tokens in wanted)]))
+def _chain(reach: Reach, wanted: Iterable[Tokens]) -> list[Tokens]:
+    unpooled = (reach.patch_tokens,) * reach.depth
+    return list(dict.fromkeys([unpooled, *(reach.followed(tokens) for tokens in wanted)]))
 
 
 def first_within(budget: float, costs: Floats) -> int:

@@ -23,8 +23,8 @@ CALIBRATION = (0.7, 1.0, 0.95)
 """Keep rates, block after block and over again, of the schedule that the estimate starts from."""
 
 
-class Cost(ABC):
-    """What schedules of one model cost under one set of pooling options, as shares of the base.
+class Reach:
+    """Which schedules one model can have under one set of pooling options.
 
     last_free: leave one patch token for the last block's MLP.
     """
@@ -52,6 +52,10 @@ class Cost(ABC):
             before = tokens[-1] if tokens else self.patch_tokens
             tokens.append(self._method.allowed(before, count, self._grid))
         return tuple(tokens)
+
+
+class Cost(Reach, ABC):
+    """What these schedules cost, as shares of the base."""
 
     def estimate(self, tokens: Sequence[int]) -> float:
         """The cost of one schedule, estimated."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from tpcli.benchmark import BenchOptions
 from tpcli.budget import constant_chain, family_chain
-from tpcli.cost import Cost, Floats
+from tpcli.cost import Cost, Floats, Reach
 from tpcli.options import PoolingOptions
 from tpcli.schedule import Tokens
 
@@ -104,29 +104,19 @@ def time_cost(
 def probes(model: nn.Module, pooling: PoolingOptions) -> list[Tokens]:
     """Schedules whose parts tell the time of others: of the default family, of constant r, and
     with large cuts at few blocks."""
-    cost = _Followed(model, pooling)
-    depth, all_tokens = cost.depth, cost.patch_tokens
+    reach = Reach(model, pooling)
+    depth, all_tokens = reach.depth, reach.patch_tokens
     found: list[Tokens] = []
     few = tuple(depth * (i + 1) // 4 for i in range(3))
     for chain, shares in (
-        (family_chain(cost), LEFT),
-        (constant_chain(cost), LEFT[1:3]),
-        (family_chain(cost, few), LEFT[1:3]),
+        (family_chain(reach), LEFT),
+        (constant_chain(reach), LEFT[1:3]),
+        (family_chain(reach, few), LEFT[1:3]),
     ):
         for share in shares:
             near = [abs(tokens[-1] - share * all_tokens) for tokens in chain]
             found.append(chain[int(np.argmin(near))])
     return [tokens for tokens in dict.fromkeys(found) if tokens[-1] < all_tokens]
-
-
-class _Followed(Cost):
-    """No cost yet: which schedules a method can follow is known without."""
-
-    def estimates(self, schedules: Sequence[Sequence[int]]) -> Floats:
-        raise NotImplementedError
-
-    def exact(self, tokens: Sequence[int]) -> float:
-        raise NotImplementedError
 
 
 def _rising(counts: Floats, times: Floats) -> Callable[[Floats], Floats]:
