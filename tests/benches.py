@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tpcli.benchmark import BenchResult, Timing
+from tpcli.benchmark import BenchResult
+from tpcli.forwards import Timing
 
 
 def result(size: int, method: str, dtype: str = "float32") -> BenchResult:

@@ -11,7 +11,8 @@ import torch
 from tests.program import Run
 from tests.tiny import tiny_vit
 from tpcli import pool
-from tpcli.benchmark import BenchOptions, bench, cut, peak_memory
+from tpcli.benchmark import bench, cut, peak_memory
+from tpcli.forwards import BenchOptions
 from tpcli.options import pooling_options
 from tpcli.pooling import native
 from tpcli.surgery import TokenPooling, pooling_spec

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tests.program import Run
 from tests.tiny import tiny_vit
-from tpcli.benchmark import BenchOptions
 from tpcli.errors import UserError
+from tpcli.forwards import BenchOptions
 from tpcli.options import pooling_options
 from tpcli.runtimes import kinds, timing
 from tpcli.runtimes.kinds import RUNTIMES, Runtime

@@ -9,8 +9,8 @@ from torch import nn
 
 from tests.machine import machine
 from tests.tiny import tiny_vit
-from tpcli.benchmark import BenchOptions
 from tpcli.budget import family_chain
+from tpcli.forwards import BenchOptions
 from tpcli.options import PoolingOptions, pooling_options
 from tpcli.stopwatch import Timed, time_parts
 from tpcli.surgery import with_place

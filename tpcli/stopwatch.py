@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tpcli.benchmark import BenchOptions, forward, passed
 from tpcli.cost import sharing_weights
 from tpcli.devices import explain_out_of_memory, pick_device, synchronize
 from tpcli.evaluation import floating_dtype
+from tpcli.forwards import BenchOptions, forward, passed
 from tpcli.heap import kept_heap
 from tpcli.options import PoolingOptions
 from tpcli.schedule import Schedule, Tokens

@@ -8,9 +8,9 @@ import numpy as np
 from sklearn.isotonic import IsotonicRegression
 from torch import nn
 
-from tpcli.benchmark import BenchOptions
 from tpcli.budget import constant_chain, family_chain
 from tpcli.cost import Cost, Floats, Reach
+from tpcli.forwards import BenchOptions
 from tpcli.options import PoolingOptions
 from tpcli.schedule import Tokens
 

@@ -22,7 +22,7 @@ def evaluate_together(
     decoded: Batches | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> EvalResult:
-    """`evaluate`, of which each process does its share; all have the result.
+    """`evaluate`, of which each process does its share where `run.together`; all have the result.
 
     A stream, and fewer images than processes, are everybody's own work.
 
@@ -30,7 +30,7 @@ def evaluate_together(
         UserError: as `evaluate`.
     """
     own = team()
-    is_dealt = own.size > 1 and decoded is None and (data.count or 0) >= own.size
+    is_dealt = run.together and own.size > 1 and decoded is None and (data.count or 0) >= own.size
     is_dealt = is_dealt and not isinstance(data.images, IterableDataset)
     found = evaluate(
         model,

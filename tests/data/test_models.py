@@ -10,9 +10,10 @@ import torch
 
 from tests.tiny import tiny_vit
 from tpcli import count_flops, evaluate, pool
-from tpcli.benchmark import BenchOptions, bench
+from tpcli.benchmark import bench
 from tpcli.data import create
 from tpcli.errors import UserError
+from tpcli.forwards import BenchOptions
 from tpcli.models import load, save
 from tpcli.options import pooling_options
 from tpcli.surgery.geometry import input_size, patch_tokens

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 
 from tests.machine import machine
 from tests.program import Run
-from tpcli.benchmark import BenchOptions
 from tpcli.data import create
 from tpcli.errors import TpcliError, UserError
+from tpcli.forwards import BenchOptions
 from tpcli.models import LoadedModel, load
 from tpcli.optimizing import Aims
 from tpcli.optimizing.asked import OptimizeOptions

@@ -59,7 +59,7 @@ def test_a_command_is_printed_for_each_point_of_the_frontier(
 
 def test_timing_leaves_the_model_as_it_was(model_folder: Path, tmp_path: Path) -> None:
     from tpcli import data
-    from tpcli.benchmark import BenchOptions
+    from tpcli.forwards import BenchOptions
     from tpcli.options import pooling_options
     from tpcli.pareto import ModelSource, SweepOptions, sweep
     from tpcli.pareto.timing import timed

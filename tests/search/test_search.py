@@ -18,10 +18,10 @@ from tests.machine import machine
 from tests.program import Run
 from tests.tiny import tiny_vit
 from tpcli import data, pool
-from tpcli.benchmark import BenchOptions
 from tpcli.budget import solve_budget
 from tpcli.cost import CostModel
 from tpcli.errors import UserError
+from tpcli.forwards import BenchOptions
 from tpcli.options import PoolingOptions, pooling_options
 from tpcli.profile import DEFAULT
 from tpcli.schedule import Tokens

@@ -116,10 +116,10 @@ def bench(
         for group in asked:
             group.check(model)
 
-    from tpcli.benchmark import BenchOptions
     from tpcli.benchmark import bench as measure
     from tpcli.cli import render
     from tpcli.devices import pick_device
+    from tpcli.forwards import BenchOptions
     from tpcli.surgery import pooling_spec, unpool
 
     render.quiet()

@@ -48,8 +48,8 @@ class RuntimeBench:
         as_json: bool,
     ) -> None:
         """Time each schedule and method, and print."""
-        from tpcli.benchmark import BenchOptions
         from tpcli.cli import render
+        from tpcli.forwards import BenchOptions
         from tpcli.runtimes.timing import bench_runtimes
 
         results: list[RuntimeResult] = []

@@ -144,9 +144,9 @@ def optimize(
     poolings = [pooling.options(name) for name in method_names(method) or DEFAULT_METHODS]
     source.require_for(model, source.split, train_split)
 
-    from tpcli.benchmark import BenchOptions
     from tpcli.cli import render
     from tpcli.devices import pick_device
+    from tpcli.forwards import BenchOptions
     from tpcli.optimizing.asked import OptimizeOptions
     from tpcli.optimizing.run import optimize as run
     from tpcli.report.optimized import FILES

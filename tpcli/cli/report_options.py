@@ -75,9 +75,9 @@ class ReportGroup:
         self, result: SweepResult, sources: Sequence[ModelSource], options: SweepOptions
     ) -> SweepResult:
         """The result with a time for each point."""
-        from tpcli.benchmark import BenchOptions
         from tpcli.cli import render
         from tpcli.devices import pick_device, sixteen_bit_type
+        from tpcli.forwards import BenchOptions
         from tpcli.pareto.timing import timed
 
         kind = sixteen_bit_type(pick_device(options.device)) if options.amp else "float32"

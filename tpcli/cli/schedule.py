@@ -144,9 +144,9 @@ def schedule(
     chosen = pooling.options(method)
     calibration.require_for(model, calibration.split)
 
-    from tpcli.benchmark import BenchOptions
     from tpcli.cli import render
     from tpcli.devices import pick_device
+    from tpcli.forwards import BenchOptions
     from tpcli.search import SearchOptions, budgets_with, search, trials_in
 
     render.quiet()
@@ -216,7 +216,8 @@ def _speedup(
     advance: Callable[[int], None],
 ) -> float:
     """Times as fast as the unpooled model, both timed in turn."""
-    from tpcli.benchmark import bench, percent
+    from tpcli.benchmark import bench
+    from tpcli.forwards import percent
 
     assert options.timing is not None
     timed = bench(loaded.model, found, result.options, options.timing, percent(advance))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from tpcli import evaluation
 from tpcli.data import ImageData
 from tpcli.devices import pick_device
 from tpcli.errors import TpcliError
@@ -93,20 +92,7 @@ class Measurer:
     def _top1(self, model: nn.Module, on_pass: OnPass | None) -> Scores:
         data, run = self.task.data, self.run
         decoded, begun = self.decode(data), on_pass("", data.count) if on_pass else None
-        if run.together:
-            result = evaluate_together(model, data, run, decoded=decoded, on_batch=begun)
-        else:
-            result = evaluation.evaluate(
-                model,
-                data,
-                batch_size=run.batch_size,
-                device=run.device,
-                amp=run.amp,
-                workers=run.workers,
-                strict=run.strict,
-                decoded=decoded,
-                on_batch=begun,
-            )
+        result = evaluate_together(model, data, run, decoded=decoded, on_batch=begun)
         low, high = result.top1_ci95
         more = {"top1": result.top1, "top1_lo": low, "top1_hi": high}
         return Scores(

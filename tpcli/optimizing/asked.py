@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tpcli.benchmark import BenchOptions
+from tpcli.forwards import BenchOptions
 from tpcli.options import PoolingOptions
 
 

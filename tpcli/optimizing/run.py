@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tpcli.benchmark import BenchResult, bench, percent
+from tpcli.benchmark import BenchResult, bench
 from tpcli.data import ImageData
 from tpcli.devices import borrowed, device_name, pick_device
 from tpcli.errors import UserError
 from tpcli.evaluation import RunOptions
+from tpcli.forwards import percent
 from tpcli.measures.choice import Candidate as Measured
 from tpcli.measures.choice import Task, choose
 from tpcli.measures.paired import drop

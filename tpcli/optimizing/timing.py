@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from tpcli.benchmark import BenchOptions, percent
 from tpcli.cost import CostModel
+from tpcli.forwards import BenchOptions, percent
 from tpcli.options import PoolingOptions
 from tpcli.stopwatch import Timed, time_parts
 from tpcli.time_cost import TimeCost, probes

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from tpcli.benchmark import BenchOptions, interleaved
 from tpcli.cost import sharing_weights
 from tpcli.devices import borrowed, explain_out_of_memory, pick_device
 from tpcli.evaluation import floating_dtype
+from tpcli.forwards import BenchOptions, interleaved
 from tpcli.heap import kept_heap
 from tpcli.options import options_from_dict
 from tpcli.planning import pool

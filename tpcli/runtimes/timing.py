@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tpcli.benchmark import BenchOptions, Timing, interleaved, timing
 from tpcli.errors import UserError
 from tpcli.evaluation import floating_dtype
+from tpcli.forwards import BenchOptions, Timing, interleaved, timing
 from tpcli.options import PoolingOptions
 from tpcli.planning import pool
 from tpcli.schedule import Schedule

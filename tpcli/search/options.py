@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tpcli.benchmark import BenchOptions
 from tpcli.errors import UserError
+from tpcli.forwards import BenchOptions
 
 from .ways import VARIED
 
