@@ -11,7 +11,7 @@ import torch
 from tests import forks
 from tests.program import Outcome, Run
 from tpcli import devices
-from tpcli.processes import Team, gathered, team
+from tpcli.processes import Team, gathered, share, team
 
 
 def two_processes(folder: Path, *arguments: object) -> tuple[Outcome, Outcome]:
@@ -38,6 +38,60 @@ def test_an_evaluation_of_two_is_that_of_one_to_the_image(run: Run, tmp_path: Pa
         assert found[key] == pytest.approx(expected[key], abs=1e-9), key
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert found["count"] == 41
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        "knn",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("agreement", "similarity", "dense")
+        ),
+    ],
+)
+def test_every_measure_of_two_is_that_of_one(run: Run, tmp_path: Path, measure: str) -> None:
+    asked = ("eval", "--schedule", "flops:0.7", "--measure", measure, "--limit", 41)
+    asked = (*asked, "--batch-size", 8, "--workers", 0, "--device", "cpu", "--json")
+    first, second = two_processes(tmp_path / "two", *asked)
+    assert second.out == ""
+    expected, found = run(*asked).document, first.document
+    assert found["count"] == 41
+    for key, value in expected.items():
+        if isinstance(value, float) and key != "images_per_second":
+            assert found[key] == pytest.approx(value, rel=1e-4), key
+        elif key != "images_per_second":
+            assert found[key] == value, key
+
+
+def test_two_processes_search_what_one_does(run: Run, tmp_path: Path) -> None:
+    asked = ("schedule", "--budget", 0.6, "--images", 21, "--trials", 3, "--device", "cpu")
+    asked = (*asked, "--batch-size", 8, "--out", "found.json", "--json")
+    first, second = two_processes(tmp_path / "two", *asked)
+    assert second.out == ""
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["found.json"]
+    expected, found = run(*asked).document, first.document
+    assert found["tokens"] == expected["tokens"]
+    damages = [
+        [member["damage"] for member in one["family"] if member["damage"] is not None]
+        for one in (found, expected)
+    ]
+    assert damages[0] == pytest.approx(damages[1], rel=1e-4)
+    assert found["made_by"] == expected["made_by"]
+
+
+def test_parts_are_all_of_it_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert share(10) is None
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    parts = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        assert share(2) is None
+        part = share(11)
+        assert part is not None
+        parts.append(part)
+    assert [i for part in parts for i in part] == list(range(11))
+    assert {len(part) for part in parts} == {3, 4}
 
 
 @pytest.mark.slow

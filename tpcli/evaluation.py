@@ -48,7 +48,7 @@ class RunOptions:
     device: "auto" takes an accelerator if there is one. amp: autocast to bfloat16 (float16 where a
     CUDA device has no bfloat16). workers: processes that decode images. strict: stop at the first
     unreadable image instead of leaving it out. together: whether the processes that were started
-    for one command deal the images out (`tpcli.together`), where top-1 is measured.
+    for one command deal the images out (`tpcli.together`).
     """
 
     batch_size: int = 128

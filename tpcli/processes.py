@@ -50,6 +50,17 @@ def team() -> Team:
         return Team()
 
 
+def share(count: int) -> range | None:
+    """This process's part of so many images; the parts follow one another as the ranks do.
+
+    None where nothing is dealt out: it is alone, or there are fewer images than processes.
+    """
+    own = team()
+    if own.size == 1 or count < own.size:
+        return None
+    return range(own.rank * count // own.size, (own.rank + 1) * count // own.size)
+
+
 def gathered(value: Any) -> list[Any]:
     """What each process has, in the order of their ranks, in every process."""
     own = team()

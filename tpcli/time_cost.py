@@ -12,6 +12,7 @@ from tpcli.budget import constant_chain, family_chain
 from tpcli.cost import Cost, Floats, Reach
 from tpcli.forwards import BenchOptions
 from tpcli.options import PoolingOptions
+from tpcli.processes import gathered, team
 from tpcli.schedule import Tokens
 
 from .stopwatch import Timed, time_parts
@@ -90,14 +91,20 @@ def time_cost(
     options: BenchOptions,
     *,
     last_free: bool = False,
-    on_round: Callable[[float], None] | None = None,
+    together: bool = False,
 ) -> TimeCost:
     """Time a handful of schedules on the device, and make a cost of them.
+
+    together: of the processes that were started for one command the first one's device is timed.
 
     Raises:
         UserError: as `time_parts`.
     """
-    timed = time_parts(model, pooling, probes(model, pooling), options, on_round)
+    timed: list[Timed] = []
+    if not together or team().is_first:
+        timed = time_parts(model, pooling, probes(model, pooling), options)
+    if together:
+        timed = gathered(timed)[0]
     return TimeCost(model, pooling, timed, last_free=last_free)
 
 

@@ -11,7 +11,21 @@ from torch.utils.data import IterableDataset, Subset
 
 from tpcli.data import ImageData
 from tpcli.evaluation import Batches, EvalResult, RunOptions, evaluate, wilson_interval
-from tpcli.processes import Team, gathered, team
+from tpcli.processes import gathered, share
+
+
+def dealt(data: ImageData, run: RunOptions, decoded: Batches | None = None) -> ImageData | None:
+    """This process's share of the images, where `run.together`.
+
+    None where everybody does all: of a stream, and of fewer images than processes.
+    """
+    if not run.together or decoded is not None or isinstance(data.images, IterableDataset):
+        return None
+    mine = share(data.count or 0)
+    if mine is None:
+        return None
+    names = data.names[mine.start : mine.stop] or tuple(f"image {i}" for i in mine)
+    return replace(data, images=Subset(data.images, mine), names=names)
 
 
 def evaluate_together(
@@ -22,19 +36,15 @@ def evaluate_together(
     decoded: Batches | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> EvalResult:
-    """`evaluate`, of which each process does its share where `run.together`; all have the result.
-
-    A stream, and fewer images than processes, are everybody's own work.
+    """`evaluate`, of which each process does its share (`dealt`); all have the result.
 
     Raises:
         UserError: as `evaluate`.
     """
-    own = team()
-    is_dealt = run.together and own.size > 1 and decoded is None and (data.count or 0) >= own.size
-    is_dealt = is_dealt and not isinstance(data.images, IterableDataset)
+    mine = dealt(data, run, decoded)
     found = evaluate(
         model,
-        dealt(data, own) if is_dealt else data,
+        mine or data,
         batch_size=run.batch_size,
         device=run.device,
         amp=run.amp,
@@ -43,14 +53,7 @@ def evaluate_together(
         decoded=decoded,
         on_batch=on_batch,
     )
-    return combined(gathered(found)) if is_dealt else found
-
-
-def dealt(data: ImageData, own: Team) -> ImageData:
-    """Every so many-th image, from the process's rank on."""
-    assert data.count is not None
-    mine = range(own.rank, data.count, own.size)
-    return replace(data, images=Subset(data.images, mine), names=data.names[own.rank :: own.size])
+    return combined(gathered(found)) if mine else found
 
 
 def combined(parts: Sequence[EvalResult]) -> EvalResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from scipy.stats import binom
 
 from tpcli.pareto import Point, compare
-from tpcli.pareto.compare import score_at
+from tpcli.pareto.compare import holm, score_at
 
 from .points import COUNT, point
 
@@ -29,6 +30,31 @@ def test_difference_counts_only_images_on_which_the_two_disagree() -> None:
     low, high = result.ci95
     assert low < -1.0 < high
     assert (low + high) / 2 == pytest.approx(-1.0)
+
+
+def test_p_values_are_corrected_for_the_number_of_comparisons() -> None:
+    """Against the closed test that Holm's rule shortens: reject what Bonferroni rejects in every
+    set of hypotheses that holds it."""
+    random = np.random.default_rng(0)
+    for count in (1, 2, 5):
+        p_values = random.uniform(0, 0.1, count).tolist()
+        sets = [
+            members
+            for size in range(1, count + 1)
+            for members in itertools.combinations(range(count), size)
+        ]
+        closed = [
+            max(min(1, len(s) * min(p_values[i] for i in s)) for s in sets if index in s)
+            for index in range(count)
+        ]
+        assert holm(p_values) == pytest.approx(closed)
+    reference = with_correct(point(0.5, 98.0, "ward"), range(0, 20))
+    others = [
+        replace(with_correct(point(0.5, 97.0), wrong), method=name)
+        for name, wrong in (("tome", range(10, 40)), ("atc", range(0, 60)))
+    ]
+    alone = [compare([reference, other], "ward")[0].p_value for other in others]
+    assert [c.p_holm for c in compare([reference, *others], "ward")] == holm(alone)
 
 
 def test_equal_answers_are_no_evidence() -> None:

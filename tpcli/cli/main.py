@@ -23,7 +23,7 @@ from tpcli.errors import TpcliError, UserError
 from tpcli.processes import team
 from tpcli.version import __version__
 
-SHARED = ("eval", "finetune", "pareto")
+SHARED = ("eval", "finetune", "pareto", "schedule")
 """Commands whose work several processes share; of the others the first process does it."""
 
 COMMANDS = (

@@ -222,8 +222,8 @@ def _print(result: Optimized, out: Path, data: str) -> None:
         facts.append(("held back", f"{result.checked.lost.words} ({result.images[1]:,} images)"))
     if result.forecast_error is not None:
         facts.append(("forecast", f"{100 * result.forecast_error:+.1f}% off"))
-    facts.append(("tried", f"{len(result.tried)} schedules, {100 * result.work:.0f}% of the work "
-                           "of running all of them on all images"))  # fmt: skip
+    facts.append(("tried", f"{result.compared} schedules compared, {len(result.tried)} raced: "
+                           f"{100 * result.work:.0f}% of running all on all images"))  # fmt: skip
     facts += [("nearest", near.words) for near in result.nearest]
     if result.met:
         facts.append(("saved", f"{out}/  (try: {render.eval_command(out, data)})"))

@@ -35,6 +35,7 @@ from tpcli.cli.values import (
 )
 from tpcli.errors import UserError
 from tpcli.files import check_output
+from tpcli.processes import team
 from tpcli.specs import DEMO, base_name
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ def schedule(
     loaded = loading.load(model)
     data = calibration.open(loaded)
     render.say_left_out(data)
+    is_first = team().is_first
     total = trials_in(options, chosen, len(loaded.model.blocks))  # type: ignore[arg-type]
     with render.progress_bar(f"schedule {loaded.name}", total) as advance:
         result = search(
@@ -176,8 +178,11 @@ def schedule(
             checkpoint=out.with_name(f".{out.name}.search"),
             name=loaded.name,
             on_trial=lambda done, of: advance(1),
-            on_found=lambda result: result.save(out, share, force=force),
+            on_found=lambda result: result.save(out, share, force=force) if is_first else None,
+            together=True,
         )
+    if not is_first:
+        return
     found = result.schedule(share)
     assert found.made_by is not None
     ratio = float(str(found.made_by["ratio"]))

@@ -1,10 +1,13 @@
-"""What a model answers to all images of a data set, kept in a file that is mapped into memory."""
+"""What a model answers to all images of a data set, kept in a file that is mapped into memory.
+
+Several processes that were started for one command answer for a share of the images each.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +19,8 @@ from torch import Tensor, nn
 from tpcli.data import ImageData
 from tpcli.errors import TpcliError
 from tpcli.evaluation import Batches, RunOptions, stream
+from tpcli.processes import gathered
+from tpcli.together import dealt
 
 Floats = npt.NDArray[np.float32]
 
@@ -67,6 +72,8 @@ def collect(
 ) -> Answers:
     """Run `model` over all images of `data` and keep `answer` of each, 4 bytes a number on disk.
 
+    Each process runs over its share (`dealt`); all have the answers to all images.
+
     Args:
         folder: where the file lies; the system's place for such files if left out.
         decoded: as for `evaluate`.
@@ -76,6 +83,7 @@ def collect(
         TpcliError: an answer is not finite, or the disk is full.
         UserError: as `evaluate`.
     """
+    mine = dealt(data, run, decoded)
     targets: list[Tensor] = []
     width = 0
     with _nameless(folder) as file:
@@ -94,11 +102,37 @@ def collect(
             except OSError as error:
                 raise TpcliError(f"features can't be kept on disk: {error.strerror}.") from error
 
-        streamed = stream(model, data, take, run, answer=answer, decoded=decoded, on_batch=on_batch)
+        streamed = stream(
+            model, mine or data, take, run, answer=answer, decoded=decoded, on_batch=on_batch
+        )
         file.flush()
         labels = torch.cat(targets).numpy()
         rows: Floats = np.memmap(file, np.float32, "c", shape=(len(labels), width))
-    return Answers(rows, labels, streamed.images_per_second, streamed.unreadable)
+    answers = Answers(rows, labels, streamed.images_per_second, streamed.unreadable)
+    return combined(answers, folder) if mine else answers
+
+
+def combined(share: Answers, folder: Path | None = None) -> Answers:
+    """The answers of all processes, in each of them; speeds add up."""
+    parts = gathered(replace(share, rows=np.array(share.rows[:0])))
+    counts = [len(part.targets) for part in parts]
+    width = share.rows.shape[1]
+    with _nameless(folder) as file:
+        file.truncate(4 * width * sum(counts))
+        rows: Floats = np.memmap(file, np.float32, "r+", shape=(sum(counts), width))
+    starts = np.cumsum([0, *counts[:-1]])
+    step = max(1, CHUNK // width)
+    for begin in range(0, max(counts), step):
+        for start, piece in zip(
+            starts, gathered(np.array(share.rows[begin : begin + step])), strict=True
+        ):
+            rows[start + begin : start + begin + len(piece)] = piece
+    return Answers(
+        rows,
+        np.concatenate([part.targets for part in parts]),
+        sum(part.images_per_second for part in parts),
+        tuple(name for part in parts for name in part.unreadable),
+    )
 
 
 def _nameless(folder: Path | None) -> IO[bytes]:

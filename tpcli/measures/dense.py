@@ -14,7 +14,9 @@ from tpcli.data import ImageData
 from tpcli.devices import synchronize
 from tpcli.errors import UserError
 from tpcli.evaluation import Batches, RunOptions
+from tpcli.processes import gathered
 from tpcli.surgery import check_supported, unpool
+from tpcli.together import dealt
 
 from .answers import collect
 from .scores import Scores, scores
@@ -64,7 +66,8 @@ def dense(
     found = collect(model, data, compared, run, folder, decoded=decoded, on_batch=on_batch)
     by_block = 100 * found.rows.mean(0, dtype="float64")
     more = {f"block_{i}": float(mean) for i, mean in zip(chosen, by_block, strict=True)}
-    return scores("dense", found.rows.mean(1), compared.speed, found.unreadable, **more)
+    speed = sum(gathered(compared.speed)) if dealt(data, run, decoded) else compared.speed
+    return scores("dense", found.rows.mean(1), speed, found.unreadable, **more)
 
 
 class _Compared:

@@ -54,7 +54,7 @@ class Finder:
     def __init__(
         self, every: Sequence[Plan], costs: Mapping[str, Costs], aims: Aims, damaged: Damaged
     ) -> None:
-        self._every = every
+        self._every = list(every)
         self._costs = costs
         self._aims = aims
         self._damaged = damaged
@@ -69,6 +69,7 @@ class Finder:
         middle = sorted(wanted)[len(wanted) // 2]
         if kept[middle]:
             searched = self._searched(kept[middle][0].plan, middle)
+            self._every.append(searched)
             for level, ranked in kept.items():
                 plans = [*(candidate.plan for candidate in ranked), searched]
                 kept[level] = self._ranked(level, plans)
@@ -87,7 +88,12 @@ class Finder:
         found = (candidate for time in times for candidate in self._ranked(time, plans)[:1])
         return [candidate for candidate in found if candidate.time > fast.time]
 
-    def at(self, plan: Plan, level: float) -> list[Candidate]:
+    def best(self, level: float) -> list[Candidate]:
+        """The schedule of all plans that does the least damage at a level of time; none where no
+        plan reaches it."""
+        return self._ranked(level, self._every)[:1]
+
+    def _at(self, plan: Plan, level: float) -> list[Candidate]:
         """The weakest schedule of a plan at a level of time, within the budget; none where the plan
         does not reach them."""
         return ladder(plan, [level], self._costs[plan.options.method], self._aims.budget)
@@ -97,7 +103,7 @@ class Finder:
         known = [
             replace(candidate, damage=self._damaged(candidate))
             for plan in dict.fromkeys(plans)
-            for candidate in self.at(plan, level)
+            for candidate in self._at(plan, level)
         ]
         ranked = sorted(known, key=lambda c: c.damage)[:KEPT]
         return [c for c in ranked if c.damage <= CLOSE * ranked[0].damage]

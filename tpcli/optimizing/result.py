@@ -74,8 +74,9 @@ class Optimized:
     holds the drop. gflops_ratio: its counted FLOPs as a share of the base's. bench: timed against
     the unpooled model. checked: on the held-back images. tried: all candidates. nearest: where an
     aim is missed, what comes near. images: of the choice, and held back. chosen_on: the split of
-    the former. work: images that models
-    were run on, as a share of running every candidate on all.
+    the former. compared: schedules that were compared by what they do to the model's answers, of
+    which those in `tried` raced. work: images that pooled models were run on for all this, as a
+    share of running every schedule that was compared on all of them.
     """
 
     aims: Aims
@@ -90,6 +91,7 @@ class Optimized:
     tried: tuple[Tried, ...]
     nearest: tuple[Tried, ...]
     images: tuple[int, int]
+    compared: int
     work: float
     chosen_on: str = "validation"
     threads: int = 1
@@ -156,6 +158,7 @@ class Optimized:
             "held_back": checked,
             "images": {"choice": self.images[0], "held_back": self.images[1]},
             "chosen_on": self.chosen_on,
+            "compared": self.compared,
             "work": self.work,
             "tried": [tried.to_dict(self.patch_tokens) for tried in self.tried],
             "nearest": [tried.to_dict(self.patch_tokens) for tried in self.nearest],

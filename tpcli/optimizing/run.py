@@ -120,6 +120,7 @@ class _Search:
         )
         self.poolings = [with_place(loaded.model, pooling) for pooling in options.poolings]
         self.costs: dict[str, Costs] = {}
+        self.compared: set[str] = set()
         self.so_far = ""
 
     def run(self) -> Optimized:
@@ -156,11 +157,17 @@ class _Search:
         more = self.finder.between(slow, max(faster, key=lambda c: c.time))
         return [Runner(c, base, [self._each(c, part) for part in range(len(base))]) for c in more]
 
+    @property
+    def _compared_on(self) -> int:
+        """Images that schedules are compared on before the race."""
+        return min(self.options.images, self.halves.images[0])
+
     def _damaged(self) -> Damaged:
         """Mean damage on the first images of the choice."""
         by = "kl" if int(getattr(self.model, "num_classes", 0)) > 1 else "similarity"
-        count = min(self.options.images, self.halves.images[0])
-        wanted = SearchOptions(images=count, batch_size=min(64, self.options.batch_size))
+        wanted = SearchOptions(
+            images=self._compared_on, batch_size=min(64, self.options.batch_size)
+        )
         device = pick_device(self.options.bench.device)
         images: list[Tensor] = calibration_images(self.halves.choice, wanted, device)
         damage = Damage(self.model, self.poolings[0], images, by)
@@ -168,6 +175,7 @@ class _Search:
 
         def damaged(candidate: Candidate) -> float:
             under = damage.under(candidate.plan.options)
+            self.compared.add(candidate.key)
             advance(1)
             return float(self.notes(f"damage {candidate.key}", lambda: under.of(candidate.tokens)))
 
@@ -207,7 +215,7 @@ class _Search:
             if wanted is None or timed.speedup >= wanted:
                 break
             level = best.candidate.time * timed.speedup / wanted * 0.995
-            stronger = self.finder.at(best.candidate.plan, level)
+            stronger = self.finder.best(level)
             if not stronger:
                 break
             runner = Runner(stronger[0], base)
@@ -244,7 +252,8 @@ class _Search:
                 best.candidate.tokens
             )
         patches = next(iter(self.costs.values())).time.patch_tokens
-        run = sum(t.lost.count for t in tried) + (checked.lost.count if checked else 0)
+        run = len(self.compared) * self._compared_on
+        run += sum(t.lost.count for t in tried) + (checked.lost.count if checked else 0)
         return Optimized(
             aims=self.aims,
             measure=self.task.measure,
@@ -259,7 +268,8 @@ class _Search:
             nearest=nearest(tried, self.aims) if reason else (),
             images=self.halves.images,
             chosen_on=self.halves.choice.split,
-            work=run / (len(tried) * sum(self.halves.images)),
+            compared=len(self.compared),
+            work=run / (len(self.compared) * sum(self.halves.images)),
             threads=self.options.bench.threads or torch.get_num_threads(),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ class Comparison:
     """A point of one method against the reference method's point at the same budget.
 
     difference: points that `method` is above `reference`, with its 95% interval for pairs. p_value:
-    exact McNemar test of shares, paired t-test of means. gflops_ratio, reference_gflops_ratio: what
-    the two really cost, as budgets are met from below.
+    exact McNemar test of shares, paired t-test of means. p_holm: the same, corrected by Holm's rule
+    for the number of comparisons made together. gflops_ratio, reference_gflops_ratio: what the two
+    really cost, as budgets are met from below.
     """
 
     model: str
@@ -31,6 +32,7 @@ class Comparison:
     difference: float
     ci95: tuple[float, float]
     p_value: float
+    p_holm: float
     gflops_ratio: float
     reference_gflops_ratio: float
 
@@ -50,14 +52,32 @@ def compare(points: Sequence[Point], reference: str) -> list[Comparison]:
         for p in pooled
         if p.method.removesuffix(FINETUNED) == reference
     }
-    return [
+    found = [
         _compare(p, anchors[p.model, p.asked, p.epochs])
         for p in pooled
         if p.method.removesuffix(FINETUNED) != reference and (p.model, p.asked, p.epochs) in anchors
     ]
+    corrected = holm([c.p_value for c in found])
+    return [replace(c, p_holm=p) for c, p in zip(found, corrected, strict=True)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction (1979) of p values that are read together.
+
+    From the smallest to the largest, each is multiplied by the number of those from it on; none
+    falls below one before it.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected = [1.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, (len(p_values) - rank) * p_values[index])
+        corrected[index] = min(1.0, highest)
+    return corrected
 
 
 def _compare(point: Point, anchor: Point) -> Comparison:
+    """p_holm is that of the comparison alone."""
     difference, low, high, p_value = paired(point, anchor)
     return Comparison(
         model=point.model,
@@ -67,6 +87,7 @@ def _compare(point: Point, anchor: Point) -> Comparison:
         difference=difference,
         ci95=(low, high),
         p_value=p_value,
+        p_holm=p_value,
         gflops_ratio=point.gflops_ratio,
         reference_gflops_ratio=anchor.gflops_ratio,
     )

@@ -156,7 +156,7 @@ def comparisons_table(result: SweepResult) -> DataFrame:
                 "method": spoken(c.method),
                 "difference": f"{c.difference:+.2f}",
                 "interval": _interval(*c.ci95),
-                "p": f"{c.p_value:.3f}" if c.p_value >= 0.001 else "< 0.001",
+                "p": f"{c.p_holm:.3f}" if c.p_holm >= 0.001 else "< 0.001",
             }
             for c in result.comparisons
         ]

@@ -15,6 +15,7 @@ from tpcli.errors import TpcliError
 from tpcli.measures.answers import features_of, logits_of
 from tpcli.options import PoolingOptions
 from tpcli.pooling.distance import squared_distances
+from tpcli.processes import gathered, share
 from tpcli.schedule import Schedule, Tokens
 from tpcli.surgery import PoolingSpec, TokenPooling, insert, pooling_spec, unpool
 from tpcli.surgery.geometry import patch_tokens
@@ -30,20 +31,29 @@ class Damage:
     blocks: sum_i s_i min_k ||z_i - c_k||^2 between layer-normalised tokens before and after.
 
     images: normalised batches on the model's device. The model, which has to be in eval mode, is
-    pooled and unpooled in turn.
+    pooled and unpooled in turn. together: whether the processes that were started for one command
+    run over a share of the images each; all then ask for the same, and have the damage to all.
     """
 
     def __init__(
-        self, model: nn.Module, options: PoolingOptions, images: Sequence[Tensor], by: str
+        self,
+        model: nn.Module,
+        options: PoolingOptions,
+        images: Sequence[Tensor],
+        by: str,
+        *,
+        together: bool = False,
     ) -> None:
         self._model = unpool(model)
         self._options = options
         self._patch_tokens = patch_tokens(model)
-        self._images = images
+        own = _share(images) if together else None
+        self._is_dealt = own is not None
+        self._images = images if own is None else own
         self._by = by
         self._losses: list[Tensor] = []
         with torch.inference_mode():
-            self._wanted = [self._said(batch) for batch in images]
+            self._wanted = [self._said(batch) for batch in self._images]
 
     def under(self, options: PoolingOptions) -> Damage:
         """The damage on the same images of pooling in another way."""
@@ -74,6 +84,8 @@ class Damage:
         finally:
             unpool(self._model)
         damages = torch.cat(found)
+        if self._is_dealt:
+            damages = torch.cat(gathered(damages))
         if not bool(damages.isfinite().all()):
             raise TpcliError("the model's output is not finite; check its weights.")
         return damages
@@ -109,3 +121,11 @@ class Damage:
         )
         nearest = squared_distances(before, after).amin(-1)  # (B, N)
         self._losses.append((nearest if inputs[1] is None else nearest * inputs[1]).sum(1))
+
+
+def _share(images: Sequence[Tensor]) -> list[Tensor] | None:
+    """This process's part of the images, in batches as large; None where nothing is dealt out."""
+    mine = share(sum(map(len, images)))
+    if mine is None:
+        return None
+    return list(torch.cat(list(images))[mine.start : mine.stop].split(len(images[0])))

@@ -18,6 +18,7 @@ from tpcli.devices import borrowed, explain_out_of_memory, pick_device
 from tpcli.errors import UserError
 from tpcli.models import weights_hash
 from tpcli.options import PoolingOptions
+from tpcli.processes import team
 from tpcli.schedule import Tokens
 from tpcli.surgery import unpooled, with_place
 from tpcli.surgery.head import last_pooling_is_free
@@ -42,6 +43,7 @@ def search(
     checkpoint: Path | None = None,
     on_trial: Callable[[int, int], None] | None = None,
     on_found: Callable[[SearchResult], None] | None = None,
+    together: bool = False,
 ) -> SearchResult:
     """Search tokens per block for `model`, pooled by `pooling`, at several budgets at once.
 
@@ -51,9 +53,12 @@ def search(
     Args:
         data: calibration images, the first `options.images` of them; labels are not used.
         name: what the model is called in `made_by`.
-        checkpoint: file that remembers what was measured; removed when the search is done.
+        checkpoint: file that remembers what was measured, of the first process; removed when the
+            search is done.
         on_trial: called with trials done and trials in all.
         on_found: called with the result while `checkpoint` is still there, to write it down.
+        together: the processes that were started for one command deal the images out, and all find
+            the same.
 
     Raises:
         UserError: there are fewer images than asked for, the smallest budget is out of reach, or
@@ -73,6 +78,8 @@ def search(
     }
     images = calibration_images(data, options, device)
     memory, change = None, None
+    if together and not team().is_first:
+        checkpoint = None
     with (
         borrowed(model, device),
         unpooled(model),
@@ -81,11 +88,11 @@ def search(
         way = Way(with_place(model, pooling))
         if options.last_free:
             _check_last_is_free(model, way.options)
-        cost_of = _costs(model, options)
+        cost_of = _costs(model, options, together)
         cost = cost_of(way.options)
         least = smallest(cost)
         # counted apart: so strong a cut would bend the estimates of those that are looked for
-        apart = cost if options.timing else _costs(model, options)(way.options)
+        apart = cost if options.timing else _costs(model, options, together)(way.options)
         _check_reachable(min(options.budgets), least, apart)
         if options.by == "significance":
             found = _by_threshold(model, images, options.budgets, cost)
@@ -101,6 +108,7 @@ def search(
                 checkpoint=checkpoint,
                 identity={**made_by, "images": data.fingerprint, "method": way.options.to_dict()},
                 on_trial=_counted(on_trial, trials_in(options, pooling, cost.depth)),
+                together=together,
             )
             memory = trials.memory
             if options.vary:
@@ -119,14 +127,19 @@ def search(
     return result
 
 
-def _costs(model: nn.Module, options: SearchOptions) -> Callable[[PoolingOptions], Cost]:
-    """What schedules cost, for each way of pooling: FLOPs, or time on this device."""
+def _costs(
+    model: nn.Module, options: SearchOptions, together: bool
+) -> Callable[[PoolingOptions], Cost]:
+    """What schedules cost, for each way of pooling: FLOPs, or time on this device (the first
+    process's)."""
 
     @cache
     def cost_of(pooling: PoolingOptions) -> Cost:
         if options.timing is None:
             return CostModel(model, pooling, last_free=options.last_free)
-        return time_cost(model, pooling, options.timing, last_free=options.last_free)
+        return time_cost(
+            model, pooling, options.timing, last_free=options.last_free, together=together
+        )
 
     return cost_of
 

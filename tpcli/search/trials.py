@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tpcli.cost import Cost
 from tpcli.errors import UserError
 from tpcli.options import PoolingOptions
+from tpcli.processes import gathered
 from tpcli.profile import DEFAULT, Shape
 from tpcli.schedule import Tokens
 
@@ -32,7 +33,8 @@ class Trials:
     start: the way that others are compared with. images: normalised batches; random crops of them
     are what schedules are chosen on, and other crops settle whether a gain is more than noise.
     cost_of: what schedules cost under some options, the same object each time.
-    checkpoint, identity: of the memory. on_trial: called after each trial.
+    checkpoint, identity: of the memory. on_trial: called after each trial. together: as for
+    `Damage`; what the first process remembers counts.
     """
 
     def __init__(
@@ -46,11 +48,18 @@ class Trials:
         checkpoint: Path | None,
         identity: Mapping[str, Any],
         on_trial: Callable[[], None],
+        together: bool = False,
     ) -> None:
         self.start = start
         self.memory = Memory(checkpoint, identity)
-        self._damage = Damage(model, start.options, random_views(images), by)
-        self._others = Damage(model, start.options, random_views(images, seed=1), by)
+        if together:
+            self.memory.values = gathered(self.memory.values)[0]
+
+        def damage(views: Sequence[Tensor]) -> Damage:
+            return Damage(model, start.options, views, by, together=together)
+
+        self._damage = damage(random_views(images))
+        self._others = damage(random_views(images, seed=1))
         self._cost_of = cost_of
         self._on_trial = on_trial
 
