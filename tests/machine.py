@@ -9,13 +9,21 @@ from tpcli.stopwatch import Timed
 
 
 def machine(
-    tokens: Tokens, attention: Callable[[int], float], mlp: Callable[[int], float], inside: bool
+    tokens: Tokens,
+    attention: Callable[[int], float],
+    mlp: Callable[[int], float],
+    inside: bool,
+    sizes: float = 0.0,
 ) -> Timed:
-    """A forward of 64 tokens on a machine with these times, in shares of the unpooled one."""
+    """A forward of 64 tokens on a machine with these times, in shares of the unpooled one.
+
+    sizes: what attention takes more once tokens have sizes.
+    """
     base = 0.5 + len(tokens) * (attention(64) + mlp(64))
     blocks, mlps, poolings = [], [], []
     for before, after in zip((64, *tokens[:-1]), tokens, strict=True):
         mlps.append(mlp(after if inside else before) / base)
         poolings.append((0.2 + 1e-4 * before**2) / base if after < before else 0.0)
-        blocks.append(attention(before) / base + mlps[-1] + poolings[-1])
+        own = attention(before) + (sizes if before < 64 else 0)
+        blocks.append(own / base + mlps[-1] + poolings[-1])
     return Timed(tokens, 0.5 / base + sum(blocks), tuple(blocks), tuple(mlps), tuple(poolings))

@@ -41,6 +41,29 @@ def test_forecasts_are_those_of_the_machine(model: nn.Module, position: str, ste
     assert cost.estimate((64,) * 4) == pytest.approx(1.0)
 
 
+def test_sizes_may_make_fewer_tokens_slower(model: nn.Module) -> None:
+    def attention(n: int) -> float:
+        return 1 + 0.001 * n
+
+    options = pooling_options("ward", position="attention")
+    wanted = ((64,) * 4, *probes(model, options))
+    cost = TimeCost(
+        model, options, [machine(t, attention, attention, True, sizes=0.3) for t in wanted]
+    )
+    for tokens in ((64,) * 4, (64, 40, 40, 20), (60, 50, 40, 30)):
+        truth = machine(tokens, attention, attention, True, sizes=0.3).total
+        assert cost.estimate(tokens) == pytest.approx(truth, rel=0.02)
+
+
+def test_a_model_of_one_block(model: nn.Module) -> None:
+    shallow = tiny_vit(depth=1)
+    options = pooling_options("ward", position="attention")
+    wanted = ((64,), *probes(shallow, options))
+    cost = TimeCost(shallow, options, [machine(t, float, float, True) for t in wanted])
+    assert cost.estimate((64,)) == pytest.approx(1.0)
+    assert cost.estimate((8,)) < cost.estimate((48,))
+
+
 @pytest.mark.parametrize("method", ["ward", "tome"])
 def test_probes_are_schedules_of_all_strengths(model: nn.Module, method: str) -> None:
     options = with_place(model, pooling_options(method))

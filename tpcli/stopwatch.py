@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,7 +61,8 @@ def time_parts(
     """Time the unpooled model and each of `schedules`, in turn, for `options.seconds`.
 
     Each figure is the median of its ratios to the unpooled forward of the same round, as the
-    machine's speed drifts. Nothing is compiled: parts can't be told apart in a compiled graph.
+    machine's speed drifts. What watching the parts takes is measured, by forwards that nobody
+    watches, and taken off. Nothing is compiled: parts can't be told apart in a compiled graph.
 
     Args:
         on_round: called with the share of the time that has passed.
@@ -76,7 +77,7 @@ def time_parts(
     versions = [base, *(_pooled(base, tokens, pooling) for tokens in schedules)]
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads or threads)
-    rounds: list[list[Timed]] = []
+    rounds: list[list[_Forward]] = []
     try:
         with kept_heap(), torch.inference_mode(), explain_out_of_memory(options.batch_size):
             for version in versions:
@@ -98,7 +99,17 @@ def _pooled(base: nn.Module, tokens: Tokens, pooling: PoolingOptions) -> nn.Modu
     return insert(sharing_weights(base), PoolingSpec(schedule, pooling))
 
 
-def _median(tokens: Tokens, rounds: Sequence[Sequence[Timed]], version: int) -> Timed:
+class _Forward(NamedTuple):
+    """Seconds of a forward that nobody watches, of one that is watched, and of that one's parts."""
+
+    total: float
+    watched: float
+    blocks: tuple[float, ...]
+    mlps: tuple[float, ...]
+    poolings: tuple[float, ...]
+
+
+def _median(tokens: Tokens, rounds: Sequence[Sequence[_Forward]], version: int) -> Timed:
     """One version over all rounds, in shares of the first version's total."""
     base = np.array([each[0].total for each in rounds])
 
@@ -106,28 +117,29 @@ def _median(tokens: Tokens, rounds: Sequence[Sequence[Timed]], version: int) -> 
         values = np.array([getattr(each[version], name) for each in rounds])
         return np.median((values.T / base).T, axis=0)
 
-    parts = (tuple(map(float, share(name))) for name in ("blocks", "mlps", "poolings"))
-    return Timed(tokens, float(share("total")), *parts)
+    total, mlps, poolings = float(share("total")), share("mlps"), share("poolings")
+    inside = (mlps > 0).astype(int) + (poolings > 0)  # parts that are watched inside each block
+    watching = max(0.0, float(share("watched")) - total) / (len(inside) + inside.sum())
+    blocks = share("blocks") - watching * inside
+    return Timed(tokens, total, *(tuple(map(float, part)) for part in (blocks, mlps, poolings)))
 
 
-def _timed(model: nn.Module, images: Tensor, options: BenchOptions) -> Timed:
-    """One forward in seconds."""
+def _timed(model: nn.Module, images: Tensor, options: BenchOptions) -> _Forward:
+    """Two forwards, in seconds."""
     blocks: list[nn.Module] = list(model.blocks)  # type: ignore[arg-type]
     mlps = [getattr(block, "mlp", None) for block in blocks]
     poolings = [
         next((m for m in block.modules() if isinstance(m, TokenPooling)), None) for block in blocks
     ]
-    watch = _Watch(images.device)
-    synchronize(images.device)
+    alone, watch = _Watch(images.device), _Watch(images.device)
+    total = alone.time(lambda: forward(model, images, options))
     with watch.on([*blocks, *mlps, *poolings]):
-        began = watch.now()
-        forward(model, images, options)
-        ended = watch.now()
+        watched = watch.time(lambda: forward(model, images, options))
     synchronize(images.device)
     taken = [watch.taken(module) for module in (*blocks, *mlps, *poolings)]
     depth = len(blocks)
     parts = (tuple(taken[i * depth : (i + 1) * depth]) for i in range(3))
-    return Timed((), watch.between(began, ended), *parts)
+    return _Forward(alone.between(*total), watch.between(*watched), *parts)
 
 
 class _Watch:
@@ -144,6 +156,13 @@ class _Watch:
             return event
         synchronize(self._device)
         return time.perf_counter()
+
+    def time(self, call: Callable[[], object]) -> tuple[Any, Any]:
+        """Stamps before and after a call."""
+        synchronize(self._device)
+        began = self.now()
+        call()
+        return began, self.now()
 
     def between(self, first: Any, last: Any) -> float:
         """Seconds."""

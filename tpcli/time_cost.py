@@ -28,8 +28,9 @@ class TimeCost(Cost):
     A forward is what surrounds the blocks, then for each block its attention and its MLP, by the
     tokens that are in them, and its pooling. Attention and MLP never get faster with more tokens,
     but may do so in steps, so what was timed is smoothed no more than that: isotonic regression,
-    with straight lines between. A pooling's time is a polynomial, none of its coefficients below 0.
-    Shares are of the unpooled model's time.
+    with straight lines between. Attention to all tokens, which have no sizes yet, stands apart:
+    where launching is what takes time, sizes make fewer tokens slower. A pooling's time is a
+    polynomial, none of its coefficients below 0. Shares are of the unpooled model's time.
 
     Args:
         timed: what `time_parts` found, the unpooled model first.
@@ -58,7 +59,14 @@ class TimeCost(Cost):
             before.append(into[pools] / self.patch_tokens)
             removed.append((into - out)[pools] / self.patch_tokens)
             poolings.append(np.array(each.poolings)[pools])
-        self._attention = _rising(np.concatenate(counts), np.concatenate(others))
+        tokens, times = np.concatenate(counts), np.concatenate(others)
+        is_all = tokens == self.patch_tokens
+        self._of_all = float(times[is_all].mean())
+        fewer, theirs = tokens[~is_all], times[~is_all]
+        # all tokens count once here, so that they lead on from the largest count that was timed
+        self._of_fewer = _rising(
+            np.append(fewer, self.patch_tokens), np.append(theirs, self._of_all)
+        )
         self._mlp = _rising(np.concatenate(mlp_counts), np.concatenate(mlps))
         features = _features(np.concatenate(before), np.concatenate(removed))
         self._pooling, _ = nnls(features, np.concatenate(poolings))
@@ -71,7 +79,8 @@ class TimeCost(Cost):
         out = np.asarray(schedules, dtype=np.float64)
         into = np.concatenate([np.full_like(out[:, :1], self.patch_tokens), out[:, :-1]], axis=1)
         removed = into - out
-        times = self._attention(into) + self._mlp(self._inside_mlp(into, out))
+        attention = np.where(into == self.patch_tokens, self._of_all, self._of_fewer(into))
+        times = attention + self._mlp(self._inside_mlp(into, out))
         pooling = _features(into / self.patch_tokens, removed / self.patch_tokens) @ self._pooling
         times += np.where(removed > 0, pooling, 0)
         shares: Floats = (self._rest + times.sum(1)) / self._base

@@ -18,13 +18,14 @@ from tpcli.forwards import percent
 from tpcli.measures.choice import Candidate as Measured
 from tpcli.measures.choice import Task, choose
 from tpcli.measures.paired import drop
-from tpcli.measures.scores import Each, Scores
+from tpcli.measures.scores import Each
 from tpcli.models import LoadedModel, weights_hash
 from tpcli.schedule import Schedule
 from tpcli.search.objectives import Damage
 from tpcli.search.options import SearchOptions
 from tpcli.search.search import calibration_images
-from tpcli.surgery import PoolingSpec, insert, unpool, unpooled, with_place
+from tpcli.surgery import unpooled, with_place
+from tpcli.surgery.geometry import patch_tokens
 from tpcli.version import __version__
 
 from .aims import Aims
@@ -35,6 +36,7 @@ from .notebook import Notebook
 from .plans import Candidate, Costs, plans
 from .race import Runner, holds, race, winner
 from .result import Checked, Optimized, Tried, missed, nearest
+from .scoring import Scoring
 from .timing import costs_of
 
 CORRECTIONS = 3
@@ -119,9 +121,10 @@ class _Search:
             },
         )
         self.poolings = [with_place(loaded.model, pooling) for pooling in options.poolings]
+        self.patch_tokens = patch_tokens(loaded.model)
+        self.scoring = Scoring(self.model, self.halves, self.notes, self.patch_tokens, on_pass)
         self.costs: dict[str, Costs] = {}
         self.compared: set[str] = set()
-        self.so_far = ""
 
     def run(self) -> Optimized:
         for pooling in self.poolings:
@@ -134,8 +137,8 @@ class _Search:
         wanted = levels(self.aims, self.costs, every)
         self.finder = Finder(every, self.costs, self.aims, self._damaged())
         candidates = self.finder.candidates(wanted)
-        base = [self._base(part).each for part in range(self.halves.parts)]
-        runners = race(candidates, base, self._each, self.aims, self._look)
+        base = [self.scoring.base(part).each for part in range(self.halves.parts)]
+        runners = race(candidates, base, self.scoring.each, self.aims, self._look)
         runners += self._between(runners, base)
         best = winner(runners, self.aims)
         tried = [Tried.of(runner) for runner in runners]
@@ -155,7 +158,9 @@ class _Search:
         if not faster:
             return []
         more = self.finder.between(slow, max(faster, key=lambda c: c.time))
-        return [Runner(c, base, [self._each(c, part) for part in range(len(base))]) for c in more]
+        return [
+            Runner(c, base, [self.scoring.each(c, part) for part in range(len(base))]) for c in more
+        ]
 
     @property
     def _compared_on(self) -> int:
@@ -184,28 +189,9 @@ class _Search:
     def _look(self, runners: Sequence[Runner]) -> None:
         """Keep in words which candidate would be chosen by now."""
         best = winner(runners, self.aims)
-        self.so_far = f"; {sum(not runner.out for runner in runners)} in the race"
+        self.scoring.so_far = f"; {sum(not runner.out for runner in runners)} in the race"
         if best is not None:
-            self.so_far += f", best {best.candidate.speedup:.2f}x ({best.drop().words})"
-
-    def _base(self, part: int) -> Scores:
-        return self.halves.measure(self.model, part, self._pass("unpooled model"))
-
-    def _each(self, candidate: Candidate, part: int) -> Each:
-        label = f"{candidate.plan.label}, {candidate.speedup:.2f}x{self.so_far}"
-        return self.notes.each(
-            f"scores {part} {candidate.key}", lambda: self._scores(candidate, part, label).each
-        )
-
-    def _scores(self, candidate: Candidate, part: int, label: str) -> Scores:
-        schedule = Schedule(
-            candidate.tokens, self.costs[candidate.plan.options.method].time.patch_tokens
-        )
-        insert(self.model, PoolingSpec(schedule, candidate.plan.options))
-        try:
-            return self.halves.measure(self.model, part, self._pass(label))
-        finally:
-            unpool(self.model)
+            self.scoring.so_far += f", best {best.candidate.speedup:.2f}x ({best.drop().words})"
 
     def _timed(self, best: Runner, base: list[Each]) -> tuple[Runner, BenchResult]:
         """The winner timed; cut further where it is slower than the speed that is aimed at."""
@@ -219,22 +205,21 @@ class _Search:
             if not stronger:
                 break
             runner = Runner(stronger[0], base)
-            runner.scores = [self._each(stronger[0], part) for part in range(len(base))]
+            runner.scores = [self.scoring.each(stronger[0], part) for part in range(len(base))]
             if not holds(runner, self.aims):
                 break
             best, timed = runner, self._bench(stronger[0])
         return best, timed
 
     def _bench(self, candidate: Candidate) -> BenchResult:
-        tokens = self.costs[candidate.plan.options.method].time.patch_tokens
-        schedule = Schedule(candidate.tokens, tokens)
+        schedule = Schedule(candidate.tokens, self.patch_tokens)
         on_round = percent(self._begin(f"timing {candidate.plan.label}", 100))
         return bench(self.model, schedule, candidate.plan.options, self.options.bench, on_round)
 
     def _check(self, candidate: Candidate) -> Checked:
         part = self.halves.parts
-        base = self._base(part)
-        pooled = self._scores(candidate, part, "held-back images")
+        base = self.scoring.base(part)
+        pooled = self.scoring.scores(candidate, part, "held-back images")
         return Checked(base, pooled, drop(base.each, pooled.each))
 
     def _result(
@@ -251,13 +236,12 @@ class _Search:
             ratio = self.costs[best.candidate.plan.options.method].flops.exact(
                 best.candidate.tokens
             )
-        patches = next(iter(self.costs.values())).time.patch_tokens
         run = len(self.compared) * self._compared_on
         run += sum(t.lost.count for t in tried) + (checked.lost.count if checked else 0)
         return Optimized(
             aims=self.aims,
             measure=self.task.measure,
-            patch_tokens=patches,
+            patch_tokens=self.patch_tokens,
             met=not reason,
             reason=reason,
             chosen=chosen,
@@ -275,9 +259,3 @@ class _Search:
 
     def _begin(self, label: str, total: int) -> Callable[[int], None]:
         return self.on_pass(label, total) if self.on_pass else lambda done: None
-
-    def _pass(self, label: str) -> OnPass | None:
-        on_pass = self.on_pass
-        if on_pass is None:
-            return None
-        return lambda more, total: on_pass(f"{label} {more}".strip(), total)
