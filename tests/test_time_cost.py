@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.machine import machine
 from tests.tiny import tiny_vit
 from tpcli.budget import family_chain
 from tpcli.forwards import BenchOptions
-from tpcli.options import PoolingOptions, pooling_options
+from tpcli.options import pooling_options
+from tpcli.schedule import Tokens
 from tpcli.stopwatch import Timed, time_parts
 from tpcli.surgery import with_place
 from tpcli.time_cost import TimeCost, probes
@@ -73,15 +77,52 @@ def test_probes_are_schedules_of_all_strengths(model: nn.Module, method: str) ->
     assert (64,) * 4 not in probes(model, options)
 
 
-@pytest.mark.parametrize("position", ["block", "attention"])
-def test_parts_add_up_and_nothing_is_left_behind(model: nn.Module, position: str) -> None:
-    before = {name: len(m._forward_hooks) for name, m in model.named_modules()}
-    options: PoolingOptions = pooling_options("ward", position=position)
-    shares: list[float] = []
-    schedule = (64, 40, 40, 20)
+class Clock(TorchDispatchMode):
+    """Time that passes by 1 with each operator, and by `look` with each look at the clock."""
+
+    def __init__(self, look: float = 0.0) -> None:
+        super().__init__()
+        self.now, self.look = 0.0, look
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.now += 1
+        return function(*args, **(kwargs or {}))
+
+    def read(self) -> float:
+        self.now += self.look
+        return self.now
+
+
+def parts(
+    model: nn.Module, schedule: Tokens, position: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> list[Timed]:
+    """`time_parts` by this clock."""
+    monkeypatch.setattr("time.perf_counter", clock.read)
     timing = BenchOptions(batch_size=2, device="cpu", seconds=0)
-    base, pooled = time_parts(model, options, [schedule], timing, shares.append)
-    assert shares[-1] == 1.0
+    options = pooling_options("ward", position=position)
+    with clock:
+        return time_parts(model, options, [schedule], timing)
+
+
+def test_what_watching_takes_is_taken_off(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = (64, 40, 40, 20)
+    truth = parts(model, schedule, "attention", Clock(), monkeypatch)
+    found = parts(model, schedule, "attention", Clock(look=0.5), monkeypatch)
+    for one, other in zip(found, truth, strict=True):
+        assert one.blocks == pytest.approx(other.blocks, rel=0.04)
+
+
+@pytest.mark.parametrize("position", ["block", "attention"])
+def test_parts_add_up_and_nothing_is_left_behind(
+    model: nn.Module, position: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {name: len(m._forward_hooks) for name, m in model.named_modules()}
+    schedule = (64, 40, 40, 20)
+    base, pooled = parts(model, schedule, position, Clock(), monkeypatch)
     assert base.total == pytest.approx(1.0)
     assert (base.tokens, pooled.tokens) == ((64,) * 4, schedule)
     assert base.poolings == (0.0,) * 4

@@ -118,9 +118,10 @@ def _median(tokens: Tokens, rounds: Sequence[Sequence[_Forward]], version: int) 
         return np.median((values.T / base).T, axis=0)
 
     total, mlps, poolings = float(share("total")), share("mlps"), share("poolings")
+    rest = np.maximum(share("blocks") - mlps - poolings, 0)
     inside = (mlps > 0).astype(int) + (poolings > 0)  # parts that are watched inside each block
     watching = max(0.0, float(share("watched")) - total) / (len(inside) + inside.sum())
-    blocks = share("blocks") - watching * inside
+    blocks = mlps + poolings + np.maximum(rest - watching * inside, rest / 2)
     return Timed(tokens, total, *(tuple(map(float, part)) for part in (blocks, mlps, poolings)))
 
 
