@@ -20,7 +20,7 @@ def faults() -> tuple[float, float]:
     import resource
 
     def each(call: Callable[[], object]) -> float:
-        for _ in range(3):
+        for _ in range(20):  # until pieces of the heap have come together
             call()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(10):
