@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import ttest_rel
 
-from tpcli.measures.paired import Z95, drop, images_for, narrowest
+from tpcli.measures.paired import Z95, drop, images_for, narrowest, signed
 
 
 def test_points_are_the_difference_of_the_means() -> None:
@@ -74,3 +74,8 @@ def test_as_many_images_as_are_said_are_enough(points: float) -> None:
     assert drop(same, same).high == pytest.approx(narrowest(count), rel=1e-6)
     assert narrowest(count) <= points < narrowest(count - 1)
     assert drop(same, same, 2 * Z95).high == pytest.approx(narrowest(count, 2 * Z95))
+
+
+def test_zero_has_no_sign_of_its_own() -> None:
+    shown = [signed(points) for points in (0.0, -0.0, -0.004, 0.004, -0.006, 1.005)]
+    assert shown == ["+0.00", "+0.00", "+0.00", "+0.00", "-0.01", "+1.00"]

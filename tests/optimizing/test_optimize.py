@@ -186,7 +186,9 @@ def test_the_command_writes_a_model_that_says_how_it_was_made(run: Run, tmp_path
     spec = pooling_spec(load(str(folder)).model)
     assert spec is not None
     assert list(spec.schedule.tokens) == document["chosen"]["tokens"]
-    assert document["verdict"] in (folder / "report.html").read_text().replace("&#43;", "+")
+    page = (folder / "report.html").read_text()
+    assert document["verdict"] in page.replace("&#43;", "+")
+    assert page.count('<tr class="frontier">') == 1  # the chosen one
     assert not list(tmp_path.glob(".demo-optimized*"))
     refused = run(*LINE)
     assert (refused.code, "exists already" in refused.err) == (2, True)

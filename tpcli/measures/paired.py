@@ -29,11 +29,16 @@ class Drop:
     @property
     def words(self) -> str:
         """The change as one reads it: "-0.5, 95% -0.9 to -0.1"."""
-        return f"{-self.points:+.2f}, 95% {-self.high:+.2f} to {-self.low:+.2f}"
+        return f"{signed(-self.points)}, 95% {signed(-self.high)} to {signed(-self.low)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+
+def signed(points: float) -> str:
+    """With two places and a sign, which zero has none of its own."""
+    return f"{round(points, 2) + 0.0:+.2f}"
 
 
 def drop(before: Each, after: Each, z: float = Z95) -> Drop:

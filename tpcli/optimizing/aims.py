@@ -58,7 +58,7 @@ class Aims:
         if self.speedup is not None:
             parts.append(f"at least {self.speedup:g}x as fast")
         if self.max_drop is not None:
-            parts.append(f"at most {self.max_drop:g} points lost")
+            parts.append(f"at most {self.max_drop:g} point{'s' * (self.max_drop != 1)} lost")
         if self.budget is not None:
             parts.append(f"at most {100 * self.budget:g}% of the FLOPs")
         return ", ".join(parts)

@@ -109,7 +109,11 @@ class Optimized:
         assert self.gflops_ratio is not None
         bench = self.bench
         where = f"batch {bench.batch_size}, "
-        where += f"{self.threads} threads" if bench.device == "cpu" else bench.device
+        where += (
+            f"{self.threads} thread{'s' * (self.threads != 1)}"
+            if bench.device == "cpu"
+            else bench.device
+        )
         if bench.dtype != "float32":
             where += f", {bench.dtype}"
         parts = [f"{bench.speedup:.2f}x as fast ({where})"]
@@ -170,7 +174,8 @@ def missed(aims: Aims, speedup: float, checked: Checked) -> str:
     if aims.speedup is not None and speedup < aims.speedup:
         return f"no schedule within the aims is {aims.speedup:g}x as fast"
     if aims.max_drop is not None and checked.lost.points > aims.max_drop:
-        return f"the promise of {aims.max_drop:g} points did not hold on held-back images"
+        points = f"{aims.max_drop:g} point{'s' * (aims.max_drop != 1)}"
+        return f"the promise of {points} did not hold on held-back images"
     if aims.budget is None and speedup <= 1:
         return "pooling makes this model no faster here"
     return ""

@@ -141,12 +141,14 @@ class _Search:
         runners = race(candidates, base, self.scoring.each, self.aims, self._look)
         runners += self._between(runners, base)
         best = winner(runners, self.aims)
-        tried = [Tried.of(runner) for runner in runners]
         if best is None:
-            return self._result(tried, None, None, None, "no schedule holds the drop for certain")
+            return self._result(runners, None, None, None, "no schedule holds the drop for certain")
         best, timed = self._timed(best, base)
+        if not any(runner is best for runner in runners):
+            runners.append(best)
         checked = self._check(best.candidate)
-        return self._result(tried, best, timed, checked, missed(self.aims, timed.speedup, checked))
+        reason = missed(self.aims, timed.speedup, checked)
+        return self._result(runners, best, timed, checked, reason)
 
     def _between(self, runners: Sequence[Runner], base: list[Each]) -> list[Runner]:
         """Between the winner so far and the next faster one, two more."""
@@ -224,12 +226,13 @@ class _Search:
 
     def _result(
         self,
-        tried: list[Tried],
+        runners: Sequence[Runner],
         best: Runner | None,
         timed: BenchResult | None,
         checked: Checked | None,
         reason: str,
     ) -> Optimized:
+        tried = [Tried.of(runner) for runner in runners]
         ratio, chosen = None, None
         if best is not None:
             chosen = Tried.of(best)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -52,13 +52,30 @@ def compare(points: Sequence[Point], reference: str) -> list[Comparison]:
         for p in pooled
         if p.method.removesuffix(FINETUNED) == reference
     }
-    found = [
-        _compare(p, anchors[p.model, p.asked, p.epochs])
+    pairs = [
+        (p, anchors[p.model, p.asked, p.epochs])
         for p in pooled
         if p.method.removesuffix(FINETUNED) != reference and (p.model, p.asked, p.epochs) in anchors
     ]
-    corrected = holm([c.p_value for c in found])
-    return [replace(c, p_holm=p) for c, p in zip(found, corrected, strict=True)]
+    found = [paired(point, anchor) for point, anchor in pairs]
+    corrected = holm([p_value for _, _, _, p_value in found])
+    return [
+        Comparison(
+            model=point.model,
+            schedule=point.asked,
+            method=point.method,
+            reference=anchor.method,
+            difference=difference,
+            ci95=(low, high),
+            p_value=p_value,
+            p_holm=p_holm,
+            gflops_ratio=point.gflops_ratio,
+            reference_gflops_ratio=anchor.gflops_ratio,
+        )
+        for (point, anchor), (difference, low, high, p_value), p_holm in zip(
+            pairs, found, corrected, strict=True
+        )
+    ]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -74,23 +91,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, (len(p_values) - rank) * p_values[index])
         corrected[index] = min(1.0, highest)
     return corrected
-
-
-def _compare(point: Point, anchor: Point) -> Comparison:
-    """p_holm is that of the comparison alone."""
-    difference, low, high, p_value = paired(point, anchor)
-    return Comparison(
-        model=point.model,
-        schedule=point.asked,
-        method=point.method,
-        reference=anchor.method,
-        difference=difference,
-        ci95=(low, high),
-        p_value=p_value,
-        p_holm=p_value,
-        gflops_ratio=point.gflops_ratio,
-        reference_gflops_ratio=anchor.gflops_ratio,
-    )
 
 
 def paired(point: Point, anchor: Point) -> tuple[float, float, float, float]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from tpcli.files import check_output, replacing
 from tpcli.measures import MEASURES
+from tpcli.measures.paired import signed
 from tpcli.models import MODEL_FILES, save
 from tpcli.optimizing.result import Optimized, Tried
 from tpcli.schedule import Schedule
@@ -75,8 +76,8 @@ def _row(tried: Tried, result: Optimized) -> dict[str, Any]:
         "schedule": candidate.plan.label,
         "speed-up, forecast": f"{candidate.speedup:.2f}x",
         "of base FLOPs": f"{100 * candidate.flops:.0f}%",
-        "change": f"{-lost.points:+.2f}",
-        "95% interval": f"{-lost.high:+.2f} to {-lost.low:+.2f}",
+        "change": signed(-lost.points),
+        "95% interval": f"{signed(-lost.high)} to {signed(-lost.low)}",
         "images": f"{lost.count:,}" + (f", {tried.out}" if tried.out else ""),
         "tokens": " ".join(map(str, candidate.tokens)),
     }
@@ -87,12 +88,13 @@ def optimized_figure(result: Optimized, title: str) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    figure = Figure(figsize=(10, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     write_title(left, title)
     _draw_tried(left, result)
     _draw_tokens(right, result)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=5)
     for axes in (left, right):
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -130,7 +132,6 @@ def _draw_tried(axes: Axes, result: Optimized) -> None:
     axes.set_ylim(bottom=-1.15 * min(deepest, 10 * max(aims.max_drop or 1, 0.5)))
     axes.set_xlabel("times as fast as the model without pooling")
     axes.set_ylabel(f"change of {MEASURES[result.measure].noun}, points")
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
 
 
 def _draw_tokens(axes: Axes, result: Optimized) -> None:
