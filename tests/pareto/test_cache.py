@@ -24,6 +24,7 @@ from tpcli.options import pooling_options
 from tpcli.pareto import ModelSource, SweepOptions, sweep
 from tpcli.pareto import cache as cache_module
 from tpcli.pareto.cache import PointCache, code_version
+from tpcli.pareto.searches import stored
 from tpcli.pareto.subjects import jobs
 from tpcli.pooling import native
 
@@ -230,16 +231,13 @@ def test_what_a_search_left_that_died_after_writing_goes(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"\xff", b'{"tokens": {"0.6": [1, 2]}}'])
-def test_a_damaged_search_is_made_again(
-    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
-) -> None:
-    subject = jobs([source], SweepOptions([], budgets=[0.6]), tmp_path)[0].subject
+def test_a_damaged_search_is_made_again(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "search.json"
-    assert subject._stored(file) is None
+    assert stored(file, [0.6], depth=4) is None
     file.write_bytes(content)
-    assert subject._stored(file) is None
+    assert stored(file, [0.6], depth=4) is None
     file.write_text(json.dumps({"tokens": {"0.6": [9] * 4}}))
-    assert subject._stored(file) == {"0.6": [9] * 4}
+    assert stored(file, [0.6], depth=4) == {"0.6": (9,) * 4}
 
 
 def test_the_code_of_training_counts_where_a_point_is_trained() -> None:

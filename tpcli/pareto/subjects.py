@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from tpcli.budget import BudgetSolver
 from tpcli.data import ImageData, batches
 from tpcli.devices import device_name, free_memory
 from tpcli.errors import UserError
-from tpcli.files import read_json, write_json
+from tpcli.files import read_json
 from tpcli.flops import count_flops
 from tpcli.measures.choice import Task, choose
 from tpcli.measures.measurer import Measurer
@@ -29,11 +28,9 @@ from tpcli.surgery import unpool
 from tpcli.surgery.geometry import patch_tokens
 
 from .asked import ModelSource, SweepOptions
-from .cache import claimed, point_key
+from .cache import point_key
 from .points import BASE, CONSTANT, DEFAULT, FINETUNED, SEARCHED
-
-if TYPE_CHECKING:
-    pass
+from .searches import searched
 
 
 @dataclass(frozen=True)
@@ -175,7 +172,7 @@ class Subject:
         if job.budget is None or job.options is None:
             return job.schedule
         if job.searched:
-            tokens = tuple(self._searched(job, on_trial)[f"{job.budget:g}"])
+            tokens = self._searched(job, on_trial)[f"{job.budget:g}"]
         else:
             if job.options not in self._solvers:
                 self._solvers[job.options] = BudgetSolver(self.model, job.options)
@@ -185,59 +182,20 @@ class Subject:
 
     def _searched(
         self, job: Job, on_trial: Callable[[int, int], None] | None
-    ) -> dict[str, list[int]]:
+    ) -> dict[str, tuple[int, ...]]:
         """Tokens per block for every budget of the sweep, from one search that is remembered."""
         assert job.options is not None
-        everything = replace(job, schedule=f"{SEARCHED} {self.options.budgets}", recipe=None)
-        path = self.cache / "searches" / f"{everything.key}.json"
-        stored = self._stored(path)
-        if stored is None:
-            with claimed(path, timeout=-1):  # processes that share the cache wait for one
-                stored = self._stored(path)
-                if stored is None:
-                    stored = self._search(job.options, path, on_trial)
-        return stored
-
-    def _stored(self, path: Path) -> dict[str, list[int]] | None:
-        """Tokens of a search that was made before, where they are whole."""
-        try:
-            tokens = read_json(path)["tokens"]
-            depth = len(self.model.blocks)  # type: ignore[arg-type]
-            found = {f"{b:g}": [index(t) for t in tokens[f"{b:g}"]] for b in self.options.budgets}
-        except (UserError, KeyError, TypeError):
-            return None
-        return found if all(len(each) == depth for each in found.values()) else None
-
-    def _search(
-        self,
-        method: PoolingOptions,
-        path: Path,
-        on_trial: Callable[[int, int], None] | None,
-    ) -> dict[str, list[int]]:
-        """Search, and write to `path` what was found."""
-        from tpcli.search import SearchOptions, SearchResult, search
-
         assert self.given.calibration is not None
-        options = SearchOptions(device=self.options.device)
-        if self.given.calibration.count is not None:
-            options = replace(options, images=min(options.images, self.given.calibration.count))
-        tokens: dict[str, list[int]] = {}
-
-        def write(found: SearchResult) -> None:
-            tokens.update({f"{b:g}": list(found.schedule(b).tokens) for b in self.options.budgets})
-            write_json(path, {"made_by": found.made_by, "tokens": tokens})
-
-        search(
-            self.model,
+        everything = replace(job, schedule=f"{SEARCHED} {self.options.budgets}", recipe=None)
+        return searched(
+            self.given.loaded,
             self.given.calibration,
-            method,
-            options,
-            name=self.name,
-            checkpoint=path.with_suffix(".part"),
+            job.options,
+            self.options.budgets,
+            self.cache / "searches" / f"{everything.key}.json",
+            device=self.options.device,
             on_trial=on_trial,
-            on_found=write,
         )
-        return tokens
 
 
 def jobs(sources: Sequence[ModelSource], options: SweepOptions, cache: Path) -> list[Job]:
