@@ -51,8 +51,7 @@ def test_each_model_has_its_hue_and_each_method_its_marker() -> None:
     }
     assert len(hues) == 3
     assert len({colour for colour, _ in hues}) == 2
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["without pooling", LARGE, SMALL, "ward", "tome", "frontier"]
+    assert labels(axes.figure) == ["without pooling", LARGE, SMALL, "ward", "tome", "frontier"]
 
 
 def test_arrows_are_the_headline_of_the_first_method() -> None:
@@ -87,6 +86,23 @@ def test_fine_tuned_models_have_a_baseline_and_arrows_of_their_own() -> None:
     stars = [line for line in axes.lines if line.get_marker() == "*"]
     assert [line.get_linestyle() for line in stars] == ["-", "--"]
     assert arrows(axes.figure)[0].xyann == (3.0, 81.0)
+
+
+def labels(figure: Any) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+
+def test_points_far_below_are_off_the_picture_which_says_so() -> None:
+    collapsed = [point(0.2, 20, "ward", SMALL), point(0.1, 9, "tome", SMALL)]
+    figure = draw([*POINTS, *collapsed])
+    assert 20 < figure.axes[0].get_ylim()[0] < 65
+    assert labels(figure)[-1].startswith("2 points below")
+
+
+def test_what_is_within_reach_of_the_models_is_all_shown() -> None:
+    figure = draw()
+    assert figure.axes[0].get_ylim()[0] < 65
+    assert labels(figure)[-1] == "frontier"
 
 
 @pytest.mark.parametrize("title", ["a rather long title of several names " * 6, "x" * 300])

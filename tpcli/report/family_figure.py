@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ARROW = "#B00020"
+DEPTH = 2.0
+"""How far the axis goes below the unpooled models, in multiples of the range that they span."""
 
 
 def family_figure(
@@ -28,7 +30,8 @@ def family_figure(
 
     The black line runs through the models without pooling. Each model has one hue and each method
     one marker; the first method is drawn strongest. The grey band is the frontier of all points.
-    What was fine-tuned has open markers and dashed lines.
+    What was fine-tuned has open markers and dashed lines. Points far below all models without
+    pooling are off the picture, which says how many they are.
 
     Args:
         headlines: of the same points; the arrows are those of the last one of the first method,
@@ -60,9 +63,10 @@ def family_figure(
     axes.set_ylabel(MEASURES[points[0].measure].axis)
     write_title(axes, title)
     axes.set_xlim(left=0, right=1.06 * max(axis.of(p) for p in points))
+    hidden = _leave_out_the_depths(axes, points, bases)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    _draw_legend(axes, points, methods, x == "throughput")
+    _draw_legend(axes, points, methods, hidden, x == "throughput")
     return figure
 
 
@@ -131,6 +135,17 @@ def _draw_frontier(axes: Axes, points: Sequence[Point], axis: Axis) -> None:
     )
 
 
+def _leave_out_the_depths(axes: Axes, points: Sequence[Point], bases: Sequence[Point]) -> str:
+    """Let the axis begin where what is compared has room; says in words what is off it."""
+    low, high = min(b.score_lo for b in bases), max(b.score_hi for b in bases)
+    floor = low - DEPTH * (high - low)
+    below = sum(p.score < floor for p in points)
+    if not below or high == low:
+        return ""
+    axes.set_ylim(bottom=floor)
+    return f"{below} point{'s' if below > 1 else ''} below {floor:.0f}% not shown"
+
+
 def _draw_arrows(axes: Axes, points: Sequence[Point], told: Headline) -> None:
     """Left: less computation at equal score. Up: a higher score for equal computation."""
     epochs = next(p.epochs for p in points if p.method == told.method)
@@ -166,7 +181,7 @@ def _draw_arrows(axes: Axes, points: Sequence[Point], told: Headline) -> None:
 
 
 def _draw_legend(
-    axes: Axes, points: Sequence[Point], methods: Sequence[str], is_left: bool
+    axes: Axes, points: Sequence[Point], methods: Sequence[str], hidden: str, is_left: bool
 ) -> None:
     from matplotlib.lines import Line2D
 
@@ -191,6 +206,8 @@ def _draw_legend(
             Line2D([], [], color="#777777", linestyle="--", marker="o", markersize=5.5,
                    markerfacecolor="white", label=words)
         )  # fmt: skip
+    if hidden:
+        entries.append(Line2D([], [], linestyle="none", label=hidden))
     where: Literal["lower left", "lower right"] = "lower left" if is_left else "lower right"
     legend = axes.legend(handles=entries, loc=where, frameon=False, fontsize=9)
     for text in legend.get_texts():
