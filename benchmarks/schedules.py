@@ -3,8 +3,9 @@
     python benchmarks/schedules.py --model MODEL MODEL --data DATA --cache FOLDER
 
 For every model, method and budget: top-1 under the default family, under constant r, and under what
-`tpcli schedule` finds (`--searched`); then the headline of each method under each family alone.
-p values are of exact McNemar tests, corrected for their number by Holm's rule.
+`tpcli schedule` finds (`--searched`); then p values, default against each of the others, of exact
+McNemar tests, corrected for their number by Holm's rule; then the headline of each method under
+each family alone. Bold is what is better by p < 0.05.
 
 Points are those of `tpcli pareto` and lie in its cache. So a run that was stopped goes on, several
 runs share the work, and `tpcli pareto --cache FOLDER` draws from the same points.
@@ -13,7 +14,7 @@ runs share the work, and `tpcli pareto --cache FOLDER` draws from the same point
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tpcli import data
@@ -38,14 +39,17 @@ def sweeps(arguments: argparse.Namespace) -> dict[str, SweepResult]:
         )
         for loaded in told_apart({spec: load(spec) for spec in arguments.model})
     ]
-    poolings = [pooling_options(name) for name in arguments.method]
+    methods = {DEFAULT: arguments.method, CONSTANT: arguments.method, SEARCHED: arguments.searched}
     return {
         family: sweep(
             sources,
-            SweepOptions(poolings, arguments.budget, families=(family,)),
+            SweepOptions(
+                [pooling_options(name) for name in names], arguments.budget, families=(family,)
+            ),
             arguments.cache,
         )
-        for family in [DEFAULT, CONSTANT, *([SEARCHED] if arguments.searched else [])]
+        for family, names in methods.items()
+        if names
     }
 
 
@@ -54,27 +58,49 @@ def by_key(result: SweepResult) -> dict[Key, Point]:
     return {(p.model, p.method, p.budget): p for p in result.points if not p.is_base}
 
 
-def table(results: dict[str, SweepResult]) -> Iterator[str]:
-    """One line per model, method and budget; p against the default family."""
-    bases = {p.model: p.score for p in results[DEFAULT].points if p.is_base}
+def corrected(results: dict[str, SweepResult]) -> dict[tuple[str, Key], float]:
+    """p of each point against the default family's, by family and key."""
     default = by_key(results[DEFAULT])
     rivals = {family: by_key(results[family]) for family in results if family != DEFAULT}
     pairs = [(family, key) for family, points in rivals.items() for key in points if key in default]
     p_values = holm([paired(default[key], rivals[family][key])[3] for family, key in pairs])
-    corrected = dict(zip(pairs, p_values, strict=True))
-    yield (
-        "| model (unpooled) | method | budget | default | "
-        + " | ".join(f"{family} | p" for family in rivals)
-        + " |"
-    )
-    yield "| --- | --- | ---: | ---: |" + " ---: | ---: |" * len(rivals)
-    for key, point in default.items():
-        cells = [f"{point.model} ({bases[point.model]:.2f})", point.method, point.asked]
-        cells.append(f"{point.score:.2f}")
-        for family, points in rivals.items():
-            other = points.get(key)
-            cells += [f"{other.score:.2f}", f"{corrected[family, key]:.2g}"] if other else ["", ""]
-        yield "| " + " | ".join(cells) + " |"
+    return dict(zip(pairs, p_values, strict=True))
+
+
+def tables(results: dict[str, SweepResult]) -> Iterator[str]:
+    """Top-1 under each family, then p values."""
+    found = {family: by_key(result) for family, result in results.items()}
+    p_values = corrected(results)
+    rivals = [family for family in results if family != DEFAULT]
+
+    def scores(key: Key) -> str:
+        own = found[DEFAULT][key].score
+        others = [(found[f][key].score, p_values[f, key] < 0.05) for f in rivals if key in found[f]]
+        best = all(is_told and own > score for score, is_told in others)
+        cells = [(own, best), *((score, is_told and score > own) for score, is_told in others)]
+        return " / ".join(
+            f"**{score:.2f}**" if is_bold else f"{score:.2f}" for score, is_bold in cells
+        )
+
+    def tests(key: Key) -> str:
+        return " / ".join(f"{p_values[f, key]:.2g}" for f in rivals if (f, key) in p_values)
+
+    yield from table(results, " / ".join(results), scores)
+    yield from table(results, f"p of the default against {' / '.join(rivals)}", tests)
+
+
+def table(results: dict[str, SweepResult], title: str, cell: Callable[[Key], str]) -> Iterator[str]:
+    """A line for each model and method, a column for each budget."""
+    bases = {p.model: p.score for p in results[DEFAULT].points if p.is_base}
+    keys = list(by_key(results[DEFAULT]))
+    budgets = list(dict.fromkeys(budget for _, _, budget in keys))
+    yield f"{title}:\n"
+    yield "| model (unpooled) | method |" + "".join(f" {budget:g} |" for budget in budgets)
+    yield "| --- | --- |" + " ---: |" * len(budgets)
+    for model, method in dict.fromkeys((model, method) for model, method, _ in keys):
+        cells = [cell((model, method, budget)) for budget in budgets]
+        yield f"| {model} ({bases[model]:.2f}) | {method} | {' | '.join(cells)} |"
+    yield ""
 
 
 def headlines(results: dict[str, SweepResult]) -> Iterator[str]:
@@ -100,10 +126,10 @@ def main() -> None:
     parser.add_argument(
         "--budget", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
     )
-    parser.add_argument("--searched", action="store_true", help="search schedules too")
+    parser.add_argument("--searched", nargs="+", default=[], help="methods to search for, too")
     parser.add_argument("--cache", type=Path, default=default_folder())
     results = sweeps(parser.parse_args())
-    print("\n".join([*table(results), "", *headlines(results)]))
+    print("\n".join([*tables(results), *headlines(results)]))
 
 
 if __name__ == "__main__":
