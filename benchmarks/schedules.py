@@ -5,7 +5,8 @@
 For every model, method and budget: top-1 under the default family, under constant r, and under what
 `tpcli schedule` finds (`--searched`); then p values, default against each of the others, of exact
 McNemar tests, corrected for their number by Holm's rule; then the headline of each method under
-each family alone. Bold is what is better by p < 0.05.
+each family alone. Bold is the default where it is better than another by p < 0.05, and what is
+better than it.
 
 Points are those of `tpcli pareto` and lie in its cache. So a run that was stopped goes on, several
 runs share the work, and `tpcli pareto --cache FOLDER` draws from the same points.
@@ -76,7 +77,8 @@ def tables(results: dict[str, SweepResult]) -> Iterator[str]:
     def scores(key: Key) -> str:
         own = found[DEFAULT][key].score
         others = [(found[f][key].score, p_values[f, key] < 0.05) for f in rivals if key in found[f]]
-        best = all(is_told and own > score for score, is_told in others)
+        told = [score for score, is_told in others if is_told]
+        best = any(score < own for score in told) and not any(score > own for score in told)
         cells = [(own, best), *((score, is_told and score > own) for score, is_told in others)]
         return " / ".join(
             f"**{score:.2f}**" if is_bold else f"{score:.2f}" for score, is_bold in cells
