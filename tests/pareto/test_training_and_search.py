@@ -96,3 +96,22 @@ def test_bad_input(run: Run, tmp_path: Path, line: str, text: str) -> None:
     found = run("pareto", "--cache", "cache", *line.split())
     assert (found.code, found.err.count("\n")) == (2, 1)
     assert text in found.err
+
+
+@pytest.mark.parametrize(("asked", "smallest"), [([0.7, 0.4], 0.28), ([0.7, 0.2], 0.2)])
+def test_the_search_goes_down_to_the_smallest_budget_that_is_asked_for(
+    source: ModelSource,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[float],
+    smallest: float,
+) -> None:
+    def stop(*arguments: object, **more: object) -> None:
+        given = arguments[3]
+        assert isinstance(given, SearchOptions)
+        raise InterruptedError(min(given.budgets))
+
+    monkeypatch.setattr("tpcli.search.search", stop)
+    options = SweepOptions([pooling_options("ward")], asked, families=("search",), device="cpu")
+    with pytest.raises(InterruptedError, match=f"^{smallest}$"):
+        sweep([source], options, tmp_path)

@@ -34,7 +34,7 @@ def searched(
     Raises:
         UserError: as `search`.
     """
-    from tpcli.search import SearchOptions, SearchResult, search
+    from tpcli.search import BUDGETS, SearchOptions, SearchResult, budgets_with, search
 
     depth = len(loaded.model.blocks)  # type: ignore[arg-type]
     found = stored(path, budgets, depth)
@@ -44,7 +44,10 @@ def searched(
         found = stored(path, budgets, depth)
         if found is not None:
             return found
-        options = SearchOptions(device=device)
+        least = min(budgets)
+        options = SearchOptions(
+            budgets=budgets_with(least) if least < min(BUDGETS) else BUDGETS, device=device
+        )
         if calibration.count is not None:
             options = replace(options, images=min(options.images, calibration.count))
         tokens: Found = {}
