@@ -48,6 +48,16 @@ def test_closed_form_of_a_plain_vit() -> None:
     assert count.params == sum(p.numel() for p in tiny_vit().parameters())
 
 
+@pytest.mark.parametrize("method", [m.name for m in methods() if "metric_dim" in m.options])
+def test_a_projected_metric_is_counted(method: str) -> None:
+    """N C D for the projection; what compares tokens then costs less, where it is a product."""
+    schedule = [49, 36, 25, 16]  # which the grid can have
+    layers = count_flops(pool(tiny_vit(), schedule, method, metric_dim=8)).blocks
+    whole = count_flops(pool(tiny_vit(), schedule, method)).blocks
+    for projected, block in zip(layers, whole, strict=True):
+        assert 0 < projected.pooling_flops < block.pooling_flops + block.tokens_in * C * 8 + 1
+
+
 def test_pooled_blocks_cost_what_their_tokens_cost() -> None:
     """Pooling counted apart, the rest is that of a plain block with fewer tokens."""
     count = count_flops(pool(tiny_vit(), SCHEDULE, position="block"))

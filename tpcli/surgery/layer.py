@@ -77,12 +77,11 @@ class TokenPooling(nn.Module):
         self._hooks: list[RemovableHandle] = []
         projection = None
         if options.metric_dim is not None:
+            # random signs (Achlioptas, 2003), whole numbers, which model.half() leaves alone
             generator = torch.Generator("cpu").manual_seed(0)
-            projection = torch.randn(
-                channels, options.metric_dim, generator=generator, device="cpu"
-            )
-            projection /= options.metric_dim**0.5
-            projection = projection.view(torch.int32)  # whose bits model.half() leaves alone
+            shape = (channels, options.metric_dim)
+            coins = torch.randint(2, shape, generator=generator, dtype=torch.int8, device="cpu")
+            projection = 2 * coins - 1
         self.register_buffer("projection", projection, persistent=False)
 
     def extra_repr(self) -> str:
@@ -244,7 +243,7 @@ class TokenPooling(nn.Module):
             if self.normalizes:
                 metric = F.layer_norm(metric, metric.shape[-1:])
         if self.projection is not None:
-            metric = metric @ self.projection.view(torch.float32)
+            metric = metric @ self.projection.to(metric.dtype) / self.projection.shape[1] ** 0.5
         return metric
 
 

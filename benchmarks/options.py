@@ -1,0 +1,113 @@
+"""What each choice of a method is worth at equal FLOPs, on the same images; prints Markdown.
+
+    python benchmarks/options.py --model MODEL MODEL --data DATA --budget 0.4 0.3
+
+For every model and budget: top-1 of the method as it is, under the default schedule; then by how
+much it changes with each other value of each option, and with fewer places to pool at. Bold is what
+differs by p < 0.05, by exact McNemar tests, corrected for their number by Holm's rule.
+
+Points lie in the cache of `tpcli pareto`: a run that was stopped goes on, several share the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from tpcli import data
+from tpcli.errors import UserError
+from tpcli.methods import describe
+from tpcli.models import load, told_apart
+from tpcli.options import PoolingOptions, pooling_options, replaced
+from tpcli.pareto import ModelSource, Point, SweepOptions, sweep
+from tpcli.pareto.cache import default_folder
+from tpcli.pareto.compare import holm, paired
+from tpcli.search.ways import places
+
+VALUES = {"metric_dim": (32,), "iterations": (1, 3), "proportional_attention": (False,)}
+"""Of options that don't list theirs."""
+
+AS_IT_IS = "as it is"
+Found = dict[tuple[str, str, str], Point]
+"""Points by what was changed, model and budget."""
+
+
+def variants(method: str) -> Iterator[tuple[str, PoolingOptions]]:
+    """The method as it is, then with each other value of each option, by what changes."""
+    options = pooling_options(method)
+    yield AS_IT_IS, options
+    for item in fields(PoolingOptions)[1:]:
+        if item.name not in describe(method)[0].options:
+            continue
+        for value in item.metadata["choices"] or VALUES[item.name]:
+            try:
+                changed = replaced(options, **{item.name: value})
+            except UserError:
+                continue
+            flag = item.name.replace("_", "-")
+            if changed != options:
+                yield f"--no-{flag}" if value is False else f"--{flag} {value}", changed
+
+
+def measure(arguments: argparse.Namespace) -> Found:
+    """All points."""
+    sources = [
+        ModelSource(loaded, data.create(arguments.data, loaded.data_config))
+        for loaded in told_apart({spec: load(spec) for spec in arguments.model})
+    ]
+    found: Found = {}
+
+    def add(changed: str, options: SweepOptions, suffix: str = "") -> None:
+        for point in sweep(sources, options, arguments.cache).points:
+            if not point.is_base:
+                spec = point.asked.removeprefix("flops:").removesuffix(suffix)
+                found[changed, point.model, spec] = point
+
+    for changed, pooling in variants(arguments.method):
+        add(changed, SweepOptions([pooling], arguments.budget))
+    depth = min(len(source.loaded.model.blocks) for source in sources)  # type: ignore[arg-type]
+    for blocks in places(depth):
+        at = "@" + ",".join(map(str, blocks))
+        specs = [f"flops:{budget:g}{at}" for budget in arguments.budget]
+        pooling = pooling_options(arguments.method)
+        add(f"flops:...{at}", SweepOptions([pooling], schedules=specs), at)
+    return found
+
+
+def table(found: Found) -> Iterator[str]:
+    """A line for each change, a column for each model and budget."""
+    columns = [key[1:] for key in found if key[0] == AS_IT_IS]
+    pairs = {key: paired(found[key], found[AS_IT_IS, key[1], key[2]]) for key in found}
+    changes = {key: pair for key, pair in pairs.items() if key[0] != AS_IT_IS}
+    p_values = dict(zip(changes, holm([pair[3] for pair in changes.values()]), strict=True))
+    yield "| |" + "".join(f" {model}, {budget} |" for model, budget in columns)
+    yield "| --- |" + " ---: |" * len(columns)
+    for changed in dict.fromkeys(key[0] for key in found):
+        cells = []
+        for column in columns:
+            key = (changed, *column)
+            if changed == AS_IT_IS:
+                cells.append(f"{found[key].score:.2f}")
+            elif key in pairs:
+                words = f"{pairs[key][0]:+.2f}"
+                cells.append(f"**{words}**" if p_values[key] < 0.05 else words)
+            else:
+                cells.append("")
+        yield f"| `{changed}` | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Measure what is missing, then print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", nargs="+", default=["demo"])
+    parser.add_argument("--data", default="demo")
+    parser.add_argument("--method", default="ward")
+    parser.add_argument("--budget", nargs="+", type=float, default=[0.4, 0.3])
+    parser.add_argument("--cache", type=Path, default=default_folder())
+    print("\n".join(table(measure(parser.parse_args()))))
+
+
+if __name__ == "__main__":
+    main()
