@@ -12,7 +12,9 @@ Points lie in the cache of `tpcli pareto`: a run that was stopped goes on, sever
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -26,8 +28,13 @@ from tpcli.pareto.cache import default_folder
 from tpcli.pareto.compare import holm, paired
 from tpcli.search.ways import places
 
-VALUES = {"metric_dim": (32,), "iterations": (1, 3), "proportional_attention": (False,)}
-"""Of options that don't list theirs."""
+VALUES = {
+    "metric_dim": (32,),
+    "iterations": (1, 3),
+    "position": ("block",),
+    "proportional_attention": (False,),
+}
+"""Of options that don't list theirs, or where one of those is what is taken anyway."""
 
 AS_IT_IS = "as it is"
 Found = dict[tuple[str, str, str], Point]
@@ -41,7 +48,7 @@ def variants(method: str) -> Iterator[tuple[str, PoolingOptions]]:
     for item in fields(PoolingOptions)[1:]:
         if item.name not in describe(method)[0].options:
             continue
-        for value in item.metadata["choices"] or VALUES[item.name]:
+        for value in VALUES.get(item.name, item.metadata["choices"]):
             try:
                 changed = replaced(options, **{item.name: value})
             except UserError:
@@ -58,21 +65,22 @@ def measure(arguments: argparse.Namespace) -> Found:
         for loaded in told_apart({spec: load(spec) for spec in arguments.model})
     ]
     found: Found = {}
-
-    def add(changed: str, options: SweepOptions, suffix: str = "") -> None:
-        for point in sweep(sources, options, arguments.cache).points:
-            if not point.is_base:
-                spec = point.asked.removeprefix("flops:").removesuffix(suffix)
-                found[changed, point.model, spec] = point
-
-    for changed, pooling in variants(arguments.method):
-        add(changed, SweepOptions([pooling], arguments.budget))
+    poolings = dict(variants(arguments.method))
+    options = SweepOptions(list(poolings.values()), arguments.budget)
+    result = sweep(sources, options, arguments.cache)
+    measured = [*result.points, *result.others]  # of one method the best are the points
+    for changed, pooling in poolings.items():
+        for point in measured:
+            if point.options == pooling.to_dict():
+                found[changed, point.model, point.asked] = point
     depth = min(len(source.loaded.model.blocks) for source in sources)  # type: ignore[arg-type]
-    for blocks in places(depth):
-        at = "@" + ",".join(map(str, blocks))
-        specs = [f"flops:{budget:g}{at}" for budget in arguments.budget]
-        pooling = pooling_options(arguments.method)
-        add(f"flops:...{at}", SweepOptions([pooling], schedules=specs), at)
+    for budget, blocks in itertools.product(arguments.budget, places(depth)):
+        spec = "flops:{}@" + ",".join(map(str, blocks))
+        options = SweepOptions([poolings[AS_IT_IS]], schedules=[spec.format(budget)])
+        with suppress(UserError):  # so few places can't meet the budget
+            for point in sweep(sources, options, arguments.cache).points:
+                if not point.is_base:
+                    found[spec.format("..."), point.model, f"{budget:g}"] = point
     return found
 
 
@@ -86,8 +94,8 @@ def table(found: Found) -> Iterator[str]:
     yield "| --- |" + " ---: |" * len(columns)
     for changed in dict.fromkeys(key[0] for key in found):
         cells = []
-        for column in columns:
-            key = (changed, *column)
+        for model, budget in columns:
+            key = (changed, model, budget)
             if changed == AS_IT_IS:
                 cells.append(f"{found[key].score:.2f}")
             elif key in pairs:
@@ -104,7 +112,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", default=["demo"])
     parser.add_argument("--data", default="demo")
     parser.add_argument("--method", default="ward")
-    parser.add_argument("--budget", nargs="+", type=float, default=[0.4, 0.3])
+    parser.add_argument("--budget", nargs="+", type=float, default=[0.4, 0.3, 0.2])
     parser.add_argument("--cache", type=Path, default=default_folder())
     print("\n".join(table(measure(parser.parse_args()))))
 
