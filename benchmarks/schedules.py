@@ -75,6 +75,8 @@ def tables(results: dict[str, SweepResult]) -> Iterator[str]:
     rivals = [family for family in results if family != DEFAULT]
 
     def scores(key: Key) -> str:
+        if key not in found[DEFAULT]:  # out of the method's reach
+            return ""
         own = found[DEFAULT][key].score
         others = [(found[f][key].score, p_values[f, key] < 0.05) for f in rivals if key in found[f]]
         told = [score for score, is_told in others if is_told]
