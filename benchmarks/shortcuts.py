@@ -9,11 +9,11 @@ the same tokens per block and on the same images. Differences are paired, with t
 from __future__ import annotations
 
 import argparse
-import math
 from unittest import mock
 
 from tpcli import data, pool
 from tpcli.evaluation import evaluate
+from tpcli.measures.paired import drop
 from tpcli.models import load
 from tpcli.pooling import ward
 from tpcli.schedule_forms import parse
@@ -44,13 +44,8 @@ def main() -> None:
             mock.patch.object(ward, "SMALL_CUT", 0.0),
         ):
             whole = evaluate(model, images)
-        difference = 100 * (whole.correct.astype(float) - quick.correct)
-        half = 1.96 * difference.std(ddof=1) / math.sqrt(len(difference))
-        print(
-            f"| `{spec}` | {quick.top1:.2f} | {whole.top1:.2f} | "
-            f"{difference.mean():+.2f} ± {half:.2f} |",
-            flush=True,
-        )
+        change = drop(quick.correct, whole.correct).words
+        print(f"| `{spec}` | {quick.top1:.2f} | {whole.top1:.2f} | {change} |", flush=True)
 
 
 if __name__ == "__main__":
