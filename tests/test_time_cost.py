@@ -98,12 +98,15 @@ class Clock(TorchDispatchMode):
 def parts(
     model: nn.Module, schedule: Tokens, position: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> list[Timed]:
-    """`time_parts` by this clock."""
+    """`time_parts` by this clock, which tells its progress to the end."""
+    shares: list[float] = []
     monkeypatch.setattr("time.perf_counter", clock.read)
     timing = BenchOptions(batch_size=2, device="cpu", seconds=0)
     options = pooling_options("ward", position=position)
     with clock:
-        return time_parts(model, options, [schedule], timing)
+        found = time_parts(model, options, [schedule], timing, shares.append)
+    assert shares[-1] == 1.0
+    return found
 
 
 def test_what_watching_takes_is_taken_off(
