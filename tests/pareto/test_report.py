@@ -17,11 +17,14 @@ from matplotlib.figure import Figure
 
 from tpcli.files import replacing
 from tpcli.pareto import SweepResult, compare, frontier, headline
+from tpcli.pareto.headline import answered_alike
 from tpcli.pareto.points import CSV_COLUMNS, FINETUNED
 from tpcli.report import ReportContext, figure_bytes, write_report
 from tpcli.report.document import check_report
 from tpcli.report.family_figure import family_figure
 from tpcli.report.figure import AXES, pareto_figure
+from tpcli.report.pages import html
+from tpcli.report.tables import savings_table
 
 from .points import point
 
@@ -145,6 +148,35 @@ def test_fine_tuned_points_are_held_against_their_own_base() -> None:
     assert trained.same_accuracy_flops_saving["0.0"].value == 0  # type: ignore[union-attr]
     assert trained.same_accuracy_flops_saving["1.0"].value == 0.5  # type: ignore[union-attr]
     assert trained.words.startswith("ward, fine-tuned: ")
+
+
+def test_fine_tuned_points_are_held_against_the_model_before_training_too() -> None:
+    points = [
+        point(1.0, 80), point(0.5, 70, "ward"),
+        point(1.0, 76, "none" + FINETUNED, epochs=2),
+        point(0.6, 79.5, "ward" + FINETUNED, epochs=2),
+        point(0.4, 77.5, "ward" + FINETUNED, epochs=2),
+    ]  # fmt: skip
+    plain, trained = headline(points, "ward"), headline(points, "ward" + FINETUNED)
+    assert plain.untrained is None
+    as_long, before = trained.both
+    assert as_long.same_accuracy_flops_saving["0.0"].value == pytest.approx(0.6)  # type: ignore[union-attr]
+    assert before.same_accuracy_flops_saving["0.0"].value == 0  # type: ignore[union-attr]
+    assert before.same_accuracy_flops_saving["1.0"].value == pytest.approx(0.45)  # type: ignore[union-attr]
+    entry = trained.to_dict()["untrained"]["same_accuracy_flops_saving"]["1.0"]
+    assert entry["value"] == pytest.approx(0.45)
+    found = SweepResult(tuple(points), (), (), answered_alike([plain, trained]), (), 5)
+    assert list(savings_table(found)["method"]) == [
+        "ward", "ward, fine-tuned", "ward, fine-tuned, against the model before training",
+    ]  # fmt: skip
+    told = [one.words for h in found.headlines for one in h.both]
+    assert told == [
+        "ward: no computation saved at the same accuracy",
+        "ward, fine-tuned: same accuracy with at least 60% less computation",
+        "ward, fine-tuned, against the model before training: "
+        "no computation saved at the same accuracy",
+    ]
+    assert told[2] in html(found, CONTEXT)
 
 
 HOSTILE = [

@@ -45,7 +45,8 @@ def print_sweep(
         render.print_table(title, [names[k] for k in keys], rows, spare=spare, group="method")
     render.say(f"{context.count} images of {context.data}. {render.CONVENTION}.")
     for entry in result.headlines:
-        render.say(entry.words)
+        for headline in entry.both:
+            render.say(headline.words)
     cheap_first = sorted(result.frontier, key=lambda p: p.gflops)
     commands = {command_of(p): p for p in cheap_first if not p.is_base}
     if commands:

@@ -59,7 +59,8 @@ class Headline:
     same_flops_accuracy_gain: points over the unpooled models' own curve, at the GFLOPs where the
     gain is largest; None with fewer than two models, and where all of them have 100. asked: at how
     many points below the base the sentence tells what is saved; None for the first where there is
-    something to tell.
+    something to tell. untrained: of a method that was fine-tuned, the same against the unpooled
+    models before any training. is_against_untrained: whether this is such a one.
     """
 
     method: str
@@ -69,6 +70,19 @@ class Headline:
     gain_at_gflops: float | None = None
     measure: str = "top1"
     asked: str | None = None
+    untrained: Headline | None = None
+    is_against_untrained: bool = False
+
+    @property
+    def both(self) -> tuple[Headline, ...]:
+        """This one, and the one against the models before training, if there is one."""
+        return (self,) if self.untrained is None else (self, self.untrained)
+
+    @property
+    def curve(self) -> str:
+        """The method, and what it is held against, for people."""
+        name = self.method.replace(FINETUNED, ", fine-tuned")
+        return name + (", against the model before training" if self.is_against_untrained else "")
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -93,7 +107,7 @@ class Headline:
     @property
     def words(self) -> str:
         """The headline as a sentence."""
-        name, noun = self.method.replace(FINETUNED, ", fine-tuned"), MEASURES[self.measure].noun
+        name, noun = self.curve, MEASURES[self.measure].noun
         is_of_unpooled = MEASURES[self.measure].is_of_unpooled
         if self.told is None:
             below = self.asked or self.steps[-1]
@@ -112,6 +126,7 @@ class Headline:
         """Plain values."""
         savings = self.same_accuracy_flops_saving
         gain = self.same_flops_accuracy_gain
+        untrained = {} if self.untrained is None else {"untrained": self.untrained.to_dict()}
         return {
             "model": self.model,
             "words": self.words,
@@ -120,15 +135,20 @@ class Headline:
             },
             "same_flops_accuracy_gain": gain.to_dict() if gain else None,
             "gain_at_gflops": self.gain_at_gflops,
+            **untrained,
         }
 
 
 def answered_alike(headlines: Sequence[Headline]) -> tuple[Headline, ...]:
     """The headlines, all telling what is saved at one score: the highest at which any saves."""
     steps = headlines[0].steps if headlines else ()
-    saves = (below for below in steps if any(replace(h, asked=below).told for h in headlines))
+    every = [one for h in headlines for one in h.both]
+    saves = (below for below in steps if any(replace(one, asked=below).told for one in every))
     asked = next(saves, steps[-1] if steps else None)
-    return tuple(replace(h, asked=asked) for h in headlines)
+    return tuple(
+        replace(h, asked=asked, untrained=h.untrained and replace(h.untrained, asked=asked))
+        for h in headlines
+    )
 
 
 def kept(below: str) -> str:
@@ -140,7 +160,7 @@ def headline(points: Sequence[Point], method: str, model: str | None = None) -> 
     """The headline of `method`.
 
     Interpolates linearly on measured points, never beyond them. A method that was fine-tuned is
-    held against the models that were fine-tuned as long.
+    held against the models that were fine-tuned as long, and against those before training.
 
     Args:
         model: whose savings these are, and whose pooled points may gain; left out, savings are the
@@ -149,6 +169,18 @@ def headline(points: Sequence[Point], method: str, model: str | None = None) -> 
     pooled = [p for p in points if p.method == method and model in (None, p.model)]
     epochs = {p.epochs for p in pooled}
     bases = [p for p in points if p.is_base and p.epochs in epochs]
+    found = _against(bases, pooled, method, model)
+    untrained = [p for p in points if p.is_base and not p.epochs]
+    if not any(epochs) or not untrained or MEASURES[found.measure].is_of_unpooled:
+        return found
+    before = _against(untrained, pooled, method, model)
+    return replace(found, untrained=replace(before, is_against_untrained=True))
+
+
+def _against(
+    bases: Sequence[Point], pooled: Sequence[Point], method: str, model: str | None
+) -> Headline:
+    """The headline of pooled points against models without pooling."""
     base = max((b for b in bases if model in (None, b.model)), key=lambda p: p.score)
     measure = MEASURES[base.measure]
     own = sorted([*(p for p in pooled if p.model == base.model), base], key=lambda p: p.gflops)

@@ -99,13 +99,14 @@ def savings_table(result: SweepResult) -> DataFrame:
     return _frame(
         [
             ({"model": h.model} if result.by_model else {})
-            | {"method": spoken(h.method)}
+            | {"method": h.curve}
             | {
                 _step(h, below): _saved(saving)
                 for below, saving in h.same_accuracy_flops_saving.items()
             }
             | ({"gained at equal GFLOPs": _gained(h)} if result.by_model else {})
-            for h in result.by_model or result.headlines
+            for entry in result.by_model or result.headlines
+            for h in entry.both
         ]
     )
 
