@@ -32,3 +32,16 @@ def test_other_devices_have_it() -> None:
         is torch.bfloat16
     )
     assert parts.settle_precision(Recipe(precision="fp16"), "cpu").precision == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("amx", "capability", "precision"),
+    [(True, "AVX512", "bf16"), (False, "AVX512", "fp32"), (False, "SVE256", "bf16")],
+)
+def test_processors_train_in_bfloat16_only_where_they_multiply_it(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, capability: str, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert parts.settle_precision(Recipe(), "cpu").precision == precision
+    assert parts.settle_precision(Recipe(precision="bf16"), "cpu").precision == "bf16"

@@ -36,8 +36,14 @@ def settle_precision(recipe: Recipe, device: str) -> Recipe:
     chosen = pick_device(device)
     if sixteen_bit_type(chosen) is torch.float16:
         return replace(recipe, precision="fp16")
-    slow = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
-    return replace(recipe, precision="fp32" if chosen.type == "cpu" and slow else "bf16")
+    slow = chosen.type == "cpu" and not _multiplies_bf16()
+    return replace(recipe, precision="fp32" if slow else "bf16")
+
+
+def _multiplies_bf16() -> bool:
+    """Whether the processor has units for it: AVX-512 alone takes longer than in float32."""
+    has_amx: bool = torch.cpu._is_amx_tile_supported()
+    return has_amx or torch.backends.cpu.get_cpu_capability().startswith("SVE")
 
 
 def make_accelerator(recipe: Recipe, device: str, out: Path) -> Accelerator:
