@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from tpcli.measures import MEASURES
-from tpcli.measures.paired import drop
 from tpcli.measures.scores import Each, mean, resampled_means
 
 from .points import FINETUNED, Point
@@ -101,13 +101,18 @@ def paired(point: Point, anchor: Point) -> tuple[float, float, float, float]:
 
 
 def _of_shares(ours: Each, theirs: Each) -> tuple[float, float, float, float]:
-    """Difference of two shares, the score interval for pairs, p of McNemar's exact test."""
-    from scipy.stats import binomtest
+    """Difference of two shares, its interval for paired proportions, p of McNemar's exact test."""
+    from scipy.stats import binomtest, norm
 
-    above = drop(ours, theirs)
-    only_ours, discordant = int(np.sum(ours & ~theirs)), int(np.sum(ours != theirs))
+    n = len(ours)
+    only_ours = int(np.sum(ours & ~theirs))
+    only_theirs = int(np.sum(~ours & theirs))
+    discordant = only_ours + only_theirs
+    difference = (only_ours - only_theirs) / n
+    variance = max(discordant - (only_ours - only_theirs) ** 2 / n, 0) / n**2
+    half = float(norm.ppf(0.975)) * math.sqrt(variance)
     p_value = float(binomtest(only_ours, discordant).pvalue) if discordant else 1.0
-    return above.points / 100, above.low / 100, above.high / 100, p_value
+    return difference, difference - half, difference + half, p_value
 
 
 def _of_means(ours: Each, theirs: Each) -> tuple[float, float, float, float]:
