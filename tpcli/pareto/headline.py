@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tpcli.measures import MEASURES
 
-from .points import FINETUNED, Point
+from .points import Point, spoken
 
 Floats = npt.NDArray[np.float64]
 
@@ -81,7 +81,7 @@ class Headline:
     @property
     def curve(self) -> str:
         """The method, and what it is held against, for people."""
-        name = self.method.replace(FINETUNED, ", fine-tuned")
+        name = spoken(self.method)
         return name + (", against the model before training" if self.is_against_untrained else "")
 
     @property

@@ -53,6 +53,11 @@ CSV_COLUMNS = [
 """Of a report; top1 to top5 only where they are measured, and behind these what a measure adds."""
 
 
+def spoken(method: str) -> str:
+    """The name of a curve, for people."""
+    return method.replace(FINETUNED, ", fine-tuned")
+
+
 @dataclass(frozen=True)
 class Point:
     """A model under one method and schedule.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tpcli.measures import MEASURES
 from tpcli.pareto import Point, frontier
-from tpcli.pareto.points import FINETUNED
+from tpcli.pareto.points import FINETUNED, spoken
 
 from .figure import axis_for
 
@@ -111,7 +111,7 @@ def chart(points: Sequence[Point], x: str = "gflops") -> Chart:
         base = next((b for b in bases if b.is_base_of(own[0])), None)
         rank = methods.index(method.removesuffix(FINETUNED))
         colour = (rank if len(models) == 1 else models.index(model)) % COLOURS
-        name = method.replace(FINETUNED, ", fine-tuned")
+        name = spoken(method)
         name = name if len(models) == 1 else f"{model}, {name}"
         curves.append(curve(name, own, colour, SHAPES[rank % len(SHAPES)], base))
     for epochs in sorted({b.epochs for b in bases}):
@@ -146,7 +146,7 @@ class Scale:
 
 def told(p: Point) -> tuple[str, ...]:
     """What is said of a point, a line each: what it is, what it costs, what it is worth."""
-    what = "without pooling" if p.is_base else f"{p.method.replace(FINETUNED, ', fine-tuned')}"
+    what = "without pooling" if p.is_base else spoken(p.method)
     asked = "" if p.is_base else f", {p.asked}"
     lines = [
         f"{p.model}, {what}{asked}",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpcli.measures import MEASURES
 from tpcli.pareto import Point
-from tpcli.pareto.points import FINETUNED
+from tpcli.pareto.points import FINETUNED, spoken
 from tpcli.text import visible
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def pareto_figure(points: Sequence[Point], title: str, x: str = "gflops") -> Fig
         style = names.index(curve.removesuffix(FINETUNED))
         own = sorted((p for p in points if p.method == curve), key=lambda p: p.gflops)
         base = next(b for b in bases if b.is_base_of(own[0]))
-        _draw_curve(axes, own, base, style, curve.replace(FINETUNED, ", fine-tuned"), axis)
+        _draw_curve(axes, own, base, style, spoken(curve), axis)
     _draw_bases(axes, bases, axis)
     axes.set_xlabel(axis.label)
     axes.set_ylabel(MEASURES[points[0].measure].axis)

@@ -10,7 +10,7 @@ from tpcli.measures import MEASURES
 from tpcli.pareto import Point, SweepResult
 from tpcli.pareto.compare import score_at
 from tpcli.pareto.headline import Headline, Saving, kept
-from tpcli.pareto.points import CONSTANT, CSV_COLUMNS, FINETUNED
+from tpcli.pareto.points import CONSTANT, CSV_COLUMNS, FINETUNED, spoken
 from tpcli.text import as_cell, as_markdown, visible
 
 HEADINGS = {
@@ -168,11 +168,6 @@ def _interval(low: float, high: float) -> str:
     """An interval, where it is one: paired answers may differ on no image."""
     is_point = f"{low:+.2f}" == f"{high:+.2f}"
     return "none differs" if is_point else f"{low:+.2f} to {high:+.2f}"
-
-
-def spoken(method: str) -> str:
-    """The name of a curve, for people."""
-    return method.replace(FINETUNED, ", fine-tuned")
 
 
 def _curve(p: Point) -> str:
