@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from sklearn.isotonic import IsotonicRegression
+from scipy.optimize import isotonic_regression, nnls
 from torch import nn
 
 from tpcli.budget import constant_chain, family_chain
@@ -44,8 +44,6 @@ class TimeCost(Cost):
         *,
         last_free: bool = False,
     ) -> None:
-        from scipy.optimize import nnls
-
         super().__init__(model, options, last_free=last_free)
         counts, others, mlp_counts, mlps = [], [], [], []
         before, removed, poolings = [], [], []
@@ -137,13 +135,11 @@ def probes(model: nn.Module, pooling: PoolingOptions) -> list[Tokens]:
 
 def _rising(counts: Floats, times: Floats) -> Callable[[Floats], Floats]:
     """Times by the number of tokens, never falling: (S,), (S,)."""
-    fitted = IsotonicRegression(y_min=0.0, out_of_bounds="clip").fit(counts, times)
-
-    def predict(wanted: Floats) -> Floats:
-        found: Floats = fitted.predict(wanted.reshape(-1)).reshape(wanted.shape)
-        return found
-
-    return predict
+    tokens, position = np.unique(counts, return_inverse=True)
+    weights = np.bincount(position)
+    means = np.bincount(position, times) / weights
+    fitted = isotonic_regression(means, weights=weights).x.clip(min=0)
+    return lambda wanted: np.interp(wanted, tokens, fitted)
 
 
 def _features(before: Floats, removed: Floats) -> Floats:
