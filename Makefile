@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-KERNELS = $(wildcard tpcli/pooling/native/*.[ch])
+KERNELS = $(wildcard tpcli/pooling/backends/c/*.[ch])
 
 .PHONY: demo test walk sanitize lint dist docs clean
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from tpcli import data
-from tpcli.evaluation import evaluate
-from tpcli.models import load
+from tpcli.evaluation.run import evaluate
+from tpcli.models.load import load
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from tpcli import pool
-from tpcli.devices import autocast, pick_device, synchronize
-from tpcli.models import load
+from tpcli.models.load import load
 from tpcli.surgery.geometry import input_size
+from tpcli.system.devices import autocast, pick_device, synchronize
 
 
 def main() -> None:

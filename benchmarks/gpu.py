@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from tpcli import pool
-from tpcli.benchmark import cut, peak_memory
-from tpcli.options import pooling_options
-from tpcli.pooling import Clusters, triton
+from tpcli.bench.compare import cut, peak_memory
+from tpcli.config.options import pooling_options
+from tpcli.pooling import Clusters
+from tpcli.pooling.backends import triton
 from tpcli.pooling.clusters import merge_by_operators
 from tpcli.pooling.ward import candidate_count, merges_per_round, ward_by_operators
 

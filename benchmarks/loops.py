@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tpcli import pool
-from tpcli.pooling import native
+from tpcli.pooling.backends import c as c_kernels
 
 FORMS = {
     "both loops": (),
@@ -39,8 +39,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, nargs="*", default=[1, 16])
     parser.add_argument("--seconds", type=float, default=60.0, help="for each batch size")
     arguments = parser.parse_args()
-    if native.kernels is None:
-        parser.error(f"the loops were not built{native.not_built}")
+    if c_kernels.kernels is None:
+        parser.error(f"the loops were not built{c_kernels.not_built}")
     print(f"{arguments.model}, {arguments.schedule}, {torch.get_num_threads()} threads\n")
     print("| batch | " + " | ".join(FORMS) + " |")
     print("| ---: |" + " ---: |" * len(FORMS))
@@ -71,7 +71,7 @@ def speed_ups(
                 plain = duration(base, images)
                 with ExitStack() as stack:
                     for name in idle:
-                        stack.enter_context(patch.object(native, name, lambda *_: None))
+                        stack.enter_context(patch.object(c_kernels, name, lambda *_: None))
                     found[form].append(plain / duration(pooled, images))
     return found
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import mean
 
 from tpcli import data
-from tpcli.models import load, told_apart
-from tpcli.options import pooling_options
+from tpcli.config.options import pooling_options
+from tpcli.models.load import load, told_apart
 from tpcli.pareto import Comparison, ModelSource, SweepOptions, SweepResult, sweep
 from tpcli.pareto.cache import default_folder
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tpcli import pool
-from tpcli.pooling import constants
+from tpcli.pooling.backends import dispatch as constants
 from tpcli.pooling.ward import candidate_count, merges_per_round, sketch_saves, ward_by_operators
 from tpcli.surgery import TokenPooling
 

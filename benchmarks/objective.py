@@ -19,11 +19,10 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from tpcli import data
-from tpcli.models import load
+from tpcli.models.load import load
 from tpcli.pooling import Clusters, get_method, reconstruction_loss
-from tpcli.pooling.distance import pairwise_squared_distances
-from tpcli.pooling.kmedoids import alternate
-from tpcli.pooling.starts import start_medoids
+from tpcli.pooling.centroids import alternate, start_medoids
+from tpcli.pooling.distances import pairwise_squared_distances
 
 
 def block_tokens(model: nn.Module, images: Tensor, block: int) -> Tensor:

@@ -19,14 +19,14 @@ from dataclasses import fields
 from pathlib import Path
 
 from tpcli import data
+from tpcli.config.methods import describe
+from tpcli.config.options import PoolingOptions, pooling_options, replaced
 from tpcli.errors import UserError
-from tpcli.methods import describe
-from tpcli.models import load, told_apart
-from tpcli.options import PoolingOptions, pooling_options, replaced
+from tpcli.models.load import load, told_apart
 from tpcli.pareto import ModelSource, Point, SweepOptions, sweep
 from tpcli.pareto.cache import default_folder
 from tpcli.pareto.compare import holm, paired
-from tpcli.search.ways import places
+from tpcli.search.variants import places
 
 VALUES = {
     "metric_dim": (32,),

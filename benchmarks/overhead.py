@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from tpcli import pool
-from tpcli.benchmark import peak_memory
-from tpcli.options import pooling_options
+from tpcli.bench.compare import peak_memory
+from tpcli.config.options import pooling_options
 from tpcli.surgery import TokenPooling
 
 SIDES = (8, 14, 24, 32)

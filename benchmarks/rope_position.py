@@ -34,7 +34,8 @@ from tpcli.demo.digits import IMAGE_SIZE, Digits
 from tpcli.demo.train import CONFIG
 from tpcli.pooling import Assignment, Clusters, Method, get_method
 from tpcli.pooling.clusters import medoids_near_mean
-from tpcli.surgery import TokenPooling, forward, layer, positions
+from tpcli.surgery import TokenPooling, layer, positions
+from tpcli.surgery import layer as forward
 
 ARCHITECTURE = {
     "img_size": IMAGE_SIZE,

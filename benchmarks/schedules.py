@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tpcli import data
-from tpcli.models import load, told_apart
-from tpcli.options import pooling_options
+from tpcli.config.options import pooling_options
+from tpcli.models.load import load, told_apart
 from tpcli.pareto import ModelSource, Point, SweepOptions, SweepResult, sweep
 from tpcli.pareto.cache import default_folder
 from tpcli.pareto.compare import holm, paired

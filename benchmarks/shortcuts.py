@@ -12,11 +12,11 @@ import argparse
 from unittest import mock
 
 from tpcli import data, pool
-from tpcli.evaluation import evaluate
-from tpcli.measures.paired import drop
-from tpcli.models import load
+from tpcli.config.schedule import parse
+from tpcli.evaluation.run import evaluate
+from tpcli.models.load import load
 from tpcli.pooling import ward
-from tpcli.schedule_forms import parse
+from tpcli.stats import drop
 from tpcli.surgery.geometry import patch_tokens
 
 

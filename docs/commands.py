@@ -10,8 +10,7 @@ from typing import Any, get_args, get_origin
 
 from typer.models import ArgumentInfo, ParameterInfo
 
-from tpcli.cli.help import described
-from tpcli.cli.main import app
+from tpcli.cli.main import app, described
 
 PAGE = Path(__file__).parent / "reference" / "commands.md"
 HEAD = """# Commands

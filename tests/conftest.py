@@ -13,10 +13,10 @@ import pytest
 import torch
 from hypothesis import settings
 
-import tests.counting  # noqa: F401 - before anything imports `count_flops`
-from tests.pictures import picture
-from tests.program import Outcome, Run
-from tests.tiny import tiny_vit
+import tests.helpers.flops_cache  # noqa: F401 - before anything imports `count_flops`
+from tests.helpers.cli import Outcome, Run
+from tests.helpers.images import picture
+from tests.helpers.models import tiny_vit
 from tpcli import pool, save
 from tpcli.cli import main as main_module
 

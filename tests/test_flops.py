@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tests.counting import count_flops
-from tests.tiny import VARIANTS, images, tiny_vit
+from tests.helpers.flops_cache import count_flops
+from tests.helpers.models import VARIANTS, images, tiny_vit
 from tpcli import pool
 from tpcli.errors import TpcliError
 from tpcli.flops import CONVENTION

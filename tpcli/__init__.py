@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 from tpcli.version import __version__
 
 if TYPE_CHECKING:
-    from tpcli.evaluation import evaluate
+    from tpcli.config.schedule import Schedule
+    from tpcli.evaluation.run import evaluate
     from tpcli.flops import count_flops
-    from tpcli.models import load, save
-    from tpcli.planning import pool
+    from tpcli.models.load import load, save
     from tpcli.report import show
-    from tpcli.schedule import Schedule
+    from tpcli.schedules.resolve import pool
     from tpcli.surgery import find, spread, trace, unpool
 
 _HOME = {
-    "Schedule": "tpcli.schedule",
+    "Schedule": "tpcli.config.schedule",
     "count_flops": "tpcli.flops",
-    "evaluate": "tpcli.evaluation",
+    "evaluate": "tpcli.evaluation.run",
     "find": "tpcli.surgery",
-    "load": "tpcli.models",
-    "pool": "tpcli.planning",
-    "save": "tpcli.models",
+    "load": "tpcli.models.load",
+    "pool": "tpcli.schedules.resolve",
+    "save": "tpcli.models.load",
     "show": "tpcli.report",
     "spread": "tpcli.surgery",
     "trace": "tpcli.surgery",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tpcli.errors import TpcliError, UserError
 from tpcli.surgery import check_supported, find, geometry
 from tpcli.surgery.geometry import POOLING_NAME, patch_tokens
-from tpcli.text import CONVENTION as MULTIPLY_ADDS
+from tpcli.system.text import CONVENTION as MULTIPLY_ADDS
 
 CONVENTION = f"{MULTIPLY_ADDS} (fvcore), per image"
 

@@ -11,18 +11,17 @@ import torch
 from torch import Tensor, nn
 
 import tpcli
-from tests.coverage import zoo
-from tests.pictures import picture
-from tests.program import Run
-from tests.tiny import SIDE_BY_SIDE, tiny_vit
+from tests.helpers import architectures as zoo
+from tests.helpers.cli import Run
+from tests.helpers.images import picture
+from tests.helpers.models import SIDE_BY_SIDE, tiny_vit
 from tpcli import data
-from tpcli.analysis import rank, spectrum
-from tpcli.analysis.measuring import analyze
-from tpcli.analysis.result import KEEP, MEASURES, Analysis, Kept, Stage
-from tpcli.analysis.stages import stages, why_no_grid
-from tpcli.analysis.verdict import verdict
-from tpcli.models import data_config
-from tpcli.options import pooling_options
+from tpcli.analysis import measures as rank
+from tpcli.analysis import measures as spectrum
+from tpcli.analysis.result import KEEP, STAGE_MEASURES, Analysis, Kept, Stage, verdict
+from tpcli.analysis.run import analyze, stages, why_no_grid
+from tpcli.config.options import pooling_options
+from tpcli.models.load import data_config
 from tpcli.report.analysis import analysis_figure
 from tpcli.report.figure import figure_bytes
 from tpcli.surgery import pooling_spec
@@ -118,7 +117,7 @@ def test_the_command_bare(run: Run) -> None:
     found = outcome.document
     assert (found["model"], found["data"], found["count"]) == ("demo", "demo, validation", 8)
     assert len(found["blocks"]) == 24
-    assert set(MEASURES) < set(found["blocks"][0])
+    assert set(STAGE_MEASURES) < set(found["blocks"][0])
     assert [k["keep"] for k in found["redundancy"][:4]] == list(KEEP)
     assert [k["tokens"] for k in found["redundancy"][4:8]] == [56, 48, 32, 16]
     assert len(found["verdict"]) == 3

@@ -12,9 +12,12 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from tests.tiny import tokens
-from tpcli.analysis import likeness, rank, redundancy, spectrum
-from tpcli.options import pooling_options
+from tests.helpers.models import tokens
+from tpcli.analysis import measures as likeness
+from tpcli.analysis import measures as rank
+from tpcli.analysis import measures as redundancy
+from tpcli.analysis import measures as spectrum
+from tpcli.config.options import pooling_options
 
 
 def smooth(batch: int, grid: tuple[int, int], channels: int) -> Tensor:

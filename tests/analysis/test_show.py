@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import tpcli
-from tests.pictures import picture
-from tests.program import Run
-from tests.tiny import tiny_vit
+from tests.helpers.cli import Run
+from tests.helpers.images import picture
+from tests.helpers.models import tiny_vit
 from tpcli.analysis.clusters import BlockClusters, choose_blocks, guesses, look
 from tpcli.data.images import normalize
 from tpcli.errors import UserError

@@ -7,8 +7,8 @@ from functools import cache
 import pytest
 import timm
 
-from tests.coverage import zoo
-from tpcli.catalog import MODULES
+from tests.helpers import architectures as zoo
+from tpcli.models.catalog import MODULES
 
 SAMPLE = (
     "aimv2_1b_patch14_224",  # SwiGLU, no prefix tokens, average

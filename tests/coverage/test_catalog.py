@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.coverage import zoo
-from tests.program import Run
-from tpcli.catalog import architectures, closed_form_flops, matching_names
+from tests.helpers import architectures as zoo
+from tests.helpers.cli import Run
 from tpcli.errors import UserError
 from tpcli.flops import count_flops
+from tpcli.models.catalog import architectures, closed_form_flops, matching_names
 
 COUNTED = (
     "deit_tiny_distilled_patch16_224",

@@ -12,8 +12,8 @@ import timm
 import torch
 from torch import Tensor
 
-from tpcli import models
 from tpcli.errors import UserError
+from tpcli.models import load as models
 
 SMALL = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 2}
 DEIT, EVA = "deit_tiny_patch16_224", "eva02_tiny_patch14_224"

@@ -13,12 +13,12 @@ from torch import nn
 from torch.export import Dim
 
 import tpcli
-from tests.coverage import zoo
-from tests.pictures import class_folders
-from tests.program import Run
-from tpcli import exporting
+from tests.helpers import architectures as zoo
+from tests.helpers.cli import Run
+from tests.helpers.images import class_folders
+from tpcli import export as exporting
 from tpcli.errors import TpcliError, UserError
-from tpcli.exporting import export_model
+from tpcli.export import export_model
 
 KINDS = {
     "deit": "deit_tiny_patch16_224",

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.coverage import zoo
+from tests.helpers import architectures as zoo
 from tpcli import pool
 from tpcli.pooling import Clusters, get_method
-from tpcli.surgery.bias import Attending, pooled_bias
-from tpcli.surgery.positions import follow, mean_rotations
-from tpcli.surgery.scores import significance_scores
+from tpcli.surgery.attention import significance_scores
+from tpcli.surgery.positions import Attending, follow, mean_rotations, pooled_bias
 
 B, H, N0, D, P = 2, 3, 6, 4, 1
 SOURCE = torch.tensor([[0, 1, 0, 2, 2, 2], [2, 2, 1, 3, 1, 0]])  # one patch was dropped

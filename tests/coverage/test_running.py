@@ -14,9 +14,9 @@ from timm.layers import AttentionPoolPrr
 from torch import Tensor, nn
 
 import tpcli
-from tests.coverage import zoo
-from tpcli import models
+from tests.helpers import architectures as zoo
 from tpcli.errors import UserError
+from tpcli.models import load as models
 from tpcli.surgery import TokenPooling
 
 NAMES = ("deit_tiny_patch16_224", "vit_small_patch16_rope_224", "vit_base_patch16_siglip_224")

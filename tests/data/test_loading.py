@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from torch.utils.data import Dataset
 
-from tests.test_data import CONFIG
 from tpcli.data import create, loading
 from tpcli.data.loading import affordable_workers, batches
 from tpcli.errors import TpcliError
+
+from .test_open import CONFIG
 
 MB = 10**6
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.data.test_files import PAIR, left_out, unreadable
-from tests.pictures import class_folders, picture, tar_of
-from tests.test_data import CONFIG, everything
+from tests.helpers.images import class_folders, picture, tar_of
 from tpcli.data import create
 from tpcli.errors import UserError
+
+from .test_listing import PAIR, left_out, unreadable
+from .test_open import CONFIG, everything
 
 
 def png(seed: int) -> bytes:

@@ -12,9 +12,9 @@ import timm
 import torch
 
 from tpcli import pool
+from tpcli.config.recipe import STRONG
 from tpcli.finetune import FinetuneResult, Recipe, finetune, open_data
-from tpcli.models import load, save
-from tpcli.recipe import STRONG
+from tpcli.models.load import load, save
 
 TINY = {
     "img_size": 32,

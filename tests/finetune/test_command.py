@@ -10,10 +10,11 @@ import pytest
 import timm
 import torch
 
-from tests.finetune.conftest import LIMIT, SCHEDULE, Run, quick_options
 from tpcli import load
 from tpcli.cli.main import main
 from tpcli.surgery import pooling_spec
+
+from .conftest import LIMIT, SCHEDULE, Run, quick_options
 
 
 def tpcli(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

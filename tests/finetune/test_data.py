@@ -16,8 +16,16 @@ from torch.utils.data import IterableDataset, TensorDataset
 from tpcli.data import Head, ImageData
 from tpcli.errors import UserError
 from tpcli.finetune import Recipe, TrainingData, match_data, open_data
-from tpcli.finetune.batches import Batches, EpochBatches, SeededImages, seeded, shard_positions
-from tpcli.finetune.data import check_data, label_names, training_transform
+from tpcli.finetune.data import (
+    Batches,
+    EpochBatches,
+    SeededImages,
+    check_data,
+    label_names,
+    seeded,
+    shard_positions,
+    training_transform,
+)
 from tpcli.finetune.measure import Turns
 from tpcli.finetune.objective import Objective
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests import forks
-from tests.finetune.conftest import LIMIT, Run, quick_options
-from tests.program import Outcome
+from tests.helpers import forks
+from tests.helpers.cli import Outcome
+
+from .conftest import LIMIT, Run, quick_options
 
 
 def metrics(out: Path) -> list[dict[str, float]]:
@@ -82,8 +83,9 @@ def test_accumulation_gives_the_curve_too(
 def test_a_run_goes_on_with_another_number_of_processes(
     run: Run, two: tuple[Path, dict[str, Any]], tiny: Path, tmp_path: Path
 ) -> None:
-    from tests.finetune.test_resume import Stopper, terminate
     from tpcli.finetune import Interrupted
+
+    from .test_resume import Stopper, terminate
 
     with pytest.raises(Interrupted):
         run(tmp_path / "out", drop_path=0.0, watcher=Stopper(3, terminate))

@@ -12,7 +12,7 @@ from torch import nn
 
 from tpcli.finetune import Recipe
 from tpcli.finetune.objective import Objective, soft_divergence
-from tpcli.finetune.parts import set_drop_path
+from tpcli.finetune.setup import set_drop_path
 
 
 def test_divergence_is_what_its_formula_says() -> None:

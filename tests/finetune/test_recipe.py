@@ -11,20 +11,12 @@ import typer
 from typer.testing import CliRunner
 
 from tpcli.cli.main import main
+from tpcli.cli.option_groups import spread
 from tpcli.cli.recipe_options import RecipeGroup
 from tpcli.cli.settings import take_config
-from tpcli.cli.spread import spread
+from tpcli.config.recipe import BASE_LR, IMAGES_OF_LR, OPTIMIZERS, SHORT, STRONG, Recipe, recipe
 from tpcli.errors import UserError
-from tpcli.finetune.record import to_toml
-from tpcli.recipe import (
-    BASE_LR,
-    IMAGES_OF_LR,
-    OPTIMIZERS,
-    SHORT,
-    STRONG,
-    Recipe,
-    recipe,
-)
+from tpcli.finetune.folder import to_toml
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -15,11 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests import forks
-from tests.finetune.conftest import Run, quick_options
+from tests.helpers import forks
 from tpcli.errors import TpcliError, UserError
 from tpcli.finetune import Interrupted, Watcher
 from tpcli.finetune.trainer import Trainer
+
+from .conftest import Run, quick_options
 
 STEPS = 8  # 2 epochs of 4
 
@@ -146,7 +147,7 @@ def test_resuming_something_else_is_refused(
 
 
 def test_resuming_another_model_is_refused(run: Run, tiny: Path, tmp_path: Path) -> None:
-    from tpcli.models import load, save
+    from tpcli.models.load import load, save
 
     out, other = tmp_path / "out", load(str(tiny))
     with pytest.raises(Interrupted):

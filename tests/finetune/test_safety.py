@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.finetune.conftest import Run
-from tests.finetune.test_resume import STEPS, Stopper, assert_same_weights, lines, terminate
 from tpcli.errors import TpcliError, UserError
-from tpcli.files import PARTIAL
 from tpcli.finetune import Interrupted, Watcher
-from tpcli.finetune.checkpoint import Checkpoints
-from tpcli.finetune.integrity import what_is_wrong
-from tpcli.finetune.record import RunFolder
-from tpcli.locks import locked
+from tpcli.finetune.checkpoint import Checkpoints, what_is_wrong
+from tpcli.finetune.folder import RunFolder
+from tpcli.system.files import PARTIAL
+from tpcli.system.locks import locked
+
+from .conftest import Run
+from .test_resume import STEPS, Stopper, assert_same_weights, lines, terminate
 
 LAST = f"step-{STEPS:09d}"
 

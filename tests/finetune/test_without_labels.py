@@ -8,11 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.tiny import images, tiny_vit
+from tests.helpers.models import images, tiny_vit
 from tpcli import pool, unpool
 from tpcli.finetune import Recipe
-from tpcli.finetune.objective import Objective, feature_distance, soft_divergence
-from tpcli.finetune.tokens import final_tokens
+from tpcli.finetune.objective import Objective, feature_distance, final_tokens, soft_divergence
 
 
 @pytest.mark.parametrize("arguments", [{}, {"reg_tokens": 2}, {"global_pool": "avg"}])

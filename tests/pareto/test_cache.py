@@ -16,19 +16,17 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.points import point
 from tpcli import data
+from tpcli.config.options import pooling_options
 from tpcli.errors import UserError
-from tpcli.files import PARTIAL
-from tpcli.models import load
-from tpcli.options import pooling_options
+from tpcli.models.load import load
 from tpcli.pareto import ModelSource, SweepOptions, sweep
 from tpcli.pareto import cache as cache_module
 from tpcli.pareto.cache import PointCache, code_version
-from tpcli.pareto.searches import stored
-from tpcli.pareto.subjects import jobs
-from tpcli.pooling import native
-
-from .points import point
+from tpcli.pareto.jobs import jobs, stored
+from tpcli.pooling.backends import c as c_kernels
+from tpcli.system.files import PARTIAL
 
 
 def test_round_trip_keeps_every_field(tmp_path: Path) -> None:
@@ -91,7 +89,7 @@ def test_key_depends_on_every_determinant(
         *(key(other_source(source, what)) for what in ("weights", "preprocessing", "images")),
     ]
     for name, value in (
-        ("tpcli.pareto.subjects.device_name", lambda device: "another machine"),
+        ("tpcli.pareto.jobs.device_name", lambda device: "another machine"),
         ("torch.get_num_threads", lambda: 77),
         ("torch.__version__", "0"),
         ("timm.__version__", "0"),
@@ -103,7 +101,7 @@ def test_key_depends_on_every_determinant(
     assert len(set(found)) == len(found)
 
 
-@pytest.mark.parametrize("changed", ["pooling/native/ward.c", "flops.py", "no loops"])
+@pytest.mark.parametrize("changed", ["pooling/backends/c/ward.c", "flops.py", "no loops"])
 def test_the_code_is_all_that_decides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
@@ -116,7 +114,7 @@ def test_the_code_is_all_that_decides(
     before = code_version()
     code_version.cache_clear()
     if changed == "no loops":
-        monkeypatch.setattr(native, "kernels", object() if native.kernels is None else None)
+        monkeypatch.setattr(c_kernels, "kernels", object() if c_kernels.kernels is None else None)
     else:
         with (home / changed).open("a") as file:
             file.write(" ")

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from tests.helpers.points import COUNT, point
 from tpcli.pareto import Point, compare
 from tpcli.pareto.compare import holm, score_at
-
-from .points import COUNT, point
 
 
 def with_correct(p: Point, wrong: range) -> Point:

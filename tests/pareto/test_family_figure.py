@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 from matplotlib.text import Annotation
 
+from tests.helpers.points import point
 from tpcli.pareto import Point, headline
 from tpcli.pareto.points import FINETUNED
 from tpcli.report.family_figure import family_figure
 from tpcli.report.figure import figure_bytes
-
-from .points import point
 
 SMALL, LARGE = "small", "large"
 POINTS = (

@@ -9,16 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.helpers.points import COUNT, point
 from tpcli.pareto import frontier, headline
-from tpcli.pareto.headline import (
-    RESAMPLES,
-    Saving,
-    _resampled_scores,
-    answered_alike,
-    flops_saving,
-)
-
-from .points import COUNT, point
+from tpcli.pareto.headline import RESAMPLES, Saving, _resampled_scores, answered_alike, flops_saving
 
 
 def test_frontier_keeps_only_points_that_nothing_beats() -> None:

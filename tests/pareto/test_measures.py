@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.pareto.points import COUNT, point
-from tests.pictures import picture
-from tests.program import Run
+from tests.helpers.cli import Run
+from tests.helpers.images import picture
+from tests.helpers.points import COUNT, point
 from tpcli.pareto import Point, compare, headline
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.points import point, swept
 from tpcli.pareto import Point, SweepResult, compare, frontier, headline, recommend
 from tpcli.report import write_report
 from tpcli.report.chart import chart
 from tpcli.report.figure import axis_for
 
-from .points import point, swept
 from .test_report import CONTEXT
 
 METHODS = ("ward", "k-medoids", "k-means", "tome", "atc:linkage=complete")

@@ -15,18 +15,16 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from tpcli.files import replacing
+from tests.helpers.points import point
 from tpcli.pareto import SweepResult, compare, frontier, headline
 from tpcli.pareto.headline import answered_alike
 from tpcli.pareto.points import CSV_COLUMNS, FINETUNED
 from tpcli.report import ReportContext, figure_bytes, write_report
-from tpcli.report.document import check_report
 from tpcli.report.family_figure import family_figure
 from tpcli.report.figure import AXES, pareto_figure
-from tpcli.report.pages import html
+from tpcli.report.pareto import check_report, html
 from tpcli.report.tables import savings_table
-
-from .points import point
+from tpcli.system.files import replacing
 
 CONTEXT = ReportContext(
     title="A <title> & more",
@@ -253,8 +251,8 @@ def test_the_file_that_says_whose_a_report_is_comes_first(
             return replacing(path)  # type: ignore[return-value]
 
         with monkeypatch.context() as patch:
-            patch.setattr("tpcli.files.replacing", stop)
-            patch.setattr("tpcli.report.document.replacing", stop)
+            patch.setattr("tpcli.system.files.replacing", stop)
+            patch.setattr("tpcli.report.pareto.replacing", stop)
             with pytest.raises(KeyboardInterrupt):
                 write_report(result, CONTEXT, out)
         check_report(out)

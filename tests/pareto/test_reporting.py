@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.pictures import class_folders
-from tests.program import Run
-from tpcli.models import load
+from tests.helpers.cli import Run
+from tests.helpers.images import class_folders
+from tpcli.models.load import load
 
 SWEEP = ("--workers", 0, "--batch-size", 16, "--device", "cpu", "--cache", "cache")
 
@@ -24,7 +24,7 @@ def images(tmp_path: Path) -> Path:
 def test_commands_make_the_points_and_times_stand_beside_gflops(
     run: Run, tmp_path: Path, model_folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tpcli.cli.report_options.SECONDS", 0.0)
+    monkeypatch.setattr("tpcli.cli.groups.SECONDS", 0.0)
     line = ("pareto", model_folder, "--data", images, "--method", "ward,tome", "--schedule", "r:9")
     more = ("--metric", "keys", "--model-kwargs", "drop_rate=0.1", "--bench-batch-size", 2)
     found = run(*line, *more, *SWEEP, "--json", "--out", "plot.png").document
@@ -59,8 +59,8 @@ def test_a_command_is_printed_for_each_point_of_the_frontier(
 
 def test_timing_leaves_the_model_as_it_was(model_folder: Path, tmp_path: Path) -> None:
     from tpcli import data
-    from tpcli.forwards import BenchOptions
-    from tpcli.options import pooling_options
+    from tpcli.bench.clock import BenchOptions
+    from tpcli.config.options import pooling_options
     from tpcli.pareto import ModelSource, SweepOptions, sweep
     from tpcli.pareto.timing import timed
 

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.pareto.points import point
-from tests.pareto.test_report import CONTEXT
-from tests.pictures import class_folders
-from tests.tiny import tiny_vit
+from tests.helpers.images import class_folders
+from tests.helpers.models import tiny_vit
+from tests.helpers.points import point
 from tpcli import data
-from tpcli.models import LoadedModel, data_config
-from tpcli.options import pooling_options
+from tpcli.config.options import pooling_options
+from tpcli.models.load import LoadedModel, data_config
 from tpcli.pareto import ModelSource, SweepResult, frontier, headline
 from tpcli.pareto.points import FINETUNED
-from tpcli.report import strip, write_report
+from tpcli.report import clusters as strip
+from tpcli.report import write_report
 from tpcli.surgery import pooling_spec
+
+from .test_report import CONTEXT
 
 OPTIONS = pooling_options("ward").to_dict()
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests import forks
+from tests.helpers import forks
 from tpcli import data
+from tpcli.config.options import pooling_options
 from tpcli.errors import UserError
-from tpcli.models import load
-from tpcli.options import pooling_options
+from tpcli.models.load import load
 from tpcli.pareto import ModelSource, Point, SweepOptions, sweep
-from tpcli.pareto.measure import measure
+from tpcli.pareto.jobs import measure
 from tpcli.surgery import pooling_spec
 
 

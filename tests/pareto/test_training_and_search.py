@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.program import Run
+from tests.helpers.cli import Run
 from tpcli import data
+from tpcli.config.options import pooling_options
+from tpcli.config.recipe import Recipe
 from tpcli.finetune import open_data
-from tpcli.models import load
-from tpcli.options import pooling_options
+from tpcli.models.load import load
 from tpcli.pareto import ModelSource, SweepOptions, sweep
 from tpcli.pareto.points import FINETUNED
-from tpcli.recipe import Recipe
 from tpcli.search import SearchOptions, calibration_data
 
 RECIPE = Recipe(epochs=1, batch_size=20, workers=0, precision="fp32", ema_decay=0)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tpcli.pooling import native
+from tpcli.pooling.backends import c as c_kernels
 
 
 @pytest.fixture(scope="module", params=["kernels", "operators"])
@@ -14,7 +14,7 @@ def either_form(request: pytest.FixtureRequest) -> Iterator[None]:
     """Run a module's tests in both forms."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "operators":
-            patch.setattr(native, "kernels", None)
-        elif native.kernels is None:
+            patch.setattr(c_kernels, "kernels", None)
+        elif c_kernels.kernels is None:
             pytest.skip("the kernels were not compiled")
         yield

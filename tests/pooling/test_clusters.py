@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.tiny import tokens
+from tests.helpers.models import tokens
 from tpcli.pooling import Clusters, reconstruction_loss, reduce_tokens
 from tpcli.pooling.clusters import (
     as_long_as_the_longest,

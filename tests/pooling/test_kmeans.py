@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from tests.pooling import reference
-from tests.tiny import tokens
+from tests.helpers import pooling_reference as reference
+from tests.helpers.models import tokens
 from tpcli.pooling import get_method
-from tpcli.pooling.kmeans import fill_empty_clusters
-from tpcli.pooling.starts import STARTS
+from tpcli.pooling.centroids import STARTS, fill_empty_clusters
 
 
 def run(z: Tensor, k: int, weights: Tensor, start: str, iterations: int) -> Tensor:

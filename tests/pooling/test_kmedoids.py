@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from tests.pooling import reference
-from tests.tiny import tokens
+from tests.helpers import pooling_reference as reference
+from tests.helpers.models import tokens
 from tpcli.pooling import get_method
+from tpcli.pooling.centroids import STARTS
 from tpcli.pooling.registry import Assignment
-from tpcli.pooling.starts import STARTS
 
 
 def run(z: Tensor, k: int, weights: Tensor, start: str, iterations: int = 3) -> Assignment:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.pooling.reference import partition
-from tests.tiny import tokens
-from tpcli.pooling import native
+from tests.helpers.models import tokens
+from tests.helpers.pooling_reference import partition
+from tpcli.pooling.backends import c as c_kernels
 from tpcli.pooling.ward import candidate_count, merges_per_round, sketch_saves, ward_by_operators
 
 B, N, CHANNELS, K = 16, 196, 384, 183
@@ -50,9 +50,9 @@ def test_tokens_that_are_equal_on_paper_stay_so() -> None:
             assert chosen(other) == expected, kind
 
 
-@pytest.mark.skipif(native.kernels is None, reason="the kernels were not compiled")
+@pytest.mark.skipif(c_kernels.kernels is None, reason="the kernels were not compiled")
 def test_the_loops_choose_alike_too() -> None:
     z, ones = tokens(B, N, CHANNELS, groups=60), torch.ones(B, N)
-    labels = native.ward_labels(z, ones, candidate_count(N, K), merges_per_round(N, K, 0), True)
+    labels = c_kernels.ward_labels(z, ones, candidate_count(N, K), merges_per_round(N, K, 0), True)
     assert labels is not None
     assert [partition(row.numpy()) for row in labels] == chosen(z)

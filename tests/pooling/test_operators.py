@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tpcli import pool
-from tpcli.pooling import native
+from tpcli.pooling.backends import c as c_kernels
 from tpcli.surgery import TokenPooling
 
 
@@ -73,7 +73,7 @@ def test_operators_of_a_pooling(
     computing: list[int],
     views: int,
 ) -> None:
-    monkeypatch.setattr(native, "kernels", None)
+    monkeypatch.setattr(c_kernels, "kernels", None)
     counts = counted(pool(deit_small, tokens, method))
     for (computes, looks), bound in zip((c for c in counts if sum(c) > 5), computing, strict=True):
         assert computes <= bound

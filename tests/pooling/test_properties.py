@@ -9,21 +9,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from tests.pooling import reference
-from tests.tiny import tokens
+from tests.helpers import pooling_reference as reference
+from tests.helpers.models import tokens
 from tpcli.errors import UserError
-from tpcli.pooling import (
-    Clusters,
-    Method,
-    constants,
-    get_method,
-    methods,
-    native,
-    reduce_tokens,
-    register,
-)
+from tpcli.pooling import Clusters, Method, get_method, methods, reduce_tokens, register
+from tpcli.pooling.backends import c as c_kernels
+from tpcli.pooling.backends import dispatch as constants
+from tpcli.pooling.centroids import STARTS, start_medoids
 from tpcli.pooling.registry import Assignment
-from tpcli.pooling.starts import STARTS, start_medoids
 
 OPERATORS = "ward of operators"  # what ward is without the compiled loops
 STARTED = ("k-medoids", "k-means")  # wk-medoids is k-medoids under other options
@@ -40,7 +33,7 @@ def assign(method: str, start: str, z: Tensor, k: int, weights: Tensor | None = 
     weights = torch.ones(z.shape[:2]) if weights is None else weights
     with pytest.MonkeyPatch.context() as patch:
         if method == OPERATORS:
-            patch.setattr(native, "kernels", None)
+            patch.setattr(c_kernels, "kernels", None)
         return get_method(method.split()[0])(z, k, weights=weights, start=start, iterations=3)
 
 

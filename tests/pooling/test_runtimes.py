@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.pooling.test_ties import CHANNELS, TOKENS, N, labels_of
-from tpcli.pooling import get_method, methods, native
+from tpcli.pooling import get_method, methods
+from tpcli.pooling.backends import c as c_kernels
+
+from .test_ties import CHANNELS, TOKENS, N, labels_of
 
 Call = Callable[[Tensor], Tensor]
 
@@ -66,7 +68,7 @@ OTHERS = [
 def test_ties_are_decided_as_by_the_operators(
     runtime: str, method: str, k: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "kernels", None)
+    monkeypatch.setattr(c_kernels, "kernels", None)
     with torch.no_grad():
         module = Labels(method, k).eval()
         for call in RUNTIMES[runtime](module, torch.rand(2, N, CHANNELS), tmp_path):

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.pooling import reference
-from tests.pooling.reference import partition
-from tpcli.pooling import Method, get_method, methods, native
-from tpcli.pooling.order import highest, in_order, lowest, positions_of
+from tests.helpers import pooling_reference as reference
+from tests.helpers.pooling_reference import partition
+from tpcli.pooling import Method, get_method, methods
+from tpcli.pooling.backends import c as c_kernels
+from tpcli.pooling.ties import highest, in_order, lowest, positions_of
 from tpcli.pooling.ward import candidate_count, sketch_saves
 
 N, CHANNELS = 36, 4
@@ -47,7 +48,7 @@ def labels_of(method: Method, z: Tensor, k: int) -> Tensor:
 
 @pytest.fixture
 def operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "kernels", None)
+    monkeypatch.setattr(c_kernels, "kernels", None)
 
 
 class LastFirst(TorchDispatchMode):
@@ -124,7 +125,7 @@ def test_a_sketch_that_ends_in_a_tie_chooses_as_the_loops_do(
     assert sketch_saves(128, k, 384)
     assert candidate_count(128, k) % 2 == 1
     loops = labels_of(get_method("ward"), z, k)
-    monkeypatch.setattr(native, "kernels", None)
+    monkeypatch.setattr(c_kernels, "kernels", None)
     expected = labels_of(get_method("ward"), z, k)
     with LastFirst():
         assert torch.equal(labels_of(get_method("ward"), z, k), expected)

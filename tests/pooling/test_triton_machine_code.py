@@ -17,8 +17,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tests.pooling.recorded import Launch, launches
-from tpcli.pooling.triton import launch
+from tests.helpers.recorded_launches import Launch, launches
+from tpcli.pooling.backends.triton import launch
 from tpcli.pooling.ward import candidate_count, merges_per_round
 
 TYPES = {

@@ -9,10 +9,12 @@ from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.pooling.recorded import launches
-from tests.tiny import images, tiny_vit, tokens
+from tests.helpers.models import images, tiny_vit, tokens
+from tests.helpers.recorded_launches import launches
 from tpcli import count_flops, pool
-from tpcli.pooling import Clusters, get_method, merge_tokens, native, triton
+from tpcli.pooling import Clusters, get_method, merge_tokens
+from tpcli.pooling.backends import c as c_kernels
+from tpcli.pooling.backends import triton
 from tpcli.pooling.clusters import merge_by_operators
 from tpcli.surgery.attention import AttentionInputs
 
@@ -28,7 +30,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors of the CPU are taken for those of a GPU, and there are no loops in C."""
     monkeypatch.setattr(triton, "DEVICE", "cpu")
     monkeypatch.setattr(triton, "failed", False)
-    monkeypatch.setattr(native, "kernels", None)
+    monkeypatch.setattr(c_kernels, "kernels", None)
 
 
 @pytest.fixture
@@ -132,7 +134,7 @@ class TestStandAside:
 def test_a_kernel_that_fails_is_told_once_and_operators_take_over(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from tpcli.pooling.triton import launch
+    from tpcli.pooling.backends.triton import launch
 
     def run(*arguments: object, **sizes: object) -> None:
         raise RuntimeError("no such\ninstruction")
@@ -152,7 +154,7 @@ def test_a_kernel_that_fails_is_told_once_and_operators_take_over(
 @needs_triton
 @pytest.mark.usefixtures("on_cpu")
 def test_running_out_of_memory_is_no_fault_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tpcli.pooling.triton import launch
+    from tpcli.pooling.backends.triton import launch
 
     def run(*arguments: object, **sizes: object) -> None:
         raise torch.OutOfMemoryError

@@ -12,14 +12,20 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from tests.pooling import reference
-from tests.tiny import tokens
-from tpcli.pooling import Clusters, get_method, merge_cost, reconstruction_loss
-from tpcli.pooling.distance import pairwise_squared_distances
-from tpcli.pooling.merge_cost import cheapest_merge
-from tpcli.pooling.order import line_up
-from tpcli.pooling.starts import ward_cost
-from tpcli.pooling.ward import LARGEST_CUT, merges_per_round, sketch_saves, ward_by_operators
+from tests.helpers import pooling_reference as reference
+from tests.helpers.models import tokens
+from tpcli.pooling import Clusters, get_method, reconstruction_loss
+from tpcli.pooling import ward as merge_cost
+from tpcli.pooling.centroids import ward_cost
+from tpcli.pooling.distances import pairwise_squared_distances
+from tpcli.pooling.ties import line_up
+from tpcli.pooling.ward import (
+    LARGEST_CUT,
+    cheapest_merge,
+    merges_per_round,
+    sketch_saves,
+    ward_by_operators,
+)
 
 pytestmark = pytest.mark.usefixtures("either_form")
 

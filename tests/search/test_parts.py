@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.choosing import some_of
-from tests.tiny import tiny_vit
+from tests.helpers.models import tiny_vit
+from tests.helpers.selection import some_of
 from tpcli import pool
-from tpcli.cost import CostModel
-from tpcli.files import PARTIAL
-from tpcli.options import pooling_options
-from tpcli.schedule import Tokens
-from tpcli.search.checkpoint import Key, Memory
-from tpcli.search.optimise import STARTS, fitted, optimise
+from tpcli.config.options import pooling_options
+from tpcli.config.schedule import Tokens
+from tpcli.schedules.flops_cost import CostModel
+from tpcli.search.pattern import STARTS, fitted, optimise
+from tpcli.system.files import PARTIAL
+from tpcli.system.resume import Key, Memory
 
 
 @pytest.fixture(scope="module")

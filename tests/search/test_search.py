@@ -14,24 +14,23 @@ import torch
 from torch import nn
 
 import tpcli
-from tests.machine import machine
-from tests.program import Run
-from tests.tiny import tiny_vit
+from tests.helpers.cli import Run
+from tests.helpers.machines import machine
+from tests.helpers.models import tiny_vit
 from tpcli import data, pool
-from tpcli.budget import solve_budget
-from tpcli.cost import CostModel
+from tpcli.bench.clock import BenchOptions
+from tpcli.config.options import PoolingOptions, pooling_options
+from tpcli.config.schedule import Tokens, parse
 from tpcli.errors import UserError
-from tpcli.forwards import BenchOptions
-from tpcli.options import PoolingOptions, pooling_options
-from tpcli.profile import DEFAULT
-from tpcli.schedule import Tokens
-from tpcli.schedule_forms import parse
+from tpcli.schedules.budget import solve_budget
+from tpcli.schedules.flops_cost import CostModel
+from tpcli.schedules.shapes import DEFAULT
+from tpcli.schedules.time_cost import TimeCost
 from tpcli.search import SearchOptions, budgets_with, search
-from tpcli.search.objectives import Damage
-from tpcli.search.optimise import fitted
+from tpcli.search.pattern import fitted
 from tpcli.search.search import calibration_images
+from tpcli.search.trials import Damage
 from tpcli.surgery import pooling_spec
-from tpcli.time_cost import TimeCost
 
 CONFIG = {
     "input_size": (3, 32, 32),
@@ -193,7 +192,7 @@ def test_a_budget_of_time_is_held_by_forecast(
         shares = [machine(t, float, float, inside=True) for t in ((64,) * 4, *schedules)]
         return [replace(each, poolings=(0.0,) * 4) for each in shares]
 
-    monkeypatch.setattr("tpcli.time_cost.time_parts", timed)
+    monkeypatch.setattr("tpcli.schedules.time_cost.time_parts", timed)
     timing = BenchOptions(batch_size=4, device="cpu")
     options = SearchOptions(images=8, budgets=(0.8,), trials=2, timing=timing, batch_size=8)
     result = search(model, digits, pooling_options("tome"), options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tpcli.search.views import SMALLEST_CROP, random_views
+from tpcli.search.trials import SMALLEST_CROP, random_views
 
 
 def test_crops_are_pieces_of_their_image() -> None:

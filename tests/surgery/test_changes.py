@@ -13,9 +13,9 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from tests.choosing import some_of
-from tests.coverage import zoo
-from tests.tiny import images, scramble, tiny_vit
+from tests.helpers import architectures as zoo
+from tests.helpers.models import images, scramble, tiny_vit
+from tests.helpers.selection import some_of
 from tpcli import load, pool, save, trace, unpool
 from tpcli.errors import TpcliError, UserError
 from tpcli.surgery import pooling_spec

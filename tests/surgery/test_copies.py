@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.tiny import VARIANTS, images, tiny_vit
+from tests.helpers.models import VARIANTS, images, tiny_vit
 from tpcli import pool, unpool
 from tpcli.pooling import methods
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 import tpcli
-from tests.coverage import zoo
-from tests.dense import assert_as_by_hand
-from tests.tiny import PLACES, SMALL, VARIANTS, images, tiny_vit
+from tests.helpers import architectures as zoo
+from tests.helpers.dense_reference import assert_as_by_hand
+from tests.helpers.models import PLACES, SMALL, VARIANTS, images, tiny_vit
+from tpcli.config.methods import METHODS
 from tpcli.errors import TpcliError
 from tpcli.flops import count_flops
-from tpcli.methods import METHODS
 from tpcli.surgery import PooledTokens
 
 SCHEDULE = [64, 36, 16, 4]

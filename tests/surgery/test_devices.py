@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.pictures import class_folders
-from tests.tiny import images, tiny_vit
+from tests.helpers.images import class_folders
+from tests.helpers.models import images, tiny_vit
 from tpcli import evaluate, pool
 from tpcli.data import create
 from tpcli.pooling import methods

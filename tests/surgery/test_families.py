@@ -9,7 +9,7 @@ import torch
 from timm.models import beit, eva, vision_transformer, vision_transformer_relpos
 from torch import Tensor, nn
 
-from tests.tiny import VARIANTS, scramble, tiny_vit
+from tests.helpers.models import VARIANTS, scramble, tiny_vit
 from tpcli.surgery.families import FAMILIES
 
 BUILD: dict[str, Callable[[], nn.Module]] = {

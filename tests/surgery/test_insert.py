@@ -10,10 +10,10 @@ import timm
 import torch
 from torch import nn
 
-from tests.tiny import PLACES, SIDE_BY_SIDE, VARIANTS, images, tiny_vit
+from tests.helpers.models import PLACES, SIDE_BY_SIDE, VARIANTS, images, tiny_vit
 from tpcli import Schedule, pool, unpool
+from tpcli.config.options import PoolingOptions
 from tpcli.errors import TpcliError, UserError
-from tpcli.options import PoolingOptions
 from tpcli.surgery import TokenPooling, pooling_spec, unpooled
 
 FALLING = [50, 40, 30, 20]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.tiny import images, tiny_vit
+from tests.helpers.models import images, tiny_vit
 from tpcli import pool
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.tiny import VARIANTS, images, tiny_vit
+from tests.helpers.models import VARIANTS, images, tiny_vit
 from tpcli import pool, trace
 from tpcli.surgery import layer as layer_module
 

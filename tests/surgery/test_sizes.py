@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.tiny import PLACES, VARIANTS, images, tiny_vit
+from tests.helpers.models import PLACES, VARIANTS, images, tiny_vit
 from tpcli import pool, trace, unpool
 from tpcli.surgery.families import FAMILIES
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.tiny import VARIANTS, images, tiny_vit
+from tests.helpers.models import VARIANTS, images, tiny_vit
 from tpcli import find, pool, save, trace, unpool
+from tpcli.config.options import PoolingOptions
 from tpcli.errors import UserError
 from tpcli.flops import count_flops
-from tpcli.options import PoolingOptions
 from tpcli.surgery import insert, pooling_spec, unpooled
 
 SCHEDULE = [50, 40, 30, 20]

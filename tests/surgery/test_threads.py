@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.tiny import VARIANTS, images, tiny_vit
+from tests.helpers.models import VARIANTS, images, tiny_vit
 from tpcli import pool, trace, unpool
 from tpcli.surgery import PooledTokens
-from tpcli.surgery.running import THREAD
-from tpcli.surgery.scores import significance_scores
+from tpcli.surgery.attention import significance_scores
+from tpcli.surgery.state import THREAD
 
 SCHEDULE = [50, 40, 30, 20]
 BEIT = {"name": "beit_base_patch16_224"}
@@ -53,7 +53,7 @@ def build(case: str) -> nn.Module:
     arguments, options = CASES[case]
     arguments = {k: v for k, v in arguments.items() if v is not None}
     if "naflex" in arguments.get("name", ""):
-        from tests.coverage import zoo
+        from tests.helpers import architectures as zoo
 
         return pool(zoo.small(arguments["name"]), [30, 20, 10], **options)
     return pool(tiny_vit(**arguments), SCHEDULE, **options)

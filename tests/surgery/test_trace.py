@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tests.tiny import images, tiny_vit
+from tests.helpers.models import images, tiny_vit
 from tpcli import pool, trace
 from tpcli.surgery import PooledTokens
-from tpcli.surgery.running import THREAD
+from tpcli.surgery.state import THREAD
 
 SCHEDULE = [50, 50, 30, 12]
 

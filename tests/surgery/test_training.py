@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.choosing import some_of
-from tests.tiny import VARIANTS, images, tiny_vit
+from tests.helpers.models import VARIANTS, images, tiny_vit
+from tests.helpers.selection import some_of
 from tpcli import pool, unpool
 from tpcli.pooling import Assignment
 from tpcli.surgery import TokenPooling

@@ -14,13 +14,12 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import Tensor, nn
 
 from tpcli.data import Head
-from tpcli.data.decoding import decode, mode_for
-from tpcli.data.images import normalize
-from tpcli.devices import borrowed
+from tpcli.data.images import decode, mode_for, normalize
 from tpcli.errors import UserError
-from tpcli.evaluation import floating_dtype
+from tpcli.evaluation.run import floating_dtype
 from tpcli.surgery import pooling_spec, trace, unpooled
 from tpcli.surgery.geometry import patch_grid
+from tpcli.system.devices import borrowed
 
 BEST = 3
 """Classes that are named for an image."""

@@ -7,23 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tpcli.cli.groups import (
-    DATA_PANEL,
-    JsonOption,
-    ModelArgument,
-    ModelGroup,
-    RunGroup,
-    SourceGroup,
-)
-from tpcli.cli.kinds import SOME_METHODS, SPLIT
-from tpcli.cli.made_by import report_context
-from tpcli.cli.pooling_options import METHODS_HELP, POOLING_PANEL, method_names
-from tpcli.cli.spread import add
-from tpcli.cli.values import FIGURE, option, whole
-from tpcli.files import check_output
-from tpcli.options import pooling_options
-from tpcli.specs import DEMO
-from tpcli.splits import SPLITS
+from tpcli.config.options import pooling_options
+from tpcli.config.specs import DEMO, SPLITS
+from tpcli.system.files import check_output
+
+from .groups import DATA_PANEL, JsonOption, ModelArgument, ModelGroup, RunGroup, SourceGroup
+from .option_groups import add
+from .pooling_options import METHODS_HELP, POOLING_PANEL, method_names
+from .provenance import report_context
+from .values import FIGURE, SOME_METHODS, SPLIT, option, whole
 
 if TYPE_CHECKING:
     from tpcli.analysis.result import Analysis
@@ -75,12 +67,13 @@ def analyze(
     source.require_for(model, split)
     methods = [pooling_options(name) for name in method_names(method) or DEFAULT_METHODS]
 
-    from tpcli.analysis import measuring
-    from tpcli.cli import render
+    from tpcli.analysis import run as measuring
     from tpcli.data import create
-    from tpcli.devices import pick_device
     from tpcli.report.analysis import FORMAT, write_analysis
-    from tpcli.report.document import check_report
+    from tpcli.report.pareto import check_report
+    from tpcli.system.devices import pick_device
+
+    from . import render
 
     render.quiet()
     measuring.check_methods(methods)
@@ -118,10 +111,11 @@ def analyze(
 
 
 def _print(found: Analysis, title: str, out: Path) -> None:
-    from tpcli.analysis.verdict import verdict
-    from tpcli.cli import render
-    from tpcli.report.analysis_tables import measures_table
-    from tpcli.report.document import report_paths
+    from tpcli.analysis.result import verdict
+    from tpcli.report.pareto import report_paths
+    from tpcli.report.tables import measures_table
+
+    from . import render
 
     table = measures_table(found)
     rows = [list(map(str, row)) for row in table.to_numpy().tolist()]

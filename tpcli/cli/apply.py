@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from tpcli.cli.groups import ForceOption, JsonOption, ModelArgument, ModelGroup
-from tpcli.cli.pooling_options import DEFAULT_SCHEDULE, PoolingGroup
-from tpcli.cli.spread import add
-from tpcli.cli.values import FOLDER, option
-from tpcli.files import check_output, check_replaceable
-from tpcli.specs import base_name
+from tpcli.config.specs import base_name
+from tpcli.system.files import check_output, check_replaceable
+
+from .groups import ForceOption, JsonOption, ModelArgument, ModelGroup
+from .option_groups import add
+from .pooling_options import DEFAULT_SCHEDULE, PoolingGroup
+from .values import FOLDER, option
 
 
 def register(app: typer.Typer) -> None:
@@ -39,10 +40,11 @@ def apply(
     check_output(out, force, is_folder=True)
     pooling.check(model)
 
-    from tpcli.cli import render
     from tpcli.flops import count_flops
-    from tpcli.models import MODEL_FILES, save
+    from tpcli.models.load import MODEL_FILES, save
     from tpcli.surgery import pooling_spec, unpooled
+
+    from . import render
 
     render.quiet()
     if out.exists():

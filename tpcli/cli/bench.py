@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpcli.cli.bench_runtimes import SOME_RUNTIMES, RuntimeBench, installed
-from tpcli.cli.groups import DeviceOption, JsonOption, ModelArgument, ModelGroup
-from tpcli.cli.kinds import SCHEDULE, SIZE, SOME_METHODS
-from tpcli.cli.pooling_options import (
+from tpcli.config.runtimes import RUNTIMES
+from tpcli.errors import UserError
+from tpcli.system.files import check_output
+
+from .groups import DeviceOption, JsonOption, ModelArgument, ModelGroup
+from .option_groups import add
+from .pooling_options import (
     DEFAULT_SCHEDULE,
     METHODS_HELP,
     POOLING_PANEL,
@@ -19,15 +24,138 @@ from tpcli.cli.pooling_options import (
     PoolingGroup,
     method_names,
 )
-from tpcli.cli.spread import add
-from tpcli.cli.values import FIGURE, flag, number, one_of, option, whole
-from tpcli.files import check_output
-from tpcli.runtimes.kinds import RUNTIMES
+from .values import (
+    FIGURE,
+    SCHEDULE,
+    SIZE,
+    SOME_METHODS,
+    Value,
+    flag,
+    number,
+    one_of,
+    option,
+    some_of,
+    whole,
+)
+from .verbosity import note
 
 if TYPE_CHECKING:
-    from tpcli.benchmark import BenchResult
-    from tpcli.options import PoolingOptions
-    from tpcli.schedule import Schedule
+    from tpcli.bench.compare import BenchResult
+    from tpcli.bench.runtimes import RuntimeResult
+    from tpcli.config.options import PoolingOptions
+    from tpcli.config.schedule import Schedule
+    from tpcli.models.load import LoadedModel
+
+
+SOME_RUNTIMES = Value(
+    lambda text: ",".join(some_of(list(RUNTIMES))(text)), "RUNTIME", lambda: RUNTIMES
+)
+RUNTIME_SPARE = ("export s", "base differs", "base p95 ms", "p95 ms", "base", "images/s", "batch")
+
+
+@dataclass(frozen=True)
+class RuntimeBench:
+    """What is to be timed, and where."""
+
+    names: tuple[str, ...]
+    batch_sizes: Sequence[int]
+    threads: int | None
+    seconds: float
+
+    def check(self, others: dict[str, bool]) -> None:
+        """Fail where an option is given that has no effect here; others: options, by flag."""
+        for name, is_given in others.items():
+            if is_given:
+                raise UserError(
+                    f"{name} has no effect on --runtime, which times in float32 on the CPU; leave "
+                    "it out."
+                )
+
+    def run(
+        self,
+        loaded: LoadedModel,
+        ways: Sequence[tuple[str | Schedule, PoolingOptions]],
+        as_json: bool,
+    ) -> None:
+        """Time each schedule and method, and print."""
+        from tpcli.bench.clock import BenchOptions
+        from tpcli.bench.runtimes import bench_runtimes
+
+        from . import render
+
+        results: list[RuntimeResult] = []
+        steps = 2 * len(self.names) * len(ways) * len(self.batch_sizes)
+        with render.progress_bar(f"bench {loaded.name}, exporting", steps) as advance:
+            for size in self.batch_sizes:
+                for schedule, chosen in ways:
+                    options = BenchOptions(size, "cpu", threads=self.threads, seconds=self.seconds)
+                    results += bench_runtimes(
+                        loaded.model, schedule, chosen, self.names, options, lambda: advance(1)
+                    )
+        if as_json:
+            render.print_json([_runtimes_document(loaded.name, result) for result in results])
+        else:
+            _print_runtimes(loaded.name, results)
+
+
+def installed(names: Sequence[str]) -> tuple[str, ...]:
+    """Those that can run; of the others it is said how to get them.
+
+    Raises:
+        UserError: none can.
+    """
+    missing = [RUNTIMES[name].missing for name in names if RUNTIMES[name].missing]
+    if len(missing) == len(names):
+        raise UserError(f"{missing[0]}.")
+    for sentence in missing:
+        note(f"left out: {sentence}")
+    return tuple(name for name in names if not RUNTIMES[name].missing)
+
+
+def _runtimes_document(model: str, r: RuntimeResult) -> dict[str, Any]:
+    timings = {
+        f"{prefix}{name}": value
+        for prefix, timing in (("", r.pooled), ("base_", r.base))
+        for name, value in asdict(timing).items()
+    }
+    rest = {name: value for name, value in asdict(r).items() if name not in ("pooled", "base")}
+    return {"model": model, "device": "cpu", "dtype": "float32", **rest, **timings}
+
+
+def _print_runtimes(model: str, results: Sequence[RuntimeResult]) -> None:
+    from . import render
+
+    several = len({r.method for r in results}) > 1
+    schedules = len({r.schedule for r in results}) > 1
+    columns = ["runtime", *(["schedule"] if schedules else []), *(["method"] if several else [])]
+    columns += ["batch", "speed-up", "images/s", "base"]
+    columns += ["p95 ms", "base p95 ms", "differs", "base differs", "export s"]
+    rows = [
+        [
+            r.runtime,
+            *([r.schedule] if schedules else []),
+            *([r.method] if several else []),
+            str(r.batch_size),
+            f"{r.speedup:.2f}x",
+            f"{r.pooled.images_per_second:.1f}",
+            f"{r.base.images_per_second:.1f}",
+            f"{r.pooled.latency_p95_ms:.1f}",
+            f"{r.base.latency_p95_ms:.1f}",
+            f"{r.max_difference:.0e}",
+            f"{r.base_max_difference:.0e}",
+            f"{r.prepared_in:.0f}",
+        ]
+        for r in results
+    ]
+    first = results[0]
+    caption = (
+        f"float32 on cpu, {first.threads} thread{'s' if first.threads > 1 else ''}, "
+        f"{'' if several else f'{first.method}, '}all runtimes in turn. Differs: the largest "
+        "difference of an answer to torch's, on random images; export: of the pooled model, with "
+        "compiling."
+    )
+    title = model if schedules else f"{model}, schedule {first.schedule}"
+    render.print_table(title, columns, rows, caption, RUNTIME_SPARE)
 
 
 SPARE = ("MiB", "p95 ms", "base", "pooling", "kept", "ideal")
@@ -116,11 +244,12 @@ def bench(
         for group in asked:
             group.check(model)
 
-    from tpcli.benchmark import bench as measure
-    from tpcli.cli import render
-    from tpcli.devices import pick_device
-    from tpcli.forwards import BenchOptions
+    from tpcli.bench.clock import BenchOptions
+    from tpcli.bench.compare import bench as measure
     from tpcli.surgery import pooling_spec, unpool
+    from tpcli.system.devices import pick_device
+
+    from . import render
 
     render.quiet()
     pick_device(device)
@@ -163,10 +292,10 @@ def bench(
 def _write(out: Path, documents: list[dict[str, Any]], results: list[BenchResult]) -> None:
     import pandas as pd
 
-    from tpcli.files import replacing, write_text
     from tpcli.report import figure_bytes
-    from tpcli.report.bench_figure import bench_figure
+    from tpcli.report.figure import bench_figure
     from tpcli.report.tables import csv_text
+    from tpcli.system.files import replacing, write_text
 
     first = documents[0]
     figure = bench_figure(results, f"{first['model']}{_of_all(results)}, {first['device']}")
@@ -203,8 +332,9 @@ def _document(model: str, r: BenchResult) -> dict[str, Any]:
 
 
 def _print(model: str, results: list[BenchResult]) -> None:
-    from tpcli.cli import render
-    from tpcli.pooling import native
+    from tpcli.pooling.backends import c as c_kernels
+
+    from . import render
 
     columns = "method,batch,images/s,base,speed-up,ideal,kept,pooling,p95 ms,MiB".split(",")
     several = len({r.dtype for r in results}) > 1
@@ -235,7 +365,7 @@ def _print(model: str, results: list[BenchResult]) -> None:
         f"{', before compiling' if first.compiled else ''}; MiB: the most that a forward allocates"
         + ("." if memory is None else f" (base: {memory / 2**20:.0f} at batch {first.batch_size}).")
     )
-    if first.device == "cpu" and native.kernels is None:
+    if first.device == "cpu" and c_kernels.kernels is None:
         caption += (
             " Pooling ran in torch's operators, for want of a C compiler when tpcli was installed; "
             "install it again with one for faster pooling."

@@ -7,18 +7,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpcli.cli.groups import DataGroup, JsonOption, ModelArgument, ModelGroup, RunGroup
-from tpcli.cli.kinds import BLOCKS, blocks
-from tpcli.cli.measure_options import PANEL, MeasureGroup, TrainSplit
-from tpcli.cli.pooling_options import PoolingGroup
-from tpcli.cli.spread import add
-from tpcli.cli.values import option
+from tpcli.config.measures import MEASURES
 from tpcli.errors import UserError
-from tpcli.measures import MEASURES
+
+from .groups import MEASURE_PANEL as PANEL
+from .groups import (
+    DataGroup,
+    JsonOption,
+    MeasureGroup,
+    ModelArgument,
+    ModelGroup,
+    RunGroup,
+    TrainSplit,
+)
+from .option_groups import add
+from .pooling_options import PoolingGroup
+from .values import BLOCKS, blocks, option
 
 if TYPE_CHECKING:
-    from tpcli.measures.choice import Task
-    from tpcli.measures.scores import Scores
+    from tpcli.evaluation.choose import Task
+    from tpcli.evaluation.scores import Scores
 
 SHOWN = {
     "top5": ("top-5", "{:.2f}%"),
@@ -71,12 +79,13 @@ def evaluate(
     if block is not None and measuring.asked != "dense":
         raise UserError(f"--blocks {block} is for --measure dense; add that, or leave it out.")
 
-    from tpcli.cli import render
-    from tpcli.devices import pick_device
-    from tpcli.evaluation import RunOptions
-    from tpcli.measures.choice import Candidate, choose
-    from tpcli.measures.measurer import Measurer
+    from tpcli.evaluation.choose import Candidate, choose
+    from tpcli.evaluation.measurer import Measurer
+    from tpcli.evaluation.run import RunOptions
     from tpcli.surgery import pooling_spec
+    from tpcli.system.devices import pick_device
+
+    from . import render
 
     render.quiet()
     device = pick_device(run.device)

@@ -7,26 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tpcli.cli.groups import (
-    DATA_PANEL,
-    ForceOption,
-    JsonOption,
-    ModelArgument,
-    ModelGroup,
-    SourceGroup,
-)
-from tpcli.cli.kinds import SPLIT
-from tpcli.cli.pooling_options import PoolingGroup
-from tpcli.cli.spread import add
-from tpcli.cli.values import PLACE, one_of, option, whole
+from tpcli.config.specs import base_name
 from tpcli.errors import UserError
-from tpcli.files import check_output
-from tpcli.specs import base_name
+from tpcli.system.files import check_output
+
+from .groups import DATA_PANEL, ForceOption, JsonOption, ModelArgument, ModelGroup, SourceGroup
+from .option_groups import add
+from .pooling_options import PoolingGroup
+from .values import PLACE, SPLIT, one_of, option, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tpcli.models import LoadedModel
+    from tpcli.models.load import LoadedModel
 
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
 OUTPUTS = ("logits", "features", "dense")
@@ -98,9 +91,10 @@ def export(
     if source.data is not None:
         source.require_for(model, split)
 
-    from tpcli.cli import render
-    from tpcli.exporting import check_export, export_model
+    from tpcli.export import check_export, export_model
     from tpcli.surgery import pooling_spec
+
+    from . import render
 
     render.quiet()
     check_export(out, file_format, opset, force)

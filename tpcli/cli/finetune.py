@@ -9,23 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from tpcli.cli.groups import (
-    DATA_PANEL,
-    DataGroup,
-    ForceOption,
-    JsonOption,
-    ModelArgument,
-    ModelGroup,
-)
-from tpcli.cli.kinds import DEVICES, SPLIT
-from tpcli.cli.pooling_options import PoolingGroup
-from tpcli.cli.recipe_options import RecipeGroup, open_training
-from tpcli.cli.settings import take_config
-from tpcli.cli.spread import add
-from tpcli.cli.values import FILE, FOLDER, flag, one_of, option
-from tpcli.files import check_output
-from tpcli.measures import MEASURES
-from tpcli.specs import base_name
+from tpcli.config.measures import MEASURES
+from tpcli.config.specs import base_name
+from tpcli.system.files import check_output
+
+from .groups import DATA_PANEL, DataGroup, ForceOption, JsonOption, ModelArgument, ModelGroup
+from .option_groups import add
+from .pooling_options import PoolingGroup
+from .recipe_options import RecipeGroup, open_training
+from .settings import take_config
+from .values import DEVICES, FILE, FOLDER, SPLIT, flag, one_of, option
 
 DEFAULT_SCHEDULE = "flops:0.6"
 DEMO_SCHEDULE = "keep:0.12@0"
@@ -86,9 +79,10 @@ def finetune(
     import torch
 
     from tpcli import finetune as library
-    from tpcli.cli import render
-    from tpcli.cli.training_progress import TrainingProgress
     from tpcli.surgery import pooling_spec
+
+    from . import render
+    from .progress import TrainingProgress
 
     render.quiet()
     is_first = os.environ.get("RANK", "0") == "0"

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from tpcli.cli.groups import JsonOption, ModelArgument, ModelGroup
-from tpcli.cli.pooling_options import PoolingGroup
-from tpcli.cli.spread import add
-from tpcli.cli.values import one_of, option
+from .groups import JsonOption, ModelArgument, ModelGroup
+from .option_groups import add
+from .pooling_options import PoolingGroup
+from .values import one_of, option
 
 CUTS = ("block", "module", "op")
 
@@ -35,9 +35,10 @@ def flops(
     """
     pooling.check(model)
 
-    from tpcli.cli import render
     from tpcli.flops import CONVENTION, count_flops
     from tpcli.surgery import pooling_spec, unpooled
+
+    from . import render
 
     render.quiet()
     loaded = loading.load(model)

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tpcli import specs
-from tpcli.cli.kinds import (
+from tpcli.config import specs
+from tpcli.config.measures import MEASURES
+from tpcli.config.specs import SPLITS
+from tpcli.errors import UserError
+
+from .values import (
     DATA,
     DEVICE,
     DEVICES,
+    FIGURE,
+    FILE,
+    FOLDER,
     MODEL,
     MODEL_ARGUMENT,
     SIZE,
     SPLIT,
+    flag,
+    one_of,
+    option,
+    whole,
 )
-from tpcli.cli.values import FILE, FOLDER, flag, option, whole
-from tpcli.errors import UserError
-from tpcli.splits import SPLITS
 
 if TYPE_CHECKING:
     from tpcli.data import ImageData
-    from tpcli.models import LoadedModel
+    from tpcli.models.load import LoadedModel
+    from tpcli.pareto import ModelSource, SweepOptions, SweepResult
+
 
 MODEL_PANEL, DATA_PANEL, RUN_PANEL = "Model", "Data", "Run"
 
@@ -71,7 +82,7 @@ class ModelGroup:
 
     def load(self, model: str) -> LoadedModel:
         """Load `model`."""
-        from tpcli.models import load
+        from tpcli.models.load import load
 
         return load(
             model,
@@ -165,3 +176,166 @@ class RunGroup:
     strict: Annotated[bool, flag("Stop at an unreadable image.", "--strict", panel=RUN_PANEL)] = (
         False
     )
+
+
+MEASURE_PANEL = "Measure"
+KNN_IMAGES = 10_000
+
+TrainSplit = Annotated[
+    str, option(SPLIT, "Split of the training images, for knn.", panel=DATA_PANEL)
+]
+
+
+@dataclass(frozen=True)
+class MeasureGroup:
+    """What a model is measured by."""
+
+    measure: Annotated[
+        str | None,
+        option(
+            one_of(list(MEASURES)),
+            f"What is measured: {', '.join(f'{m.name} ({m.about})' for m in MEASURES.values())}.",
+            panel=MEASURE_PANEL,
+            shown="the first that model and data allow",
+        ),
+    ] = None
+    knn_images: Annotated[
+        int | None,
+        option(
+            whole(2, 10**9),
+            "Training images that knn looks for neighbours among, spread evenly.",
+            panel=MEASURE_PANEL,
+            shown=str(KNN_IMAGES),
+        ),
+    ] = None
+    bank: Annotated[
+        str | None,
+        option(
+            one_of(("pooled", "unpooled")),
+            "Whose features of the training images knn uses: pooled (the model's own), or unpooled "
+            "(an index that is there already).",
+            panel=MEASURE_PANEL,
+            shown="pooled",
+        ),
+    ] = None
+
+    @property
+    def asked(self) -> str | None:
+        """The measure that was asked for; options of knn ask for it."""
+        of_knn = self.knn_images is not None or self.bank is not None
+        return self.measure or ("knn" if of_knn else None)
+
+    def check(self) -> None:
+        """Fail where options of knn are given for another measure."""
+        for name, value in (("--knn-images", self.knn_images), ("--bank", self.bank)):
+            if value is not None and self.measure not in (None, "knn"):
+                raise UserError(
+                    f"{name} {value} has no effect on --measure {self.measure}; leave it out, or "
+                    "use --measure knn."
+                )
+
+    def opener(
+        self, source: DataGroup, loaded: LoadedModel, train_split: str
+    ) -> Callable[[], ImageData]:
+        """What opens the training images, prepared as those that are measured on."""
+
+        def open_bank() -> ImageData:
+            from tpcli.data import create
+
+            return create(
+                source.data or specs.DEMO,
+                loaded.data_config,
+                split=train_split,
+                data_dir=None if source.data_dir is None else str(source.data_dir),
+                download=source.download,
+                limit=self.knn_images or KNN_IMAGES,
+                class_map=source.read_class_map(),
+            )
+
+        return open_bank
+
+
+REPORT_PANEL = "Report"
+AXES = ("gflops", "throughput", "latency")
+STYLES = ("screen", "paper")
+BATCH_SIZE = 16
+SECONDS = 2.0
+"""For each point that is timed."""
+
+
+@dataclass(frozen=True)
+class ReportGroup:
+    """What is in the report, and how it is drawn."""
+
+    x: Annotated[
+        str,
+        option(
+            one_of(AXES),
+            f"Horizontal axis: {', '.join(AXES)}; speed is that of the evaluation, or of --bench.",
+            "--x",
+            panel=REPORT_PANEL,
+        ),
+    ] = "gflops"
+    bench: Annotated[
+        bool,
+        flag(
+            "Time every point too, all of a model in one interleaved run; milliseconds stand "
+            "beside GFLOPs.",
+            "--bench",
+            panel=REPORT_PANEL,
+        ),
+    ] = False
+    bench_batch_size: Annotated[
+        int | None,
+        option(
+            SIZE,
+            "Images in a batch that is timed; asks for --bench.",
+            shown="16",
+            panel=REPORT_PANEL,
+        ),
+    ] = None
+    out: Annotated[
+        Path,
+        option(
+            FIGURE, "Figure: .png, .svg or .pdf; the other files go beside it.", panel=REPORT_PANEL
+        ),
+    ] = Path("pareto.png")
+    style: Annotated[
+        str,
+        option(
+            one_of(STYLES),
+            "Figure for a screen, or of a column's width for a paper, with a table in LaTeX "
+            "beside it: screen, paper.",
+            panel=REPORT_PANEL,
+        ),
+    ] = "screen"
+
+    @property
+    def is_paper(self) -> bool:
+        """Whether the figure is for a paper."""
+        return self.style == "paper"
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether points are timed; a batch size asks for it."""
+        return self.bench or self.bench_batch_size is not None
+
+    def timed(
+        self, result: SweepResult, sources: Sequence[ModelSource], options: SweepOptions
+    ) -> SweepResult:
+        """The result with a time for each point."""
+        from tpcli.bench.clock import BenchOptions
+        from tpcli.pareto.timing import timed
+        from tpcli.system.devices import pick_device, sixteen_bit_type
+
+        from . import render
+
+        kind = sixteen_bit_type(pick_device(options.device)) if options.amp else "float32"
+        bench = BenchOptions(
+            self.bench_batch_size or BATCH_SIZE,
+            options.device,
+            str(kind).removeprefix("torch."),
+            seconds=SECONDS,
+        )
+        with render.progress_bar("bench, all points in turn", None):
+            return timed(result, sources, bench)

@@ -2,26 +2,122 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
+import re
 import signal
 import sys
+import textwrap
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from types import FrameType
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
-from tpcli.cli.help import WIDEST
-from tpcli.cli.render import quiet
-from tpcli.cli.settings import take_settings
-from tpcli.cli.text import visible, with_flags
-from tpcli.cli.usage import usage
-from tpcli.cli.voice import QuietOption, VerboseOption, speak
-from tpcli.errors import TpcliError, UserError
-from tpcli.processes import team
+from tpcli.errors import TpcliError, UserError, did_you_mean
+from tpcli.system.ranks import team
+from tpcli.system.text import visible
 from tpcli.version import __version__
+
+from .render import quiet
+from .settings import SOURCES, take_settings
+from .verbosity import QuietOption, VerboseOption, speak
+
+WIDEST = 100
+"""Characters of a line at most; longer ones are hard to read."""
+NAMES = 30
+"""Characters of an option that stands beside what it does."""
+
+
+def described(docstring: str | None) -> tuple[str, str]:
+    """The words of a docstring, each paragraph on a line, and its examples as they stand."""
+    text, _, examples = inspect.cleandoc(docstring or "").partition("Examples:\n")
+    paragraphs = (" ".join(lines.split()) for lines in text.strip().split("\n\n"))
+    return "\n\n".join(paragraphs), textwrap.dedent(examples).strip()
+
+
+class Command(TyperCommand):
+    """A command whose epilog is its examples, and whose options stand by their panels.
+
+    Nothing is cut: an option that is longer than its column has a line of its own.
+    """
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write all of it."""
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        if self.epilog:
+            with formatter.section("Examples"):
+                formatter.write(textwrap.indent(self.epilog, " " * formatter.current_indent) + "\n")
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                panel = f"{parameter.param_type_name}s".capitalize()
+                panel = getattr(parameter, "rich_help_panel", None) or panel
+                panels.setdefault(panel, []).append(record)
+        for panel, records in panels.items():
+            with formatter.section(panel):
+                room = formatter.width - formatter.current_indent
+                for line in lines(records, room):
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+def lines(records: Sequence[tuple[str, str]], room: int) -> Iterator[str]:
+    """Options and what they do, side by side, broken between words alone."""
+    names = [re.sub(r" <.*>$", "", name) for name, _ in records]  # MODEL <str> is a MODEL
+    width = max((len(name) for name in names if len(name) <= NAMES), default=0)
+    for name, (_, text) in zip(names, records, strict=True):
+        text = re.sub(r" +\[default: \(?(.*?)\)?\]$", r" [default: \1]", text)
+        wrapped = textwrap.wrap(
+            text, room - width - 2, break_on_hyphens=False, break_long_words=False
+        )
+        if len(name) > width:
+            yield name
+            name = ""
+        for i, line in enumerate(wrapped or [""]):
+            yield f"{'' if i else name:<{width}}  {line}".rstrip()
+
+
+def usage(error: Any) -> str:
+    """One sentence that names what was typed, and what to type instead."""
+    context: Any = getattr(error, "ctx", None)
+    command = context.command_path if context else "tpcli"
+    kind = type(error).__name__
+    if kind == "BadParameter" and error.param is not None:
+        return f"{_source(error)}{error.message}"
+    if kind == "NoSuchOption":
+        known = [name for p in context.command.params for name in (*p.opts, *p.secondary_opts)]
+        near = did_you_mean(error.option_name, known)
+        return f"{command} has no option {error.option_name}; see {command} --help.{near}"
+    if kind == "BadOptionUsage":
+        name = error.option_name
+        typed = [a.partition("=")[2] for a in sys.argv if a.startswith(f"{name}=")]
+        if typed:
+            return f"{name} takes no value, and {typed[0]!r} was given; leave that out."
+        return f"{name} needs a value; give one, or leave the option out."
+    message = error.format_message().removesuffix(".")
+    if "such command" in message:
+        name = message.split("'")[1]
+        known = list(context.command.commands)
+        near = did_you_mean(name, known)
+        return f"command {name!r} is unknown; use one of {', '.join(known)}.{near}"
+    return f"{message[:1].lower()}{message[1:]}; see {command} --help."
+
+
+def _source(error: Any) -> str:
+    """Where the wrong value was given: the option, or the file that has it."""
+    name, context = str(error.param.name), error.ctx
+    source = context.get_parameter_source(name) if context else None
+    if getattr(source, "name", "") == "DEFAULT_MAP":
+        return f"{context.meta[SOURCES][name]}: {name.replace('_', '-')} "
+    flags = [flag for flag in error.param.opts if flag.startswith("-")]
+    return f"{flags[0]} " if flags else f"{name} "
+
 
 SHARED = ("eval", "finetune", "pareto", "schedule")
 """Commands whose work several processes share; of the others the first process does it."""
@@ -144,3 +240,23 @@ def _explain(error: Exception) -> int:
         words = f"{kind}: {first} (this is a bug; run again with {DEBUG} for where)"
     print(f"error: {visible(words)}", file=sys.stderr)
     return code
+
+
+FLAGS = {"file_format": "format", "compiled": "compile"}
+"""Options that are not called as the library's arguments are."""
+
+
+def with_flags(message: str) -> str:
+    """A message of the library, which names arguments in backticks, with flags in their place.
+
+    `force` becomes --force, `batch_size=32` --batch-size 32, and `pretrained=False`
+    --no-pretrained.
+    """
+    return re.sub(r"`([a-z][a-z_]*)(?:=([^`=]+))?`", _flag, message)
+
+
+def _flag(found: re.Match[str]) -> str:
+    name, value = FLAGS.get(found[1], found[1]).replace("_", "-"), found[2]
+    if value == "False":
+        return f"--no-{name}"
+    return f"--{name}" if value in (None, "True") else f"--{name} {value}"

@@ -6,10 +6,11 @@ from typing import Any
 
 import typer
 
-from tpcli.cli.groups import JsonOption
-from tpcli.cli.spread import add
-from tpcli.methods import METHODS, Description
-from tpcli.options import DEFAULT_METHOD, pooling_options
+from tpcli.config.methods import METHODS, Description
+from tpcli.config.options import DEFAULT_METHOD, pooling_options
+
+from .groups import JsonOption
+from .option_groups import add
 
 CLASS_TOKEN = {"class": "needed", "attention": "used if there"}
 
@@ -26,7 +27,7 @@ def methods(as_json: JsonOption = False) -> None:
         tpcli methods
         tpcli methods --json
     """
-    from tpcli.cli import render
+    from . import render
 
     entries = [describe(method) for method in METHODS.values()]
     if as_json:

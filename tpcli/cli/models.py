@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tpcli.cli.groups import JsonOption
-from tpcli.cli.spread import add
+from .groups import JsonOption
+from .option_groups import add
 
 
 def register(app: typer.Typer) -> None:
@@ -31,8 +31,9 @@ def models(
         tpcli models dinov3
         tpcli models 'deit*distilled*'
     """
-    from tpcli.catalog import architectures, matching_names
-    from tpcli.cli import render
+    from tpcli.models.catalog import architectures, matching_names
+
+    from . import render
 
     render.quiet()
     names = matching_names(pattern)

@@ -8,28 +8,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tpcli.cli.groups import (
+from tpcli.config.specs import DEMO, base_name
+from tpcli.errors import TpcliError
+from tpcli.optimize.options import RISKS, Aims
+from tpcli.system.files import check_output, check_replaceable
+
+from .groups import (
     DataGroup,
     DeviceOption,
     ForceOption,
     JsonOption,
+    MeasureGroup,
     ModelArgument,
     ModelGroup,
+    TrainSplit,
 )
-from tpcli.cli.kinds import BUDGET, SIZE, SOME_METHODS
-from tpcli.cli.made_by import report_context
-from tpcli.cli.measure_options import MeasureGroup, TrainSplit
-from tpcli.cli.pooling_options import METHODS_HELP, POOLING_PANEL, MethodGroup, method_names
-from tpcli.cli.spread import add
-from tpcli.cli.values import FOLDER, flag, number, one_of, option, whole
-from tpcli.errors import TpcliError
-from tpcli.files import check_output, check_replaceable
-from tpcli.optimizing import RISKS, Aims
-from tpcli.specs import DEMO, base_name
+from .option_groups import add
+from .pooling_options import METHODS_HELP, POOLING_PANEL, MethodGroup, method_names
+from .provenance import report_context
+from .values import BUDGET, FOLDER, SIZE, SOME_METHODS, flag, number, one_of, option, whole
 
 if TYPE_CHECKING:
-    from tpcli.models import LoadedModel
-    from tpcli.optimizing.result import Optimized
+    from tpcli.models.load import LoadedModel
+    from tpcli.optimize.result import Optimized
     from tpcli.report import ReportContext
 
 AIMS_PANEL, SPEED_PANEL = "Aims", "Where it has to be fast"
@@ -144,12 +145,13 @@ def optimize(
     poolings = [pooling.options(name) for name in method_names(method) or DEFAULT_METHODS]
     source.require_for(model, source.split, train_split)
 
-    from tpcli.cli import render
-    from tpcli.devices import pick_device
-    from tpcli.forwards import BenchOptions
-    from tpcli.optimizing.asked import OptimizeOptions
-    from tpcli.optimizing.run import optimize as run
+    from tpcli.bench.clock import BenchOptions
+    from tpcli.optimize.options import OptimizeOptions
+    from tpcli.optimize.run import optimize as run
     from tpcli.report.optimized import FILES
+    from tpcli.system.devices import pick_device
+
+    from . import render
 
     render.quiet()
     if out.exists():
@@ -207,7 +209,7 @@ def _finish(
 
 
 def _print(result: Optimized, out: Path, data: str) -> None:
-    from tpcli.cli import render
+    from . import render
 
     facts = [("verdict", result.verdict)]
     if result.chosen is not None:

@@ -8,27 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tpcli.cli.commands import Maker
-from tpcli.cli.groups import DataGroup, JsonOption, ModelGroup, RunGroup
-from tpcli.cli.kinds import BUDGETS, MODEL, SCHEDULE, SOME_METHODS, budgets
-from tpcli.cli.made_by import report_context
-from tpcli.cli.measure_options import MeasureGroup
-from tpcli.cli.pooling_options import METHODS_HELP, POOLING_PANEL, MethodGroup, method_names
-from tpcli.cli.recipe_options import FinetuneGroup
-from tpcli.cli.report_options import ReportGroup
-from tpcli.cli.spread import add
-from tpcli.cli.sweep_table import print_sweep
-from tpcli.cli.values import FOLDER, Value, one_of, option
+from tpcli.config.specs import DEMO
 from tpcli.errors import UserError
-from tpcli.files import check_output
-from tpcli.processes import team
-from tpcli.specs import DEMO
+from tpcli.system.files import check_output
+from tpcli.system.ranks import team
+
+from .groups import DataGroup, JsonOption, MeasureGroup, ModelGroup, ReportGroup, RunGroup
+from .option_groups import add
+from .pooling_options import METHODS_HELP, POOLING_PANEL, MethodGroup, method_names
+from .provenance import Maker, report_context
+from .recipe_options import FinetuneGroup
+from .render import print_sweep
+from .values import BUDGETS, FOLDER, MODEL, SCHEDULE, SOME_METHODS, Value, budgets, one_of, option
 
 if TYPE_CHECKING:
     from tpcli.data import ImageData
+    from tpcli.evaluation.choose import Task
     from tpcli.finetune import TrainingData
-    from tpcli.measures.choice import Task
-    from tpcli.models import LoadedModel
+    from tpcli.models.load import LoadedModel
     from tpcli.pareto import ModelSource, SweepOptions, SweepResult
     from tpcli.report import ReportContext
 
@@ -135,14 +132,15 @@ def pareto(
         if specs.count(model) > 1:
             raise UserError(f"model {model!r} is there twice; name each model once.")
 
-    from tpcli.cli import render
-    from tpcli.devices import pick_device
-    from tpcli.models import told_apart
+    from tpcli.models.load import told_apart
     from tpcli.pareto import ModelSource, SweepOptions
     from tpcli.pareto.cache import default_folder
     from tpcli.report import write_report
-    from tpcli.report.document import check_report
-    from tpcli.report.strip import pooled_strip
+    from tpcli.report.clusters import pooled_strip
+    from tpcli.report.pareto import check_report
+    from tpcli.system.devices import pick_device
+
+    from . import render
 
     render.quiet()
     check_report(reporting.out, is_paper=reporting.is_paper)
@@ -206,8 +204,9 @@ def _training(
     recipe = training.recipe
     if recipe is None:
         return None
-    from tpcli.cli.recipe_options import open_training
     from tpcli.finetune import join
+
+    from .recipe_options import open_training
 
     join(device)
     return open_training(source, loaded, recipe, training.train_split)
@@ -226,9 +225,10 @@ def _calibration(loaded: LoadedModel, source: DataGroup) -> ImageData:
 
 def _run(sources: list[ModelSource], options: SweepOptions, cache: Path) -> SweepResult:
     """The sweep with a live table of points on stderr."""
-    from tpcli.cli import render
-    from tpcli.cli.live import LiveSweep
     from tpcli.pareto import sweep
+
+    from . import render
+    from .progress import LiveSweep
 
     def say(tasks: Sequence[Task]) -> None:
         render.say_passed_over(tasks[0])

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
-from tpcli import specs
-from tpcli.cli.kinds import METHOD, SCHEDULE
-from tpcli.cli.values import flag, one_of, option, whole
+from tpcli.config import specs
+from tpcli.config.methods import METHODS
+from tpcli.config.options import PoolingOptions, options_from_dict, pooling_options
+from tpcli.config.schedule import file_options
 from tpcli.errors import UserError
-from tpcli.methods import METHODS
-from tpcli.options import PoolingOptions, options_from_dict, pooling_options
-from tpcli.schedule_forms import file_options
+
+from .values import METHOD, SCHEDULE, flag, one_of, option, whole
 
 if TYPE_CHECKING:
-    from tpcli.models import LoadedModel
+    from tpcli.models.load import LoadedModel
     from tpcli.surgery import PoolingSpec
 
 DEFAULT_SCHEDULE = "flops:0.6"
@@ -90,7 +90,7 @@ class PoolingGroup(MethodGroup):
         Options given for a model that is pooled already replace its own, one by one; so does the
         method of a schedule file.
         """
-        from tpcli.planning import pool
+        from tpcli.schedules.resolve import pool
         from tpcli.surgery import pooling_spec
 
         own = pooling_spec(loaded.model)

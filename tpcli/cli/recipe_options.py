@@ -6,12 +6,12 @@ from dataclasses import Field, dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tpcli.cli.kinds import SPLIT
-from tpcli.cli.settings import read_toml
-from tpcli.cli.values import FILE, Value, checked, flag, number, one_of, option, whole
+from tpcli.config.recipe import Recipe, recipe, types_of
+from tpcli.config.specs import DEMO
 from tpcli.errors import UserError, did_you_mean
-from tpcli.recipe import Recipe, recipe, types_of
-from tpcli.specs import DEMO
+
+from .settings import read_toml
+from .values import FILE, SPLIT, Value, checked, flag, number, one_of, option, whole
 
 
 class Given:
@@ -52,9 +52,10 @@ def _option(item: Field[Any]) -> Any:
 
 
 if TYPE_CHECKING:
-    from tpcli.cli.groups import DataGroup
     from tpcli.finetune import TrainingData
-    from tpcli.models import LoadedModel
+    from tpcli.models.load import LoadedModel
+
+    from .groups import DataGroup
 
     RecipeGroup = Given
 else:

@@ -12,21 +12,111 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpcli.cli.tables import print_table as print_table
-from tpcli.cli.text import visible
-from tpcli.cli.voice import console, note
+from tpcli.config.measures import MEASURES
+from tpcli.system.text import CONVENTION as CONVENTION
+from tpcli.system.text import visible
+
+from .verbosity import console, note
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn
+    from rich.table import Table
 
     from tpcli.data import ImageData
-    from tpcli.measures.choice import Task
+    from tpcli.evaluation.choose import Task
+    from tpcli.pareto import Point, SweepResult
+    from tpcli.report import ReportContext
 
-from tpcli.text import CONVENTION as CONVENTION
+
+WIDTH = 120
+"""Columns of a table that is not printed on a terminal, at least."""
+BETWEEN = 2
+"""Blanks between columns."""
+
+
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str = "",
+    spare: Sequence[str] = (),
+    group: str | None = None,
+) -> None:
+    """A table on stdout: words to the left, numbers to the right.
+
+    Args:
+        spare: columns that a terminal too narrow for all goes without, the first first; if that is
+            not enough, others follow from the right, but for the first column.
+        group: the column whose changes are set apart by an empty line.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    room = console.width if console.is_terminal else max(WIDTH, needed(columns, rows))
+    table, gone = fitting_table(columns, rows, room, spare)
+    if gone:
+        caption += f" No room here for: {', '.join(gone)} (--json has all)."
+    if group is not None:
+        keys = [row[columns.index(group)] for row in rows]
+        for i, (key, following) in enumerate(pairwise(keys)):
+            table.rows[i].end_section = key != following
+    # a name that a terminal has no room for, it wraps itself; rich would cut it off
+    wide = Console(width=max(room, needed(columns[:1], rows)))
+    text = {"width": room} if console.is_terminal else {"soft_wrap": True}
+    wide.print(Text(visible(title), style="bold"), **text)
+    wide.print(table, crop=False)
+    if caption:
+        wide.print(Text(visible(caption.strip()), style="dim"), **text)
+    wide.print()
+
+
+def fitting_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], room: int, spare: Sequence[str] = ()
+) -> tuple[Table, list[str]]:
+    """A table of the columns that fit into `room` characters, and those that do not.
+
+    Nothing in it is markup, a control character, folded or cut. The first column is always there.
+    """
+    left, gone = list(range(len(columns))), []
+    order = [columns.index(name) for name in spare if name in columns]
+    for i in [*order, *(i for i in reversed(left) if i not in order)]:
+        shown = [[line[j] for j in left] for line in (columns, *rows)]
+        if i == 0 or needed(shown[0], shown[1:]) <= room:
+            break
+        left.remove(i)
+        gone.append(columns[i])
+    shown = [[line[j] for j in left] for line in (columns, *rows)]
+    return _table(shown[0], shown[1:]), gone
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, BETWEEN - 1), show_edge=False)
+    for i, name in enumerate(columns):
+        is_number = i > 0 and all(row[i][:1] in "+-0123456789" for row in rows)
+        heading = Text(visible(name))
+        table.add_column(heading, justify="right" if is_number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(visible(cell)) for cell in row))
+    return table
+
+
+def needed(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Characters that the widest row takes."""
+    from rich.cells import cell_len
+
+    lines = [columns, *rows]
+    widths = [max(cell_len(visible(line[i])) for line in lines) for i in range(len(columns))]
+    return sum(widths) + (BETWEEN + 1) * (len(widths) - 1)
 
 
 def quiet() -> None:
@@ -141,3 +231,54 @@ def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int]
     with make_bar(console()) as bar:
         task = bar.add_task(visible(description), total=total)
         yield lambda amount: bar.advance(task, amount)
+
+
+def print_sweep(
+    result: SweepResult,
+    context: ReportContext,
+    written: Sequence[str],
+    command_of: Callable[[Point], str],
+) -> None:
+    """A table for each model, the headlines, commands of the frontier, and the verdict."""
+    from tpcli.pareto import recommend
+    from tpcli.report.pareto import table_rows
+
+    measure = MEASURES[result.points[0].measure]
+    names = {
+        "method": "method",
+        "budget": "budget",
+        "gflops": "GFLOPs",
+        "ratio": "of base",
+        measure.name: measure.label,
+        "interval": "95% interval",
+        "difference": "difference",
+        "speed": "images/s",
+        "latency_ms": "ms",
+        "speedup": "speed-up",
+    }
+    spare = ["images/s", "95% interval", "GFLOPs", "ms", "budget", "difference"]
+    everything = table_rows(result)
+    keys = [key for key in names if key in everything[0]]
+    for model in dict.fromkeys(row["model"] for row in everything):
+        rows = [[row[key] for key in keys] for row in everything if row["model"] == model]
+        title = f"Token Pooling of {model}"
+        print_table(title, [names[k] for k in keys], rows, spare=spare, group="method")
+    say(f"{context.count} images of {context.data}. {CONVENTION}.")
+    for entry in result.headlines:
+        for headline in entry.both:
+            say(headline.words)
+    cheap_first = sorted(result.frontier, key=lambda p: p.gflops)
+    commands = {command_of(p): p for p in cheap_first if not p.is_base}
+    if commands:
+        print("\nThe frontier, from cheap to dear:")
+    for command, p in commands.items():
+        share = f"{100 * p.gflops_ratio:.0f}% of the GFLOPs"
+        say(f"# {p.model}, {p.method}: {share}, {measure.label} {p.score:.2f}%")
+        say(command)
+    advice = recommend(result.points)
+    if advice is not None:
+        print()
+        say(advice.words)
+        if advice.point is not None:
+            say(command_of(advice.point))
+    say("written: " + ", ".join(written))

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tpcli.cli.groups import (
+from tpcli.config.specs import DEMO, base_name
+from tpcli.errors import UserError
+from tpcli.system.files import check_output
+from tpcli.system.ranks import team
+
+from .groups import (
     DATA_PANEL,
     DeviceOption,
     ForceOption,
@@ -18,11 +23,14 @@ from tpcli.cli.groups import (
     ModelGroup,
     SourceGroup,
 )
-from tpcli.cli.kinds import BUDGET, METHOD, SIZE, SPLIT
-from tpcli.cli.pooling_options import METHOD_HELP, POOLING_PANEL, MethodGroup
-from tpcli.cli.spread import add
-from tpcli.cli.values import (
+from .option_groups import add
+from .pooling_options import METHOD_HELP, POOLING_PANEL, MethodGroup
+from .values import (
+    BUDGET,
     MANY,
+    METHOD,
+    SIZE,
+    SPLIT,
     Value,
     checked,
     flag,
@@ -33,15 +41,11 @@ from tpcli.cli.values import (
     some_of,
     whole,
 )
-from tpcli.errors import UserError
-from tpcli.files import check_output
-from tpcli.processes import team
-from tpcli.specs import DEMO, base_name
 
 if TYPE_CHECKING:
+    from tpcli.config.schedule import Schedule, Tokens
     from tpcli.data import ImageData
-    from tpcli.models import LoadedModel
-    from tpcli.schedule import Schedule, Tokens
+    from tpcli.models.load import LoadedModel
     from tpcli.search import SearchOptions, SearchResult
 
 
@@ -145,10 +149,11 @@ def schedule(
     chosen = pooling.options(method)
     calibration.require_for(model, calibration.split)
 
-    from tpcli.cli import render
-    from tpcli.devices import pick_device
-    from tpcli.forwards import BenchOptions
+    from tpcli.bench.clock import BenchOptions
     from tpcli.search import SearchOptions, budgets_with, search, trials_in
+    from tpcli.system.devices import pick_device
+
+    from . import render
 
     render.quiet()
     pick_device(device)
@@ -221,8 +226,8 @@ def _speedup(
     advance: Callable[[int], None],
 ) -> float:
     """Times as fast as the unpooled model, both timed in turn."""
-    from tpcli.benchmark import bench
-    from tpcli.forwards import percent
+    from tpcli.bench.clock import percent
+    from tpcli.bench.compare import bench
 
     assert options.timing is not None
     timed = bench(loaded.model, found, result.options, options.timing, percent(advance))

@@ -9,8 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tpcli.cli.values import NUMBERS
 from tpcli.errors import UserError, did_you_mean
+
+from .values import NUMBERS
 
 FILE, PROJECT, TABLE = "tpcli.toml", "pyproject.toml", "tpcli"
 NOT_IN_FILES = {"config", "as_json", "force", "resume", "help", "version", "debug"}

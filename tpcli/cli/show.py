@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpcli.cli.groups import JsonOption, ModelArgument, ModelGroup
-from tpcli.cli.kinds import BLOCKS, SCHEDULE, SOME_METHODS, blocks
-from tpcli.cli.pooling_options import (
+from tpcli.config.specs import DEMO
+from tpcli.errors import UserError
+from tpcli.system.files import check_output
+
+from .groups import JsonOption, ModelArgument, ModelGroup
+from .option_groups import add
+from .pooling_options import (
     DEFAULT_SCHEDULE,
     METHODS_HELP,
     POOLING_PANEL,
@@ -18,17 +22,13 @@ from tpcli.cli.pooling_options import (
     PoolingGroup,
     method_names,
 )
-from tpcli.cli.spread import add
-from tpcli.cli.values import FIGURE, FILE, one_of, option
-from tpcli.errors import UserError
-from tpcli.files import check_output
-from tpcli.specs import DEMO
+from .values import BLOCKS, FIGURE, FILE, SCHEDULE, SOME_METHODS, blocks, one_of, option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tpcli.analysis.clusters import Guess, Seen
-    from tpcli.models import LoadedModel
+    from tpcli.models.load import LoadedModel
 
 STYLES = ("mean", "outline", "size", "random")
 DEMO_IMAGES = 4
@@ -88,10 +88,11 @@ def show(
     check_output(out)
 
     from tpcli.analysis.clusters import look
-    from tpcli.cli import render
-    from tpcli.files import replacing
     from tpcli.report import figure_bytes
     from tpcli.report.clusters import clusters_figure
+    from tpcli.system.files import replacing
+
+    from . import render
 
     render.quiet()
     loaded = loading.load(model)

@@ -1,11 +1,10 @@
 """DATA: what lies in a folder, a .tar or a data set of timm's, as batches of images."""
 
-from .class_map import read_class_map
-from .files import LeftOut, describe
+from .classes import Head, Unmatched, read_class_map
 from .images import UNREADABLE, ImageData
-from .labels import Head, Unmatched
+from .listing import LeftOut, describe
 from .loading import batches
-from .opening import check_classes, count_of, create, match_classes, overlap, subset
+from .open import check_classes, count_of, create, match_classes, overlap, subset
 
 __all__ = [
     "UNREADABLE",

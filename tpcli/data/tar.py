@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from tpcli.errors import UserError
 
-from .files import HIDDEN, NO_FILE, OTHER_KIND, Files, LeftOut, Member, is_hidden, is_image
+from .listing import HIDDEN, NO_FILE, OTHER_KIND, Files, LeftOut, Member, is_hidden, is_image
 
 REPLACED = "replaced by a later file of its name"
 LOST = -1

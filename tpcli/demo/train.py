@@ -15,9 +15,10 @@ from timm.scheduler import CosineLRScheduler
 from torch.utils.data import DataLoader
 
 from tpcli import data
-from tpcli.demo.digits import IMAGE_SIZE, Digits
-from tpcli.evaluation import evaluate
-from tpcli.models import save
+from tpcli.evaluation.run import evaluate
+from tpcli.models.load import save
+
+from .digits import IMAGE_SIZE, Digits
 
 EPOCHS = 120
 ARCHITECTURE: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
@@ -14,10 +15,36 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tpcli.errors import TpcliError
-from tpcli.files import flush, read_json, settle, why_not_written, write_json
+from tpcli.errors import TpcliError, UserError
+from tpcli.system.files import flush, read_json, settle, why_not_written, write_json
 
-from .integrity import PROGRESS, checksum, what_is_wrong
+PROGRESS = "progress.json"
+"""Where a run is, and size and checksum of every other file of the checkpoint."""
+
+
+def what_is_wrong(checkpoint: Path, thoroughly: bool = False) -> str | None:
+    """Why a checkpoint is not complete, or None; `thoroughly` reads all that is in it."""
+    try:
+        files = read_json(checkpoint / PROGRESS).get("files", {})  # older versions wrote none
+        for name, (size, crc) in files.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"is incomplete: it has no {name}"
+            if path.stat().st_size != size or (thoroughly and checksum(path) != [size, crc]):
+                return f"is damaged: {name} is not what was written"
+    except (UserError, OSError, AttributeError, TypeError, ValueError):
+        return f"is incomplete: its {PROGRESS} can't be read"
+    return None
+
+
+def checksum(path: Path) -> list[int]:
+    """Size and CRC-32 of a file."""
+    size, crc = 0, 0
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            size, crc = size + len(part), zlib.crc32(part, crc)
+    return [size, crc]
+
 
 MODEL, AVERAGE, BEST = "model.safetensors", "average.safetensors", "best.safetensors"
 PARTIAL, REPLACED = ".partial", ".replaced"

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset
 
 from tpcli.data import ImageData, batches
-from tpcli.evaluation import RunOptions
-from tpcli.measures.choice import Task
-from tpcli.measures.measurer import Measurer
-from tpcli.measures.scores import Scores, scores
+from tpcli.evaluation.choose import Task
+from tpcli.evaluation.measurer import Measurer
+from tpcli.evaluation.run import RunOptions
+from tpcli.evaluation.scores import Scores, scores
 
 from .stop import outlive_signals
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +13,86 @@ from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from tpcli.recipe import Recipe
+from tpcli.config.recipe import Recipe
+from tpcli.data import Head
+from tpcli.errors import UserError
+from tpcli.models.load import LoadedModel
+from tpcli.surgery import pooling_spec, trace
+from tpcli.surgery.trace import Trace
 
-from .batches import seeded
-from .sources import FEATURES, LABELS, LOGITS
-from .tokens import FinalTokens, final_tokens
+from .data import TrainingData, seeded
+
+LABELS, LOGITS, FEATURES = "labels", "logits", "features"
+"""Labels, with the unpooled model beside them or not; what the unpooled model answers, alone; its
+features and patch tokens, where it has no head."""
+
+
+def source_of(data: TrainingData, head: Head) -> str:
+    """What there is to learn from."""
+    if head.size == 0:
+        return FEATURES
+    return LOGITS if data.train.unlabelled else LABELS
+
+
+def measure_of(data: TrainingData, head: Head) -> str:
+    """What says how good weights are."""
+    if head.size == 0:
+        return "similarity"
+    return "agreement" if data.validation.unlabelled else "top1"
+
+
+def check_distills(loaded: LoadedModel, data: TrainingData, recipe: Recipe, source: str) -> None:
+    """Raise where there are no labels to learn from, and nothing else either.
+
+    Raises:
+        UserError: nothing is pooled, or distillation is off.
+    """
+    spec = pooling_spec(loaded.model)
+    why = f"{loaded.name} has no head" if source == FEATURES else f"{data.train.spec} has no labels"
+    if recipe.distill is False:
+        raise UserError(
+            f"{why}, so it can only learn from the model before pooling; leave out `distill=False`."
+        )
+    if spec is None or not spec.schedule.pools:
+        raise UserError(
+            f"{why} and nothing is pooled, so there is nothing to learn; give a `schedule`."
+        )
+
+
+@dataclass
+class FinalTokens:
+    """What left the final norm in one forward pass, and where each patch went."""
+
+    prefix: int
+    trace: Trace
+    caught: list[Tensor] = field(default_factory=list)
+
+    def spread(self) -> Tensor:
+        """For each patch the token that stands for it: (B, N_0, C)."""
+        tokens = self.caught[-1][:, self.prefix :]
+        sources = self.trace.sources
+        if not sources:
+            return tokens
+        index = sources[-1].unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+        return tokens.gather(1, index)
+
+
+@contextmanager
+def final_tokens(model: nn.Module) -> Iterator[FinalTokens]:
+    """Catch the tokens of the one forward pass in the body."""
+    norm: nn.Module = model.norm  # type: ignore[assignment]
+    with trace(model) as traced:
+        found = FinalTokens(int(model.num_prefix_tokens), traced)  # type: ignore[arg-type]
+
+        def catch(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            found.caught.append(output)
+
+        hook = norm.register_forward_hook(catch)
+        try:
+            yield found
+        finally:
+            hook.remove()
+
 
 COSINE = 0.9
 """Share of the angle in the distance of features; the rest is their length and scale."""

@@ -14,22 +14,23 @@ from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from tpcli.config.recipe import Recipe
 from tpcli.data import Head
-from tpcli.devices import pick_device
 from tpcli.errors import UserError
-from tpcli.files import write_json
-from tpcli.measures.choice import Task
-from tpcli.models import LoadedModel, save
-from tpcli.recipe import Recipe
+from tpcli.evaluation.choose import Task
+from tpcli.models.load import LoadedModel, save
 from tpcli.surgery import pooling_spec, unpool
+from tpcli.system.devices import pick_device
+from tpcli.system.files import write_json
 
-from .batches import Batches
 from .checkpoint import Checkpoints, Progress
-from .curve import draw_curve
-from .data import TrainingData, check_data, label_names, match_data
+from .data import Batches, TrainingData, check_data, label_names, match_data
+from .folder import CHECKPOINTS, CURVE, RESULT, RunFolder
 from .measure import Judge
-from .objective import Objective
-from .parts import (
+from .objective import LABELS, Objective, check_distills, measure_of, source_of
+from .result import FinetuneResult, draw_curve, identity, summarise
+from .setup import (
+    Watcher,
     make_accelerator,
     make_optimizer,
     make_scheduler,
@@ -37,11 +38,7 @@ from .parts import (
     settle_precision,
     start_trackers,
 )
-from .record import CHECKPOINTS, CURVE, RESULT, RunFolder
-from .result import FinetuneResult, identity, summarise
-from .sources import LABELS, check_distills, measure_of, source_of
 from .trainer import Trainer
-from .watch import Watcher
 
 TEACHER_ABOVE_CHANCE = 20.0
 """Points of top-1 above guessing that the unpooled model needs to be worth learning from."""

@@ -15,18 +15,18 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from tpcli.devices import explain_out_of_memory, is_out_of_memory
+from tpcli.config.recipe import Recipe
 from tpcli.errors import TpcliError
-from tpcli.recipe import Recipe
 from tpcli.surgery import unpooled
+from tpcli.system.devices import explain_out_of_memory, is_out_of_memory
 
-from .batches import Batches
 from .checkpoint import Checkpoints, Progress
+from .data import Batches
+from .folder import RunFolder
 from .measure import Judge
 from .objective import Objective
-from .record import RunFolder
+from .setup import Watcher
 from .stop import Interrupted, StopRequest
-from .watch import Watcher
 
 
 @dataclass

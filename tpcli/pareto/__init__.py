@@ -1,10 +1,9 @@
 """The accuracy-versus-GFLOPs sweep: points, their cache, the frontier and the headline."""
 
-from .asked import ModelSource, SweepOptions
-from .compare import Comparison, compare
+from .compare import Comparison, Recommendation, compare, recommend
 from .headline import Headline, Saving, headline
+from .options import ModelSource, SweepOptions
 from .points import Point, frontier
-from .recommend import Recommendation, recommend
 from .sweep import SweepResult, sweep
 
 __all__ = [

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tpcli.errors import UserError
-from tpcli.files import check_output, clear_litter, write_json
-from tpcli.locks import locked
+from tpcli.system.files import check_output, clear_litter, write_json
+from tpcli.system.locks import locked
 
 from .points import Point
 
@@ -31,11 +31,11 @@ def code_version(is_trained: bool = False) -> str:
 
     The loops in C count with whether they run here.
     """
-    from tpcli.pooling import native
+    from tpcli.pooling.backends import c as c_kernels
 
     package = Path(__file__).parents[1]
     aside = {"cli", "report"} | (set() if is_trained else {"finetune"})
-    digest = hashlib.sha256(b"" if native.kernels is None else b"loops")
+    digest = hashlib.sha256(b"" if c_kernels.kernels is None else b"loops")
     for path in sorted(p for p in package.rglob("*") if p.suffix in SOURCES):
         if path.relative_to(package).parts[0] not in aside:
             digest.update(path.read_bytes())

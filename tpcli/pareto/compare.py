@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tpcli.measures import MEASURES
-from tpcli.measures.scores import Each, mean, resampled_means
+from tpcli.config.measures import MEASURES
+from tpcli.evaluation.scores import Each, mean, resampled_means
 
 from .points import FINETUNED, Point
 
@@ -139,3 +139,108 @@ def score_at(points: Sequence[Point], method: str, model: str, ratio: float) -> 
     if not ratios or not ratios[0] <= ratio <= ratios[-1]:
         return None
     return float(np.interp(ratio, ratios, [p.score for p in curve]))
+
+
+CHEAPER = 0.99
+"""Share of what the base costs below which a point saves anything."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The cheapest point that loses little, held against the best model without pooling.
+
+    Where points were timed, cheap are those that take little time; else those of few GFLOPs.
+
+    point: None where every point loses more. allowed: points of the measure that it may lose, as
+    measured. difference: of the point to the base, with its 95% interval on the same images.
+    """
+
+    base: Point
+    point: Point | None
+    allowed: float
+    difference: float = 0.0
+    ci95: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def words(self) -> str:
+        """The verdict, in one or two sentences."""
+        measure = MEASURES[self.base.measure]
+        if self.point is None:
+            return (
+                f"No cheaper point measured loses at most {self._lost}. Measure budgets nearer to "
+                "1, or fine-tune with pooling in place."
+            )
+        p = self.point
+        what = "without pooling" if p.is_base else f"pooled by {p.method.removesuffix(FINETUNED)}"
+        trained = " and fine-tuned" if p.epochs else ""
+        whose = "its" if p.model == self.base.model else f"{self.base.model}'s"
+        faster = f", {p.more['speedup']:.2f} times as fast" if "speedup" in p.more else ""
+        verdict = (
+            f"Take {p.model} {what}{trained}, at {100 * p.gflops / self.base.gflops:.0f}% of "
+            f"{whose} GFLOPs{faster}: {p.score:.2f}% {measure.label}"
+        )
+        if measure.is_of_unpooled:
+            return f"{verdict}."
+        other = "" if p.model == self.base.model else f" of {self.base.model}"
+        return (
+            f"{verdict} against {self.base.score:.2f}%{other} without pooling ({self._sure}). "
+            f"{self._doubt}"
+        ).strip()
+
+    @property
+    def rule(self) -> str:
+        """How the point was chosen."""
+        cheapest = "fastest" if "latency_ms" in self.base.more else "cheapest"
+        return f"The {cheapest} point measured that loses at most {self._lost} on these images."
+
+    @property
+    def _lost(self) -> str:
+        noun = MEASURES[self.base.measure].noun
+        return f"{self.allowed:g} point{'s' if self.allowed != 1 else ''} of {noun}"
+
+    @property
+    def _sure(self) -> str:
+        low, high = self.ci95
+        if f"{low:.2f}" == f"{high:.2f}":
+            return f"the same answers on all {self.base.count} images"
+        return (
+            f"a difference of {self.difference:+.2f} points, 95% interval {low:+.2f} to "
+            f"{high:+.2f}, on the same {self.base.count} images"
+        )
+
+    @property
+    def _doubt(self) -> str:
+        worst = -self.ci95[0]
+        if worst <= 2 * self.allowed:
+            return ""
+        return f"It may lose {worst:.1f} points: measure more images to be sure."
+
+
+def recommend(points: Sequence[Point]) -> Recommendation | None:
+    """The point to take: the cheapest that loses at most half a point, else at most one.
+
+    Where points were timed, it is the fastest. Of measures against the unpooled model it is one
+    that loses the second of their steps, else the last. None where nothing was pooled.
+    """
+    if all(p.is_base for p in points):
+        return None
+    base = max((p for p in points if p.is_base and not p.epochs), key=lambda p: p.score)
+    measure = MEASURES[base.measure]
+    top = 100.0 if measure.is_of_unpooled else base.score
+
+    def cost(p: Point) -> float:
+        """As a share of the base's; costs nearer than a hundredth count as equal."""
+        if "latency_ms" in p.more and "latency_ms" in base.more:
+            return round(p.more["latency_ms"] / base.more["latency_ms"], 2)
+        return round(p.gflops / base.gflops, 2)
+
+    cheaper = [p for p in points if cost(p) < CHEAPER]
+    if measure.is_of_unpooled:  # each model is held against itself
+        cheaper = [p for p in cheaper if p.model == base.model]
+    for allowed in measure.steps[1:]:
+        enough = [p for p in cheaper if p.score >= top - allowed - 1e-9]
+        if enough:
+            point = min(enough, key=lambda p: (cost(p), -p.score))
+            difference, low, high, _ = paired(point, base)
+            return Recommendation(base, point, allowed, difference, (low, high))
+    return Recommendation(base, None, measure.steps[-1])

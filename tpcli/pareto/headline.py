@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tpcli.measures import MEASURES
+from tpcli.config.measures import MEASURES
 
 from .points import Point, spoken
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tpcli.measures import MEASURES
-from tpcli.measures.scores import Each, mean
+from tpcli.config.measures import MEASURES
+from tpcli.evaluation.scores import Each, mean
 
 BASE = "none"
 """Method of an unpooled model's point."""

@@ -8,17 +8,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tpcli.devices import borrowed, pick_device
-from tpcli.measures.choice import Task
+from tpcli.evaluation.choose import Task
 from tpcli.surgery import unpooled
+from tpcli.system.devices import borrowed, pick_device
 
-from .asked import ModelSource, SweepOptions
 from .cache import PointCache
 from .compare import Comparison, compare
 from .headline import Headline, answered_alike, headline
-from .measure import OnJob, measure
+from .jobs import Job, OnJob, jobs, measure
+from .options import ModelSource, SweepOptions
 from .points import FINETUNED, Point, entries, frontier
-from .subjects import Job, jobs
 
 
 @dataclass(frozen=True)

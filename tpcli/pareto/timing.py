@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from tpcli.cost import sharing_weights
-from tpcli.devices import borrowed, explain_out_of_memory, pick_device
-from tpcli.evaluation import floating_dtype
-from tpcli.forwards import BenchOptions, interleaved
-from tpcli.heap import kept_heap
-from tpcli.options import options_from_dict
-from tpcli.planning import pool
+from tpcli.bench.clock import BenchOptions, interleaved, kept_heap
+from tpcli.config.options import options_from_dict
+from tpcli.evaluation.run import floating_dtype
+from tpcli.schedules.flops_cost import sharing_weights
+from tpcli.schedules.resolve import pool
 from tpcli.surgery import unpooled
 from tpcli.surgery.geometry import input_size
+from tpcli.system.devices import borrowed, explain_out_of_memory, pick_device
 
-from .asked import ModelSource
+from .options import ModelSource
 from .points import Point
 from .sweep import SweepResult
 

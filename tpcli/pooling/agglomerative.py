@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import constants
-from .order import lowest
+from tpcli.pooling.backends import dispatch as constants
+
 from .registry import Assignment, implement
+from .ties import lowest
 
 
 def atc(z: Tensor, k: int, *, linkage: str = "average") -> Assignment:

@@ -7,8 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import constants, native, triton
-from .order import mask_at
+from tpcli.pooling.backends import c as c_kernels
+from tpcli.pooling.backends import dispatch as constants
+from tpcli.pooling.backends import triton
+
+from .ties import mask_at
 
 
 class Clusters(NamedTuple):
@@ -112,7 +115,7 @@ def merge_tokens(
     clusters are wanted too.
     """
     if leads is None and not keep_longest:
-        merged = native.merge_tokens(x, labels, k, counted, shares, prefix, keep_norms, numbered)
+        merged = c_kernels.merge_tokens(x, labels, k, counted, shares, prefix, keep_norms, numbered)
         if merged is not None:
             tokens, sizes, parts = merged
             return Merged(tokens, sizes, Clusters(*parts) if numbered else None)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .distance import pairwise_squared_distances
-from .order import highest, lowest
+from .distances import pairwise_squared_distances
 from .registry import Assignment, implement
+from .ties import highest, lowest
 
 
 def dpc_knn(z: Tensor, k: int, *, neighbours: int = 5) -> Assignment:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tpcli.methods import METHODS, Description, describe
+from tpcli.config.methods import METHODS, Description, describe
 
 KEYWORDS = ("weights", "sizes", "start", "iterations", "grid", "depth", "normalized")
 """What an operator may ask to be called with, beside the metric and K."""
@@ -95,7 +95,7 @@ def implement(
     assign: Assign,
     counts: Callable[[int, tuple[int, int]], Sequence[int]] | None = None,
 ) -> Method:
-    """Register the operator of a method that `tpcli.methods` describes."""
+    """Register the operator of a method that `tpcli.config.methods` describes."""
     return register(Method(**vars(METHODS[name]), assign=assign, counts=counts))
 
 

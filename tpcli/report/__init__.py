@@ -1,7 +1,7 @@
 """Figures and documents."""
 
 from .clusters import show
-from .document import ReportContext, write_report
 from .figure import SUFFIXES, figure_bytes
+from .pareto import ReportContext, write_report
 
 __all__ = ["SUFFIXES", "ReportContext", "figure_bytes", "show", "write_report"]

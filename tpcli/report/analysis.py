@@ -11,16 +11,13 @@ from urllib.parse import quote
 
 import numpy as np
 
-from tpcli.analysis.result import Analysis
-from tpcli.analysis.verdict import verdict
-from tpcli.files import replacing, write_text
-from tpcli.text import as_code, as_markdown, visible
+from tpcli.analysis.result import Analysis, verdict
+from tpcli.system.files import replacing, write_text
+from tpcli.system.text import as_code, as_markdown, visible
 
-from .analysis_tables import analysis_frame, kept_table, measures_table
-from .document import ReportContext, report_paths
 from .figure import BASE_COLOUR, COLOURS, PLAIN, figure_bytes
-from .pages import render
-from .tables import csv_text, markdown_table
+from .pareto import ReportContext, render, report_paths
+from .tables import analysis_frame, csv_text, kept_table, markdown_table, measures_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

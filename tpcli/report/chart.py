@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tpcli.measures import MEASURES
+from tpcli.config.measures import MEASURES
 from tpcli.pareto import Point, frontier
 from tpcli.pareto.points import FINETUNED, spoken
 

@@ -5,23 +5,32 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 
-from tpcli.analysis.clusters import BlockClusters, Guess, Seen, look, read_images
+from tpcli.analysis.clusters import BlockClusters, Guess, Seen, look, pooling_blocks, read_images
+from tpcli.config.options import options_from_dict
+from tpcli.data import UNREADABLE, ImageData
 from tpcli.errors import UserError
-from tpcli.models import data_config
-from tpcli.surgery import find
-from tpcli.text import visible
+from tpcli.models.load import data_config
+from tpcli.pareto import ModelSource, Point, SweepResult
+from tpcli.pareto.points import FINETUNED
+from tpcli.schedules.resolve import pool
+from tpcli.surgery import find, unpooled
+from tpcli.system.text import visible
 
-from .figure import PLAIN
+from .figure import PLAIN, small_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 
 Picture = npt.NDArray[np.uint8]
 
@@ -240,3 +249,60 @@ def _explain_sizes(figure: Figure, largest: int, inches: tuple[float, float]) ->
     bar.minorticks_off()
     bar.ax.tick_params(labelsize=7)
     axes.set_xlabel("patches that a token stands for", fontsize=7)
+
+
+IMAGES = 3
+ELSEWHERE = 0.6
+"""Share of the FLOPs of the point that is shown where no curve reaches a headline."""
+
+
+def pooled_strip(sources: Sequence[ModelSource], result: SweepResult) -> bytes | None:
+    """A .webp of three images at the point nearest to the headline's FLOPs; None without images.
+
+    The models are left as they were. Fine-tuned points are left out, whose weights are not at hand.
+    """
+    point = _headline_point(result)
+    if point is None:
+        return None
+    source = next(s for s in sources if s.loaded.name == point.model)
+    images, names = _some(source.data)
+    if not names:
+        return None
+    model = source.loaded.model
+    with unpooled(model):
+        pool(model, point.tokens, options_from_dict(point.options))
+        if not pooling_blocks(model):
+            return None
+        seen = look(model, images, source.data.config, names)
+    title = f"{point.model} at {100 * point.gflops_ratio:.0f}% of its GFLOPs, {point.method}"
+    return small_picture(clusters_figure(seen, title))
+
+
+def _headline_point(result: SweepResult) -> Point | None:
+    """The pooled point whose FLOPs are nearest to those of the first headline."""
+    for headline in result.headlines:
+        if headline.method.endswith(FINETUNED):
+            continue
+        wanted = 1 - headline.told[1].value if headline.told else ELSEWHERE
+        own = [p for p in result.points if (p.method, p.model) == (headline.method, headline.model)]
+        if own:
+            return min(own, key=lambda p: abs(p.gflops_ratio - wanted))
+    return None
+
+
+def _some(data: ImageData) -> tuple[torch.Tensor, list[str]]:
+    """A few images that can be read, spread over the data, and what they are called."""
+    images: Any = data.images
+    if isinstance(images, IterableDataset):
+        found = [(f"image {i}", image) for i, (image, _) in enumerate(islice(images, IMAGES))]
+    else:
+        count = len(images)
+        found = []
+        for share in range(IMAGES):
+            for i in range(share * count // IMAGES, (share + 1) * count // IMAGES):
+                image, target = images[i]
+                if target != UNREADABLE:
+                    found.append((data.names[i] if data.names else f"image {i}", image))
+                    break
+    names = [name for name, _ in found]
+    return torch.stack([torch.as_tensor(image) for _, image in found] or [torch.empty(0)]), names

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tpcli.measures import MEASURES
+from tpcli.config.measures import MEASURES
 from tpcli.pareto import Headline, Point, frontier
 from tpcli.pareto.points import FINETUNED
-from tpcli.text import visible
+from tpcli.system.text import visible
 
 from .figure import BASE_COLOUR, COLOURS, MARKERS, Axis, axis_for, write_title
 

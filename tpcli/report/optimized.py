@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from tpcli.files import check_output, replacing
-from tpcli.measures import MEASURES
-from tpcli.measures.paired import signed
-from tpcli.models import MODEL_FILES, save
-from tpcli.optimizing.result import Optimized, Tried
-from tpcli.schedule import Schedule
+from tpcli.config.measures import MEASURES
+from tpcli.config.schedule import Schedule
+from tpcli.models.load import MODEL_FILES, save
+from tpcli.optimize.result import Optimized, Tried
+from tpcli.stats import signed
 from tpcli.surgery import PoolingSpec, insert, unpooled
-from tpcli.text import visible
+from tpcli.system.files import check_output, replacing
+from tpcli.system.text import visible
 
-from .document import ReportContext
 from .figure import BASE_COLOUR, COLOURS, MARKERS, figure_bytes, write_title
-from .pages import PER_IMAGE, render
+from .pareto import PER_IMAGE, ReportContext, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

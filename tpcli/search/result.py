@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tpcli.budget import weakest_within
-from tpcli.cost import Cost
-from tpcli.files import write_json
-from tpcli.options import PoolingOptions
-from tpcli.schedule import Schedule, Tokens
+import torch
+from torch import Tensor, nn
+
+from tpcli.config.options import PoolingOptions
+from tpcli.config.schedule import Schedule, Tokens
+from tpcli.schedules.budget import weakest_within
+from tpcli.schedules.flops_cost import Cost
+from tpcli.surgery import unpool
+from tpcli.surgery.attention import significance_scores
+from tpcli.system.files import write_json
 
 STEPS = 256
 """How finely the way from one member of the family to the next is looked at."""
@@ -109,3 +115,37 @@ class SearchResult:
     def save(self, path: Path, budget: float, force: bool = False) -> None:
         """Write the schedule of `budget` and the family, atomically."""
         write_json(path, self.document(budget), force=force)
+
+
+class Thresholds:
+    """Schedules in which a token survives a block if its score there, and in all blocks before it,
+    reaches a threshold. K is the mean number of survivors over the calibration images.
+    """
+
+    def __init__(self, model: nn.Module, images: Sequence[Tensor]) -> None:
+        unpool(model).eval()
+        scores = torch.cat([significance_scores(model, batch) for batch in images], dim=1)
+        lowest = scores.cummin(0).values  # (L, B, N) the score that decides
+        self._images = scores.shape[1]
+        self._ascending = lowest.flatten(1).sort(1).values.cpu()  # (L, B N)
+
+    def schedule(self, threshold: float, cost: Cost) -> Tokens:
+        """Tokens per block at one threshold."""
+        below = [int(torch.searchsorted(scores, threshold)) for scores in self._ascending]
+        return cost.followed(
+            round((len(scores) - count) / self._images)
+            for scores, count in zip(self._ascending, below, strict=True)
+        )
+
+    def fit_budget(self, budget: float, cost: Cost) -> Tokens:
+        """The schedule of the lowest threshold whose estimated cost is within `budget`."""
+        low, high = 0.0, float(self._ascending.max()) * 1.01
+        fitting = self.schedule(high, cost)
+        for _ in range(40):
+            threshold = (low + high) / 2
+            tokens = self.schedule(threshold, cost)
+            if cost.estimate(tokens) > budget:
+                low = threshold
+            else:
+                high, fitting = threshold, tokens
+        return fitting

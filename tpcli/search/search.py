@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,78 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpcli.cost import Cost, CostModel
+from tpcli.bench.clock import BenchOptions
+from tpcli.config.options import PoolingOptions
+from tpcli.config.schedule import Tokens
 from tpcli.data import UNREADABLE, ImageData, batches, create
-from tpcli.devices import borrowed, explain_out_of_memory, pick_device
 from tpcli.errors import UserError
-from tpcli.models import weights_hash
-from tpcli.options import PoolingOptions
-from tpcli.processes import team
-from tpcli.schedule import Tokens
+from tpcli.models.load import weights_hash
+from tpcli.schedules.flops_cost import Cost, CostModel
+from tpcli.schedules.time_cost import time_cost
 from tpcli.surgery import unpooled, with_place
 from tpcli.surgery.head import last_pooling_is_free
-from tpcli.time_cost import time_cost
+from tpcli.system.devices import borrowed, explain_out_of_memory, pick_device
+from tpcli.system.ranks import team
 from tpcli.version import __version__
 
-from .options import SearchOptions
-from .result import Member, SearchResult
-from .thresholds import Thresholds
-from .trials import Trials, find_family, find_way, smallest
-from .views import VIEWS
-from .ways import Way, moves
+from .result import Member, SearchResult, Thresholds
+from .trials import VIEWS, Trials, find_family, find_way, smallest
+from .variants import VARIED, Way, moves
+
+OBJECTIVES = ("kl", "reconstruction", "significance", "similarity")
+BUDGETS = (0.75, 0.55, 0.4, 0.28)
+"""Where the family is searched for; budgets between them are interpolated."""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search.
+
+    by: what a schedule is judged by; None for "kl" in models with a head, else "similarity".
+    images: number of calibration images. budgets: shares of the base FLOPs at which the family is
+    searched for. trials: schedules that are tried per budget.
+    vary: what is searched besides the schedule: "options", "places". focus: the budget at which
+    those are compared; the smallest where left out. last_free: leave one patch token for the last
+    block's MLP, in models whose answers don't depend on it (`surgery.head.last_pooling_is_free`).
+    timing: budgets are shares of the time, measured so; None for shares of the FLOPs.
+
+    Raises:
+        UserError: a value is not among those accepted.
+    """
+
+    by: str | None = None
+    images: int = 256
+    budgets: tuple[float, ...] = BUDGETS
+    trials: int = 16
+    vary: tuple[str, ...] = ()
+    focus: float | None = None
+    last_free: bool = False
+    timing: BenchOptions | None = None
+    batch_size: int = 64
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.by is not None and self.by not in OBJECTIVES:
+            raise UserError(f"by {self.by!r} is unknown; use one of {', '.join(OBJECTIVES)}.")
+        for name, value in (("images", self.images), ("trials", self.trials)):
+            if value < 1:
+                raise UserError(f"`{name}={value}` is below 1; use 1 or more.")
+        for what in self.vary:
+            if what not in VARIED:
+                raise UserError(f"vary {what!r} is unknown; use one of {', '.join(VARIED)}.")
+        if self.vary and self.by == "significance":
+            raise UserError("by 'significance' tells no two ways of pooling apart; use another.")
+        for budget in self.budgets:
+            if not 0 < budget <= 1:
+                raise UserError(
+                    f"budget {budget:g} is out of range; use a share of the FLOPs in (0, 1]."
+                )
+
+
+def budgets_with(budget: float, apart: float = 0.06) -> tuple[float, ...]:
+    """The usual budgets, and `budget` in place of those that are near it."""
+    usual = [b for b in BUDGETS if abs(b - budget) >= apart]
+    return tuple(sorted([budget, *usual], reverse=True))
 
 
 def search(

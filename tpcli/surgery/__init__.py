@@ -1,10 +1,9 @@
 """Insert pooling into timm models and take it out again; the one place that knows timm's blocks."""
 
 from .dense import spread
-from .insert import insert, unpool, unpooled, with_place
+from .insert import check_supported, find, insert, unpool, unpooled, with_place
 from .layer import PooledTokens, TokenPooling
 from .spec import PoolingSpec, pooling_spec
-from .support import check_supported, find
 from .trace import trace
 
 __all__ = [

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tpcli.pooling import Clusters
 from tpcli.pooling.clusters import take
-from tpcli.pooling.distance import squared_distances
-from tpcli.pooling.order import lowest
+from tpcli.pooling.distances import squared_distances
+from tpcli.pooling.ties import lowest
 
 
 class Patches(NamedTuple):

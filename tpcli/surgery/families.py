@@ -17,7 +17,7 @@ from timm.models import vision_transformer as vit
 from timm.models import vision_transformer_relpos as relpos
 from torch import Tensor, nn
 
-from .bias import PositionBias
+from .positions import PositionBias
 
 Half = Callable[..., Any]
 """(block, x, **kwargs) -> x; attributes of modules are untyped, so the tensor is Any."""

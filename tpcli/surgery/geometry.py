@@ -12,8 +12,8 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
 
+from tpcli.config.schedule import share_of
 from tpcli.errors import UserError
-from tpcli.schedule import share_of
 
 POOLING_NAME = "token_pooling"
 """The attribute of a block that holds its pooling layer."""

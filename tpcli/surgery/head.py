@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tpcli.errors import TpcliError, UserError
 
 from .layer import PooledTokens
-from .overrides import override, restore
+from .patching import override, restore
 
 MEANS = ("avg", "avgmax")
 """Kinds of `global_pool` in which tokens count by their sizes."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from tpcli.config.options import PoolingOptions, options_from_dict
+from tpcli.config.schedule import Schedule
 from tpcli.errors import UserError
-from tpcli.options import PoolingOptions, options_from_dict
-from tpcli.schedule import Schedule
 
 from .geometry import vit_of
 

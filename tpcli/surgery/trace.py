@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .layer import TokenPooling
-from .running import THREAD, Merge
+from .state import THREAD, Merge
 
 
 @dataclass

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny import images, tiny_vit
+from tests.helpers.models import images, tiny_vit
 from tpcli import count_flops, pool, trace, unpool
+from tpcli.config.options import options_from_dict, pooling_options
 from tpcli.errors import UserError
-from tpcli.options import options_from_dict, pooling_options
 from tpcli.pooling import Method, methods, register
 
 NAMES = [method.name for method in methods()]

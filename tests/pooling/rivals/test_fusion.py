@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.pooling.rivals import reference
-from tests.pooling.rivals.test_merging import groups
-from tests.tiny import images, tiny_vit, tokens
+from tests.helpers.models import images, tiny_vit, tokens
 from tpcli import pool
+from tpcli.config.options import pooling_options
 from tpcli.errors import UserError
-from tpcli.options import pooling_options
 from tpcli.pooling import get_method, merge_tokens
+
+from . import reference
+from .test_merging import groups
 
 N = 24
 EVERY_K = [23, 18, 12, 7, 2, 1]

@@ -8,14 +8,15 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
-from tests.pooling.rivals import reference
-from tests.tiny import images, tiny_vit, tokens
+from tests.helpers.models import images, tiny_vit, tokens
 from tpcli import pool
+from tpcli.config.methods import LINKAGES
 from tpcli.errors import UserError
-from tpcli.methods import LINKAGES
 from tpcli.pooling import Clusters, get_method, reduce_tokens
 from tpcli.pooling.agglomerative import merge_nearest
 from tpcli.pooling.grid import grid_counts, grid_shape
+
+from . import reference
 
 Groups = list[list[int]]
 

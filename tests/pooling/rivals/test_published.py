@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tpcli.options import options_from_dict
-from tpcli.schedule_forms import file_options, parse
+from tpcli.config.options import options_from_dict
+from tpcli.config.schedule import file_options, parse
 
 FILES = sorted((Path(__file__).parents[3] / "docs" / "schedules").glob("diffrate-*.json"))
 CHANNELS = {"deit_tiny": 192, "deit_small": 384, "deit_base": 768}

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.pooling.rivals import reference
-from tests.tiny import images, tiny_vit, tokens
+from tests.helpers.models import images, tiny_vit, tokens
 from tpcli import count_flops, pool
 from tpcli.errors import UserError
 from tpcli.pooling import Clusters, get_method, reduce_tokens
+
+from . import reference
 
 
 def pooled(name: str, x: Tensor, k: int, **keywords: object) -> Tensor:

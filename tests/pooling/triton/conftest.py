@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tpcli.pooling import native, triton
+from tpcli.pooling.backends import c as c_kernels
+from tpcli.pooling.backends import triton
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +27,7 @@ def device() -> str:
 @pytest.fixture(autouse=True)
 def _kernels_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No loops in C; and a kernel that fails is not passed over in silence."""
-    monkeypatch.setattr(native, "kernels", None)
+    monkeypatch.setattr(c_kernels, "kernels", None)
     yield
     failed, triton.failed = triton.failed, False
     assert not failed, "a kernel failed"

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tpcli.pooling import Clusters, triton
+from tpcli.pooling import Clusters
+from tpcli.pooling.backends import triton
 
 
 def some_labels(batch: int, n: int, k: int, seed: int = 0) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tpcli.pooling import Clusters, merge_tokens, triton
+from tpcli.pooling import Clusters, merge_tokens
+from tpcli.pooling.backends import triton
 from tpcli.pooling.clusters import merge_by_operators
 
 from .labels import operators_number, some_labels

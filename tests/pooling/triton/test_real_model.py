@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tpcli import load, pool
 from tpcli.data import batches, create
-from tpcli.pooling import reconstruction_loss, triton
+from tpcli.pooling import reconstruction_loss
+from tpcli.pooling.backends import triton
 from tpcli.pooling.ward import ward_by_operators
 
 from .labels import operators_number

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.pooling import reference
+from tests.helpers import pooling_reference as reference
+from tests.helpers.models import tokens
 from tests.pooling.test_ties import KEEP, TOKENS
-from tests.tiny import tokens
-from tpcli.pooling import Clusters, get_method, triton
+from tpcli.pooling import Clusters, get_method
+from tpcli.pooling.backends import triton
 from tpcli.pooling.ward import candidate_count, merges_per_round, sketch_saves, ward_by_operators
 
 from .labels import operators_number
@@ -166,7 +167,7 @@ def test_tokens_that_are_not_finite_still_make_k_clusters(
 
 def test_pointers_that_form_a_circle_are_cut_open(device: str) -> None:
     """Five points: 0 -> 2 -> 1 -> 0, as no exact price would have them, and 3 <-> 4."""
-    from tpcli.pooling.triton import launch
+    from tpcli.pooling.backends.triton import launch
 
     price = torch.tensor([[1.0, 1.0, 1.0, 5.0, 5.0]], device=device)
     partner = torch.tensor([[2, 0, 1, 4, 3]], dtype=torch.int32, device=device)

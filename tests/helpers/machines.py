@@ -1,0 +1,29 @@
+"""Made-up machines, whose times are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tpcli.bench.stopwatch import Timed
+from tpcli.config.schedule import Tokens
+
+
+def machine(
+    tokens: Tokens,
+    attention: Callable[[int], float],
+    mlp: Callable[[int], float],
+    inside: bool,
+    sizes: float = 0.0,
+) -> Timed:
+    """A forward of 64 tokens on a machine with these times, in shares of the unpooled one.
+
+    sizes: what attention takes more once tokens have sizes.
+    """
+    base = 0.5 + len(tokens) * (attention(64) + mlp(64))
+    blocks, mlps, poolings = [], [], []
+    for before, after in zip((64, *tokens[:-1]), tokens, strict=True):
+        mlps.append(mlp(after if inside else before) / base)
+        poolings.append((0.2 + 1e-4 * before**2) / base if after < before else 0.0)
+        own = attention(before) + (sizes if before < 64 else 0)
+        blocks.append(own / base + mlps[-1] + poolings[-1])
+    return Timed(tokens, 0.5 / base + sum(blocks), tuple(blocks), tuple(mlps), tuple(poolings))

@@ -1,0 +1,1 @@
+"""What a user may write: schedules, methods, options, recipes, specs. Imports no torch."""

@@ -1,0 +1,234 @@
+"""DATA specs: from what the user typed to images."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from timm.data import create_dataset, create_transform
+from torch.utils.data import IterableDataset, Subset
+
+from tpcli.config.specs import DEMO, check_data, is_named, main_name
+from tpcli.errors import UserError
+
+from .classes import (
+    Head,
+    NoClasses,
+    Unmatched,
+    by_folder,
+    by_map,
+    check_indices,
+    match,
+    no_head,
+    without_classes,
+)
+from .images import UNREADABLE, FileImages, ImageData, NamedImages, Prepared, Relabelled, mode_for
+from .listing import NO_FILE, in_folder
+from .splits import find_split, keep_split
+from .tar import in_tar
+
+
+def create(
+    spec: str,
+    config: dict[str, Any],
+    *,
+    split: str = "validation",
+    data_dir: str | None = None,
+    download: bool = False,
+    limit: int | None = None,
+    transform: Any = None,
+    class_map: Mapping[str, int] | None = None,
+) -> ImageData:
+    """Open a data set, for evaluation unless it is given another transform.
+
+    Args:
+        spec: `demo`, a folder, a .tar file, or a timm data set name such as `torch/cifar10`.
+        config: the model's data config (`tpcli.load(...).data_config`).
+        limit: at most so many images, spread evenly over the data.
+        transform: from a PIL image to what the data yields, in place of evaluation's own.
+        class_map: class folders and their indices in the head, as `read_class_map` reads them; the
+            other folders are left out. Without it targets are positions, until `match_classes`.
+
+    Raises:
+        UserError: there is nothing there, or nothing that can be read; says what is missing.
+    """
+    transform = transform or create_transform(
+        **_transform_arguments(config), is_training=False, use_prefetcher=True
+    )
+    prepared = Prepared(mode_for(config["input_size"][0]), transform)
+    if spec == DEMO:
+        data = _demo(split, config, prepared)
+    elif is_named(spec):
+        data = _named(spec, split, config, prepared, data_dir, download)
+    else:
+        data = _local(spec, split, config, prepared, class_map)
+    if class_map is not None and data.indices is None:
+        raise UserError(f"{spec} has no class folders; leave the class map out.")
+    if limit is not None:
+        data = _limit(data, limit)
+    _check_readable(data)
+    return data
+
+
+def match_classes(data: ImageData, head: Head) -> ImageData:
+    """The same images, with targets that are indices into a model's head.
+
+    Raises:
+        Unmatched: there are no labels, no head, or no class is the head's.
+        UserError: some classes are not the head's; names the odd one.
+    """
+    if data.unlabelled:
+        raise Unmatched(
+            f"{data.unlabelled.rstrip('.')}, or use `measure=agreement` or `measure=similarity`, "
+            "which need no labels."
+        )
+    if head.size == 0:
+        raise no_head(data.spec, head)
+    if data.indices is not None:
+        check_indices(data.indices, head)
+        return data
+    if not data.classes:
+        return data
+    indices = match(data.spec, data.classes, head, data.empty_folders, are_folders=bool(data.names))
+    if indices == tuple(range(len(indices))):
+        return replace(data, indices=indices)
+    return replace(data, images=Relabelled(data.images, indices), indices=indices)
+
+
+def overlap(one: ImageData, other: ImageData) -> bool:
+    """Whether the images of two splits lie in one folder, or in a folder in the other's.
+
+    A .tar may hold both in folders of their own; data sets of timm's keep splits apart themselves.
+    """
+    if one.root is None or other.root is None or not (one.names and other.names):
+        return False
+    first, second = one.root.resolve(), other.root.resolve()
+    if first == second:
+        folders = ({posixpath.dirname(name) for name in split.names} for split in (one, other))
+        return bool(set.intersection(*folders))
+    return first in second.parents or second in first.parents
+
+
+def check_classes(data: ImageData, num_classes: int, model: str) -> None:
+    """Raise unless a head of `num_classes` unnamed classes fits the data."""
+    match_classes(data, Head(model, num_classes))
+
+
+def open_named(spec: str, split: str, data_dir: str | None, download: bool, **more: Any) -> Any:
+    """A data set of timm's.
+
+    Raises:
+        UserError: it can't be opened; says why.
+    """
+    try:
+        return create_dataset(spec, root=data_dir, split=split, download=download, **more)
+    except (AssertionError, ImportError, RuntimeError, ValueError, OSError, TypeError) as error:
+        raise UserError(
+            f"data set {spec!r}, split {split!r}, could not be opened: {str(error) or 'unknown'}; "
+            "check the name, the split and `data_dir`, or add `download`."
+        ) from error
+
+
+def _transform_arguments(config: dict[str, Any]) -> dict[str, Any]:
+    keys = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+    return {key: config[key] for key in keys if key in config}
+
+
+def _demo(split: str, config: dict[str, Any], prepared: Prepared) -> ImageData:
+    from tpcli.demo.digits import Digits
+
+    split = main_name(split)
+    images = Digits(split, prepared)
+    return ImageData(DEMO, split, images, (), [str(i) for i in range(10)], config)
+
+
+def _named(
+    spec: str,
+    split: str,
+    config: dict[str, Any],
+    prepared: Prepared,
+    data_dir: str | None,
+    download: bool,
+) -> ImageData:
+    images = open_named(spec, split, data_dir, download)
+    images.transform = prepared
+    classes = [c if isinstance(c, str) else c[0] for c in getattr(images, "classes", ())]
+    if not isinstance(images, IterableDataset):
+        images = NamedImages(images, config["input_size"])
+    return ImageData(spec, split, images, (), classes, config, Path(data_dir) if data_dir else None)
+
+
+def _local(
+    spec: str,
+    split: str,
+    config: dict[str, Any],
+    prepared: Prepared,
+    class_map: Mapping[str, int] | None,
+) -> ImageData:
+    check_data(spec)
+    path = Path(spec)
+    root = find_split(path, split) if path.is_dir() else path
+    if not root.is_dir() and not root.is_file():
+        raise UserError(f"{root} is {NO_FILE} and no folder; give a folder or a .tar file.")
+    files = in_folder(root) if root.is_dir() else in_tar(root)
+    if root == path and path.is_file():
+        keep_split(files, split)
+    indices, unlabelled = None, ""
+    try:
+        found = by_folder(files)
+    except NoClasses as error:
+        if class_map is not None:
+            raise
+        found, unlabelled = without_classes(files), str(error)
+    labels = found.labels
+    if class_map is not None:
+        found, indices = by_map(spec, found, class_map)
+        labels = tuple(indices[label] for label in found.labels)
+    images = FileImages(files, found.members, labels, prepared, config["input_size"])
+    names = [member.name for member in found.members]
+    left_out = (*files.left_out, *found.left_out)
+    files.members, files.left_out = [], []  # not to be copied into every process
+    return ImageData(
+        spec, split, images, names, found.names, config, root, indices, left_out, unlabelled
+    )
+
+
+def _limit(data: ImageData, limit: int) -> ImageData:
+    if limit < 1:
+        raise UserError(f"`limit={limit}` is below 1; use 1 or more images.")
+    count = count_of(data, f"`limit={limit}`")
+    if limit >= count:
+        return data
+    return subset(data, [i * count // limit for i in range(limit)])
+
+
+def count_of(data: ImageData, who: str) -> int:
+    """The number of images, for `who` has to pick some of them.
+
+    Raises:
+        UserError: they come as a stream.
+    """
+    if isinstance(data.images, IterableDataset) or data.count is None:
+        raise UserError(
+            f"{who} needs images in any order, and {data.spec} is read as a stream; "
+            "leave it out, or use a folder or a .tar file."
+        )
+    return data.count
+
+
+def subset(data: ImageData, indices: Sequence[int]) -> ImageData:
+    """Some of the images, in that order."""
+    names = [data.names[i] for i in indices] if data.names else ()
+    return replace(data, images=Subset(data.images, indices), names=names)
+
+
+def _check_readable(data: ImageData) -> None:
+    """Read until one image can be read, so that a folder of broken files fails at once."""
+    if isinstance(data.images, IterableDataset):
+        return
+    count = data.count or 0
+    if not any(data.images[i][1] != UNREADABLE for i in range(count)):
+        raise UserError(f"none of the {count} images in {data.spec} can be read.")

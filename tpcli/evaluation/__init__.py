@@ -1,0 +1,1 @@
+"""Accuracy and the other measures of one model on one data set."""

@@ -1,0 +1,289 @@
+"""Accuracy and speed of a model on a data set."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset, Subset
+
+from tpcli.config.measures import MEASURES, Measure
+from tpcli.data import UNREADABLE, Head, ImageData, batches, match_classes
+from tpcli.errors import TpcliError, UserError
+from tpcli.surgery.geometry import input_size
+from tpcli.system.devices import autocast, borrowed, explain_out_of_memory, pick_device, synchronize
+from tpcli.system.ranks import gathered, share
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What was measured.
+
+    count: images that were read and counted. top1, top5: percent. loss: mean cross entropy.
+    top1_ci95: 95% Wilson interval of top1, in percent. images_per_second: time in the model alone.
+    unreadable: names (or positions) of images that could not be read. correct: (count,) whether
+    each image's best guess was right, in the data's order.
+    """
+
+    count: int
+    top1: float
+    top5: float
+    loss: float
+    top1_ci95: tuple[float, float]
+    images_per_second: float
+    unreadable: tuple[str, ...] = ()
+    correct: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool), repr=False)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """On what a model runs over images, and how.
+
+    device: "auto" takes an accelerator if there is one. amp: autocast to bfloat16 (float16 where a
+    CUDA device has no bfloat16). workers: processes that decode images. strict: stop at the first
+    unreadable image instead of leaving it out. together: whether the processes that were started
+    for one command deal the images out (`tpcli.evaluation.run`).
+    """
+
+    batch_size: int = 128
+    device: str | torch.device = "auto"
+    amp: bool = False
+    workers: int = 0
+    strict: bool = False
+    together: bool = False
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A model has run over all images: its speed, and what could not be read."""
+
+    images_per_second: float
+    unreadable: tuple[str, ...]
+
+
+def evaluate(
+    model: nn.Module,
+    data: ImageData,
+    *,
+    batch_size: int = 128,
+    device: str | torch.device = "auto",
+    amp: bool = False,
+    workers: int = 0,
+    strict: bool = False,
+    decoded: Batches | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> EvalResult:
+    """Measure top-1, top-5 and loss of `model` on all images of `data`; it is left as it was.
+
+    Options without a word here are those of `RunOptions`.
+
+    Args:
+        decoded: batches of `data` that are in memory already.
+        on_batch: called with the number of images in each batch that is done.
+
+    Raises:
+        UserError: out of memory (says the batch size to try), or an unreadable image with `strict`.
+    """
+    check_size(model, data)
+    if decoded is None and hasattr(model, "num_classes"):
+        data = match_classes(data, Head.of(model))
+    right1: list[Tensor] = []
+    right5: list[Tensor] = []
+    losses: list[Tensor] = []
+
+    def take(logits: Tensor, targets: Tensor) -> None:
+        logits = logits.float()
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets.unsqueeze(1)
+        right1.append(best[:, 0])
+        right5.append(best.any(1))
+        losses.append(F.cross_entropy(logits, targets, reduction="none"))
+
+    run = RunOptions(batch_size, device, amp, workers, strict)
+    streamed = stream(model, data, take, run, decoded=decoded, on_batch=on_batch)
+    correct = torch.cat(right1).cpu().numpy()
+    count = len(correct)
+    loss = float(torch.cat(losses).cpu().numpy().mean(dtype=np.float64))
+    if not math.isfinite(loss):
+        raise TpcliError(
+            "the model's output is not finite; try without `amp`, or check its weights."
+        )
+    low, high = wilson_interval(int(correct.sum()), count)
+    return EvalResult(
+        count=count,
+        top1=100 * float(correct.mean()),
+        top5=100 * float(torch.cat(right5).cpu().numpy().mean()),
+        loss=loss,
+        top1_ci95=(100 * low, 100 * high),
+        images_per_second=streamed.images_per_second,
+        unreadable=streamed.unreadable,
+        correct=correct,
+    )
+
+
+def stream(
+    model: nn.Module,
+    data: ImageData,
+    take: Callable[[Tensor, Tensor], None],
+    run: RunOptions,
+    *,
+    answer: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    decoded: Batches | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Streamed:
+    """Hand what `model` says of each batch of readable images to `take`, with their targets.
+
+    Args:
+        answer: what is asked of the model and the normalized images (B, C, H, W); its output where
+            left out.
+        decoded: as for `evaluate`.
+        on_batch: as for `evaluate`.
+
+    Raises:
+        UserError: as `evaluate`, or no image can be read.
+    """
+    device = pick_device(run.device)
+    if decoded is None:
+        decoded = batches(data, run.batch_size, run.workers, pin_memory=device.type == "cuda")
+    dtype = floating_dtype(model)
+    unreadable: list[str] = []
+    seen, measured, timed_images = 0, 0.0, 0
+    first: tuple[int, float] | None = None
+    with borrowed(model, device), torch.inference_mode(), explain_out_of_memory(run.batch_size):
+        for images, targets in decoded:
+            bad = (targets == UNREADABLE).nonzero().flatten().tolist()
+            if bad:
+                names = [data.names[seen + i] if data.names else f"image {seen + i}" for i in bad]
+                if run.strict:
+                    raise UserError(f"{names[0]} can't be read; mend it, or leave out `strict`.")
+                unreadable += names
+            seen += len(targets)
+            if len(bad) < len(targets):
+                if bad:
+                    keep = targets != UNREADABLE
+                    images, targets = images[keep], targets[keep]
+                images = data.normalize(images.to(device, non_blocking=True)).to(dtype)
+                targets = targets.to(device, non_blocking=True)
+                synchronize(device)
+                began = time.perf_counter()
+                with autocast(device, run.amp):
+                    said = model(images) if answer is None else answer(model, images)
+                synchronize(device)
+                if first is None:  # the first batch warms up
+                    first = (len(targets), time.perf_counter() - began)
+                else:
+                    measured += time.perf_counter() - began
+                    timed_images += len(targets)
+                take(said, targets)
+            if on_batch is not None:
+                on_batch(len(targets) + len(bad))
+    if first is None:
+        raise UserError(f"none of the images in {data.spec} can be read.")
+    if timed_images == 0:
+        timed_images, measured = first
+    return Streamed(timed_images / measured, tuple(unreadable))
+
+
+def check_size(model: nn.Module, data: ImageData) -> None:
+    """Raise where images are of another size than FLOPs are counted at.
+
+    Raises:
+        UserError: says both sizes.
+    """
+    try:
+        own, given = input_size(model), tuple(data.config["input_size"])
+    except (AttributeError, TypeError):  # no Vision Transformer of timm's, or one of any size
+        return
+    if own != given:
+        raise UserError(
+            f"images of {'x'.join(map(str, given))} don't go with a model of "
+            f"{'x'.join(map(str, own))}; open the data with the model's own data config."
+        )
+
+
+def floating_dtype(model: nn.Module) -> torch.dtype:
+    """The type that the model takes images in: that of its first floating point weights."""
+    weights = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(weights, torch.float32)
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95% score interval of a proportion, in [0, 1]."""
+    from scipy.stats import binomtest
+
+    low, high = binomtest(successes, trials).proportion_ci(method="wilson")
+    return float(low), float(high)
+
+
+__all__ = ["MEASURES", "Measure"]
+
+
+def dealt(data: ImageData, run: RunOptions, decoded: Batches | None = None) -> ImageData | None:
+    """This process's share of the images, where `run.together`.
+
+    None where everybody does all: of a stream, and of fewer images than processes.
+    """
+    if not run.together or decoded is not None or isinstance(data.images, IterableDataset):
+        return None
+    mine = share(data.count or 0)
+    if mine is None:
+        return None
+    names = data.names[mine.start : mine.stop] or tuple(f"image {i}" for i in mine)
+    return replace(data, images=Subset(data.images, mine), names=names)
+
+
+def evaluate_together(
+    model: nn.Module,
+    data: ImageData,
+    run: RunOptions,
+    *,
+    decoded: Batches | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> EvalResult:
+    """`evaluate`, of which each process does its share (`dealt`); all have the result.
+
+    Raises:
+        UserError: as `evaluate`.
+    """
+    mine = dealt(data, run, decoded)
+    found = evaluate(
+        model,
+        mine or data,
+        batch_size=run.batch_size,
+        device=run.device,
+        amp=run.amp,
+        workers=run.workers,
+        strict=run.strict,
+        decoded=decoded,
+        on_batch=on_batch,
+    )
+    return combined(gathered(found)) if mine else found
+
+
+def combined(parts: Sequence[EvalResult]) -> EvalResult:
+    """The result of all images from those of shares; speeds add up, as shares ran side by side."""
+    counts = np.array([part.count for part in parts])
+    correct = np.concatenate([part.correct for part in parts])
+    low, high = wilson_interval(int(correct.sum()), len(correct))
+
+    def mean(values: list[float]) -> float:
+        return float(np.dot(values, counts) / counts.sum())
+
+    return EvalResult(
+        count=len(correct),
+        top1=100 * float(correct.mean()),
+        top5=mean([part.top5 for part in parts]),
+        loss=mean([part.loss for part in parts]),
+        top1_ci95=(100 * low, 100 * high),
+        images_per_second=sum(part.images_per_second for part in parts),
+        unreadable=tuple(name for part in parts for name in part.unreadable),
+        correct=correct,
+    )

@@ -1,0 +1,209 @@
+"""One score per image, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tpcli.config.measures import MEASURES
+
+from .answers import Answers, Floats, chunks
+from .run import wilson_interval
+
+Each = npt.NDArray[Any]
+"""(count,) bool, or float32."""
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured.
+
+    each: (count,) the score of every image that could be read, in the data's order: whether it is
+    right, or a cosine. score: their mean, ci95: its 95% interval, both in percent. more: what was
+    measured beside it. images_per_second: time in the model alone.
+    """
+
+    measure: str
+    each: Each = field(repr=False)
+    score: float
+    ci95: tuple[float, float]
+    images_per_second: float
+    unreadable: tuple[str, ...] = ()
+    more: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Images that were read and counted."""
+        return len(self.each)
+
+
+def scores(
+    measure: str,
+    each: Each,
+    images_per_second: float,
+    unreadable: tuple[str, ...],
+    **more: float,
+) -> Scores:
+    """The mean with its interval: Wilson's for shares, a bootstrap over images for means."""
+    score = 100 * mean(each)
+    if MEASURES[measure].is_share:
+        low, high = wilson_interval(int(each.sum()), len(each))
+    else:
+        low, high = np.percentile(resampled_means(each), [2.5, 97.5])
+    ci95 = (100 * float(low), 100 * float(high))
+    return Scores(measure, each, score, ci95, images_per_second, unreadable, more)
+
+
+def mean(each: Each) -> float:
+    """Over images, in double precision."""
+    return float(each.mean(dtype=np.float64))
+
+
+def resampled_means(each: Each) -> npt.NDArray[np.float64]:
+    """Means of resampled images: (RESAMPLES,), the same images for each array of one length."""
+    random = np.random.default_rng(0)
+    count = len(each)
+    draws = (random.integers(count, size=count, dtype=np.uint32) for _ in range(RESAMPLES))
+    return np.array([each[draw].mean(dtype=np.float64) for draw in draws])
+
+
+def agreement(pooled: Answers, unpooled: Answers) -> Scores:
+    """Which images have the same best class, and the mean KL(unpooled || pooled), in nats.
+
+    Both: logits of the same images.
+    """
+    same, total = [], 0.0
+    for ours, theirs in chunks(pooled.rows, unpooled.rows):
+        same.append(ours.argmax(1) == theirs.argmax(1))
+        each = F.kl_div(
+            ours.log_softmax(1), theirs.log_softmax(1), log_target=True, reduction="none"
+        )
+        total += float(each.sum(1).double().sum())
+    found = torch.cat(same).numpy()
+    kl = max(0.0, total / len(found))
+    return scores("agreement", found, pooled.images_per_second, pooled.unreadable, kl=kl)
+
+
+QUERIES, BANK = 512, 32768
+"""Rows that are compared with each other at a time: 64 MiB of cosines."""
+
+
+def nearest(
+    queries: Floats,
+    bank: Floats,
+    k: int,
+    device: torch.device,
+    own: npt.NDArray[np.int64] | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The k rows of `bank` that are nearest to each query: cosines and positions, nearest first.
+
+    queries: (Q, D). bank: (M, D). own: (Q,) where each query lies in the bank, which is no
+    neighbour of itself. Yields (B, k) float32 and (B, k) int64 on the CPU, for the queries in turn.
+    """
+    for start in range(0, len(queries), QUERIES):
+        rows = _normal(queries[start : start + QUERIES], device)
+        best = torch.full((len(rows), k), -torch.inf, device=device)
+        where = torch.zeros((len(rows), k), dtype=torch.int64, device=device)
+        for first in range(0, len(bank), BANK):
+            cosines = rows @ _normal(bank[first : first + BANK], device).T  # (B, M')
+            if own is not None:
+                _leave_out(cosines, own[start : start + QUERIES], first)
+            top = cosines.topk(min(k, cosines.shape[1]), dim=1)
+            both = torch.cat([best, top.values], 1)
+            places = torch.cat([where, top.indices + first], 1)
+            best, order = both.topk(k, dim=1)
+            where = places.gather(1, order)
+        yield best.cpu(), where.cpu()
+
+
+def _normal(rows: Floats, device: torch.device) -> Tensor:
+    """Rows of length 1, on the device."""
+    return F.normalize(torch.from_numpy(np.array(rows, dtype=np.float32)).to(device), dim=1)
+
+
+def _leave_out(cosines: Tensor, own: npt.NDArray[np.int64], first: int) -> None:
+    places = torch.from_numpy(own).to(cosines.device) - first
+    inside = (places >= 0) & (places < cosines.shape[1])
+    rows = inside.nonzero().flatten()
+    cosines[rows, places[rows]] = -torch.inf
+
+
+KNN_NEIGHBOURS = 20
+TEMPERATURE = 0.07
+
+
+def knn(queries: Answers, bank: Answers, device: torch.device) -> Scores:
+    """Which images are of the class that their 20 nearest in the bank vote for.
+
+    A neighbour at cosine c has exp(c / 0.07) votes.
+    """
+    guesses = vote(queries, bank, device)
+    each = guesses == queries.targets
+    return scores("knn", each, queries.images_per_second, queries.unreadable)
+
+
+def vote(queries: Answers, bank: Answers, device: torch.device) -> npt.NDArray[np.int64]:
+    """The class of most votes for each query; the lowest of several: (count,)."""
+    classes, labels = np.unique(bank.targets, return_inverse=True)
+    indices = torch.from_numpy(labels.reshape(-1))
+    k = min(KNN_NEIGHBOURS, len(labels))
+    guesses = []
+    for cosines, places in nearest(queries.rows, bank.rows, k, device):
+        weights = (cosines.double() / TEMPERATURE).exp()
+        votes = torch.zeros(len(cosines), len(classes), dtype=torch.float64)
+        votes.scatter_add_(1, indices[places], weights)
+        guesses.append(votes.numpy().argmax(1))
+    found: npt.NDArray[np.int64] = classes[np.concatenate(guesses)]
+    return found
+
+
+NEIGHBOURS = 10
+MOST_QUERIES = 10_000
+"""Images whose neighbours are looked up, spread evenly where there are more; every image is among
+those that they are looked up in."""
+
+
+def similarity(pooled: Answers, unpooled: Answers, device: torch.device) -> Scores:
+    """The cosine of each image's features in both models; beside it `recall` of neighbours.
+
+    Both: features of the same images.
+    """
+    each = cosines(pooled.rows, unpooled.rows)
+    more = {}
+    if len(each) > 1:
+        more["neighbours"] = 100 * recall(pooled.rows, unpooled.rows, device)
+    speed, unreadable = pooled.images_per_second, pooled.unreadable
+    return scores("similarity", each, speed, unreadable, **more)
+
+
+def cosines(ours: Floats, theirs: Floats) -> Floats:
+    """(count, D), (count, D) -> (count,)."""
+    pairs = chunks(ours, theirs)
+    found = [F.cosine_similarity(a.double(), b.double(), dim=1) for a, b in pairs]
+    each: Floats = torch.cat(found).clamp(-1, 1).numpy().astype(np.float32)
+    return each
+
+
+def recall(ours: Floats, theirs: Floats, device: torch.device) -> float:
+    """The share of each image's 10 nearest by `theirs` that are among its 10 nearest by `ours`."""
+    count = len(ours)
+    k = min(NEIGHBOURS, count - 1)
+    asked = np.linspace(0, count - 1, min(count, MOST_QUERIES)).round().astype(np.int64)
+    found = zip(
+        nearest(ours[asked], ours, k, device, asked),
+        nearest(theirs[asked], theirs, k, device, asked),
+        strict=True,
+    )
+    common = 0
+    for (_, own), (_, wanted) in found:
+        common += int((own[:, :, None] == wanted[:, None, :]).sum())
+    return common / (k * len(asked))

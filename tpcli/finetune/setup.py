@@ -1,0 +1,132 @@
+"""The parts of a run that come from accelerate and timm, made to a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from timm.layers import DropPath, calculate_drop_path_rates
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import nn
+
+from tpcli.config.recipe import Recipe
+from tpcli.errors import UserError
+from tpcli.system.devices import pick_device, sixteen_bit_type
+
+
+def set_drop_path(model: nn.Module, rate: float) -> None:
+    """Stochastic depth that grows over the blocks from 0 to `rate`, as timm builds it."""
+    blocks = list(model.blocks)  # type: ignore[arg-type]
+    rates: Any = calculate_drop_path_rates(rate, len(blocks))
+    for block, own in zip(blocks, rates, strict=True):
+        for module in list(block.modules()):
+            for name in [n for n, _ in module.named_children() if n.startswith("drop_path")]:
+                setattr(module, name, DropPath(own) if own else nn.Identity())
+
+
+def settle_precision(recipe: Recipe, device: str) -> Recipe:
+    """The recipe with a precision: bf16; where it is only imitated, fp16, and fp32 on CPUs."""
+    if recipe.precision is not None:
+        return recipe
+    chosen = pick_device(device)
+    if sixteen_bit_type(chosen) is torch.float16:
+        return replace(recipe, precision="fp16")
+    slow = chosen.type == "cpu" and not _multiplies_bf16()
+    return replace(recipe, precision="fp32" if slow else "bf16")
+
+
+def _multiplies_bf16() -> bool:
+    """Whether the processor has units for it: AVX-512 alone takes longer than in float32."""
+    has_amx: bool = torch.cpu._is_amx_tile_supported()
+    return has_amx or torch.backends.cpu.get_cpu_capability().startswith("SVE")
+
+
+def make_accelerator(recipe: Recipe, device: str, out: Path) -> Accelerator:
+    chosen = pick_device(device)
+    if recipe.precision == "fp16" and chosen.type == "cpu":
+        raise UserError("`precision=fp16` is not there on a CPU; use bf16 or fp32.")
+    if recipe.tracker == "tensorboard":
+        from accelerate.utils import is_tensorboard_available as available
+    else:
+        from accelerate.utils import is_wandb_available as available
+    if recipe.tracker is not None and not available():
+        raise UserError(
+            f"tracker {recipe.tracker} is not installed; pip install it, or leave it out."
+        )
+    AcceleratorState._reset_state()  # each run in a process may have a precision of its own
+    accelerator = Accelerator(
+        cpu=chosen.type == "cpu",
+        mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
+        gradient_accumulation_steps=recipe.grad_accumulation,
+        log_with=recipe.tracker,
+        project_dir=str(out),
+    )
+    if accelerator.device.type != chosen.type:
+        raise UserError(f"device {device} is not where this process was started; use auto.")
+    return accelerator
+
+
+def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Begin to log where the recipe says so; this may write into the run's folder."""
+    if recipe.tracker is not None:
+        config = {key: value for key, value in recipe.to_dict().items() if value is not None}
+        accelerator.init_trackers("tpcli", config=config)
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=recipe.opt,
+            lr=recipe.peak_lr,
+            weight_decay=recipe.weight_decay,
+            layer_decay=recipe.layer_decay,
+        )
+    except (ValueError, AssertionError) as error:
+        raise UserError(
+            f"optimizer {recipe.opt!r} is not known to timm; use one such as adamw."
+        ) from error
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Any:
+    warmup = recipe.warmup_epochs * steps
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=recipe.sched,
+            num_epochs=recipe.epochs,
+            min_lr=recipe.min_lr,
+            warmup_epochs=recipe.warmup_epochs,  # type: ignore[arg-type]
+            warmup_lr=recipe.peak_lr / max(warmup, 1),
+            step_on_epochs=False,
+            updates_per_epoch=steps,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"sched {recipe.sched!r} is not known to timm; use one such as cosine."
+        ) from error
+    return scheduler
+
+
+class Watcher:
+    """Told of what happens; does nothing itself. Commands draw from it."""
+
+    def begin(
+        self, *, steps: int, done: int, base_score: float, start_score: float, measure: str
+    ) -> None:
+        """Training begins: optimizer steps in all, and how many a former run has done."""
+
+    def step(self, *, step: int, epoch: int, loss: float, lr: float, images: int) -> None:
+        """An optimizer step was made, on so many images."""
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """An epoch was measured; `row` is its line of metrics.csv."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line, such as where the run goes on from."""

@@ -1,0 +1,1 @@
+"""MODEL: load, save and list timm's Vision Transformers."""

@@ -1,0 +1,87 @@
+"""What the user wants: at most so much lost, at least so fast, at most so many FLOPs; no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tpcli.bench.clock import BenchOptions
+from tpcli.config.options import PoolingOptions
+from tpcli.errors import UserError
+
+RISKS = ("upper", "mean")
+"""Of the drop on the images of the choice, what has to be within the aim: the upper end of its 95%
+interval, or its mean."""
+
+
+@dataclass(frozen=True)
+class Aims:
+    """One or two of three.
+
+    max_drop: points of the measure that may be lost. speedup: at least so many times as fast as the
+    unpooled model. budget: at most this share of its FLOPs. risk: one of RISKS.
+
+    Raises:
+        UserError: none or all three are given, or a value is out of range.
+    """
+
+    max_drop: float | None = None
+    speedup: float | None = None
+    budget: float | None = None
+    risk: str = "upper"
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.max_drop, self.speedup, self.budget) if value is not None]
+        if not given:
+            raise UserError("there is no aim; give max_drop, speedup or budget, or two of them.")
+        if len(given) == 3:
+            raise UserError("max_drop, speedup and budget can't all be held; give one or two.")
+        for name, value, low, high in (
+            ("max_drop", self.max_drop, 0, 100),
+            ("speedup", self.speedup, 1, 1000),
+            ("budget", self.budget, 0, 1),
+        ):
+            if value is not None and not (math.isfinite(value) and low <= value <= high):
+                raise UserError(f"{name} {value:g} is out of range; give one from {low} to {high}.")
+        if self.budget == 0:
+            raise UserError("budget 0 leaves nothing to compute; give a share of the FLOPs.")
+        if self.risk not in RISKS:
+            raise UserError(f"risk {self.risk!r} is unknown; use {' or '.join(RISKS)}.")
+        if self.speedup is not None and self.budget == 1 and self.speedup > 1:
+            raise UserError(
+                f"budget 1 removes nothing, so speedup {self.speedup:g} can't be had; leave the "
+                "budget out."
+            )
+
+    @property
+    def words(self) -> str:
+        """All aims in words."""
+        parts = []
+        if self.speedup is not None:
+            parts.append(f"at least {self.speedup:g}x as fast")
+        if self.max_drop is not None:
+            parts.append(f"at most {self.max_drop:g} point{'s' * (self.max_drop != 1)} lost")
+        if self.budget is not None:
+            parts.append(f"at most {100 * self.budget:g}% of the FLOPs")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class OptimizeOptions:
+    """How to look for it.
+
+    poolings: methods that are tried, each with its options. bench: where, how and how long speed is
+    measured, the parts of each method as long as what is chosen.
+    batch_size, workers: of evaluation. images: that plans are compared on before the race.
+    measure, bank: as `tpcli.evaluation.choose.choose` takes them. seed: of the halves.
+    """
+
+    poolings: Sequence[PoolingOptions]
+    bench: BenchOptions
+    batch_size: int = 128
+    workers: int = 0
+    images: int = 128
+    measure: str | None = None
+    bank: str = "pooled"
+    seed: int = 0

@@ -1,0 +1,256 @@
+"""Candidates: a method, how removal is shared out among the blocks, and how much is removed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import nn
+
+from tpcli.bench.clock import BenchOptions, percent
+from tpcli.bench.stopwatch import Timed, time_parts
+from tpcli.config.options import PoolingOptions
+from tpcli.config.schedule import Tokens
+from tpcli.errors import TpcliError
+from tpcli.schedules.budget import constant_chain, family_chain, first_within
+from tpcli.schedules.flops_cost import Cost, CostModel
+from tpcli.schedules.shapes import DEFAULT, Shape
+from tpcli.schedules.time_cost import TimeCost, probes
+from tpcli.search.pattern import optimise
+from tpcli.search.trials import smallest
+from tpcli.system.resume import Notebook
+
+from .options import Aims
+
+FEW = (2, 3, 4)
+"""How many blocks pool in schedules of few places."""
+
+MARGIN = 0.998
+"""Estimates of FLOPs are this near to the count."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way to pool at any strength.
+
+    name: how removal is shared out. blocks: the only ones that remove tokens, None for all.
+    """
+
+    options: PoolingOptions
+    name: str
+    shape: Shape = DEFAULT
+    blocks: Tokens | None = None
+    is_constant: bool = False
+
+    @property
+    def label(self) -> str:
+        """Method and name, for people."""
+        return f"{self.options.method}, {self.name}"
+
+    def chain(self, cost: Cost) -> list[Tokens]:
+        """Its schedules, the weakest first."""
+        if self.is_constant:
+            return constant_chain(cost)
+        return family_chain(cost, self.blocks, shape=self.shape)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One schedule of a plan. time, flops: shares of the unpooled model's, both estimated. damage:
+    what it does to the model's answers on a few images; 0 before that is known."""
+
+    plan: Plan
+    tokens: Tokens
+    time: float
+    flops: float
+    damage: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others."""
+        return f"{self.plan.options.to_dict()} {self.tokens}"
+
+    @property
+    def speedup(self) -> float:
+        """The forecast."""
+        return 1 / self.time
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What schedules of one method cost."""
+
+    time: Cost
+    flops: Cost
+
+
+def plans(options: PoolingOptions, depth: int) -> list[Plan]:
+    """All plans of one method that are not searched."""
+    few = [
+        Plan(options, f"{count} blocks", blocks=spread_out(count, depth))
+        for count in FEW
+        if count < depth
+    ]
+    return [Plan(options, "default"), Plan(options, "constant r", is_constant=True), *few]
+
+
+def spread_out(count: int, depth: int) -> Tokens:
+    """So many blocks at equal distances: 3, 6 and 9 of 12."""
+    return tuple(depth * (i + 1) // (count + 1) for i in range(count))
+
+
+def ladder(
+    plan: Plan, levels: Sequence[float], costs: Costs, budget: float | None
+) -> list[Candidate]:
+    """The weakest schedule of a plan within each level of time, and within a budget of FLOPs.
+
+    Levels that the plan doesn't reach are left out.
+    """
+    chain = plan.chain(costs.time)
+    times, flops = costs.time.estimates(chain), costs.flops.estimates(chain)
+    least = 0 if budget is None else first_within(budget * MARGIN, flops)
+    found = (max(least, first_within(level, times)) for level in levels)
+    wanted = dict.fromkeys(index for index in found if index < len(chain))
+    return [Candidate(plan, chain[i], float(times[i]), float(flops[i])) for i in wanted]
+
+
+def fastest(costs: Mapping[str, Costs], tried: Sequence[Plan]) -> float:
+    """The least share of time that any plan reaches."""
+    return min(
+        float(np.min(costs[plan.options.method].time.estimates(plan.chain(each.time))))
+        for plan in tried
+        for each in [costs[plan.options.method]]
+    )
+
+
+LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+"""Shares of the time at which plans are compared and race."""
+
+KEPT, CLOSE = 2, 1.25
+"""Plans that race at each level, and how many times the damage of the best the second may do."""
+
+TRIALS = 12
+"""Schedules that the search tries."""
+
+Damaged = Callable[[Candidate], float]
+"""What a candidate does to the answers of the model, on a few images."""
+
+
+def levels(aims: Aims, costs: Mapping[str, Costs], every: Sequence[Plan]) -> tuple[float, ...]:
+    """Shares of the time that candidates are looked for at.
+
+    Raises:
+        TpcliError: no plan is as fast as is aimed at; says what the fastest reaches.
+    """
+    if aims.speedup is None:
+        return LEVELS if aims.max_drop is not None else (math.inf,)
+    wanted, least = 1 / aims.speedup, fastest(costs, every)
+    if least > wanted:
+        raise TpcliError(
+            f"speedup {aims.speedup:g} can't be reached; the fastest schedule is "
+            f"{1 / least:.2f}x as fast by forecast."
+        )
+    return (*LEVELS, wanted) if aims.max_drop is not None else (wanted,)
+
+
+class Finder:
+    """Compares plans and picks candidates.
+
+    every: the plans. costs: by method. damaged: the mean over a few images; remembered, so that
+    asking twice costs nothing.
+    """
+
+    def __init__(
+        self, every: Sequence[Plan], costs: Mapping[str, Costs], aims: Aims, damaged: Damaged
+    ) -> None:
+        self._every = list(every)
+        self._costs = costs
+        self._aims = aims
+        self._damaged = damaged
+
+    def candidates(self, wanted: Sequence[float]) -> list[Candidate]:
+        """At each level the schedules of the plans that do least damage, slowest first.
+
+        Raises:
+            TpcliError: no method reaches the budget.
+        """
+        kept = {level: self._ranked(level, self._every) for level in wanted}
+        middle = sorted(wanted)[len(wanted) // 2]
+        if kept[middle]:
+            searched = self._searched(kept[middle][0].plan, middle)
+            self._every.append(searched)
+            for level, ranked in kept.items():
+                plans = [*(candidate.plan for candidate in ranked), searched]
+                kept[level] = self._ranked(level, plans)
+        found = {candidate.key: candidate for ranked in kept.values() for candidate in ranked}
+        if not found:
+            raise TpcliError(
+                f"budget {self._aims.budget or 1:g} can't be reached by any of the methods; allow "
+                "more FLOPs."
+            )
+        return sorted(found.values(), key=lambda c: -c.time)
+
+    def between(self, slow: Candidate, fast: Candidate) -> list[Candidate]:
+        """Two candidates at times between these two, of the plan that does less damage there."""
+        times = (slow.time + (fast.time - slow.time) * step / 3 for step in (1, 2))
+        plans = list(dict.fromkeys((slow.plan, fast.plan)))
+        found = (candidate for time in times for candidate in self._ranked(time, plans)[:1])
+        return [candidate for candidate in found if candidate.time > fast.time]
+
+    def best(self, level: float) -> list[Candidate]:
+        """The schedule of all plans that does the least damage at a level of time; none where no
+        plan reaches it."""
+        return self._ranked(level, self._every)[:1]
+
+    def _at(self, plan: Plan, level: float) -> list[Candidate]:
+        """The weakest schedule of a plan at a level of time, within the budget; none where the plan
+        does not reach them."""
+        return ladder(plan, [level], self._costs[plan.options.method], self._aims.budget)
+
+    def _ranked(self, level: float, plans: Sequence[Plan]) -> list[Candidate]:
+        """Candidates at a level that do the least damage, and how much."""
+        known = [
+            replace(candidate, damage=self._damaged(candidate))
+            for plan in dict.fromkeys(plans)
+            for candidate in self._at(plan, level)
+        ]
+        ranked = sorted(known, key=lambda c: c.damage)[:KEPT]
+        return [c for c in ranked if c.damage <= CLOSE * ranked[0].damage]
+
+    def _searched(self, start: Plan, level: float) -> Plan:
+        """A plan's method, under the profile that a search finds at a level."""
+        costs = self._costs[start.options.method]
+        plan = replace(start, name="searched", is_constant=False, blocks=None)
+        cost, share = costs.time, level
+        if level == math.inf:
+            cost, share = costs.flops, self._aims.budget or 1.0
+
+        def damage(tokens: Tokens) -> float:
+            return self._damaged(Candidate(plan, tokens, 1.0, 1.0))
+
+        found = optimise(share, cost, damage, floor=smallest(cost), known=(), trials=TRIALS)
+        return replace(plan, shape=found[0])
+
+
+Advance = Callable[[int], None]
+
+
+def costs_of(
+    model: nn.Module,
+    pooling: PoolingOptions,
+    options: BenchOptions,
+    notes: Notebook,
+    advance: Advance,
+) -> Costs:
+    """Time and FLOPs of schedules. advance: called with percent that are done."""
+    wanted = probes(model, pooling)
+    found = notes(
+        f"time {pooling.to_dict()}",
+        lambda: [
+            t.to_dict() for t in time_parts(model, pooling, wanted, options, percent(advance))
+        ],
+    )
+    timed = [Timed.from_dict(values) for values in found]
+    return Costs(TimeCost(model, pooling, timed), CostModel(model, pooling))

@@ -1,0 +1,259 @@
+"""`optimize`: from aims to one schedule, chosen on half of the images and checked on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tpcli.bench.clock import percent
+from tpcli.bench.compare import BenchResult, bench
+from tpcli.config.schedule import Schedule
+from tpcli.data import ImageData
+from tpcli.errors import UserError
+from tpcli.evaluation.choose import Candidate as Measured
+from tpcli.evaluation.choose import Task, choose
+from tpcli.evaluation.run import RunOptions
+from tpcli.evaluation.scores import Each
+from tpcli.models.load import LoadedModel, weights_hash
+from tpcli.search.search import SearchOptions, calibration_images
+from tpcli.search.trials import Damage
+from tpcli.stats import drop
+from tpcli.surgery import unpooled, with_place
+from tpcli.surgery.geometry import patch_tokens
+from tpcli.system.devices import borrowed, device_name, pick_device
+from tpcli.system.resume import Notebook
+from tpcli.version import __version__
+
+from .options import Aims, OptimizeOptions
+from .plans import Candidate, Costs, Damaged, Finder, costs_of, levels, plans
+from .race import Runner, holds, race, winner
+from .result import Checked, Optimized, Tried, missed, nearest
+from .split import Halves, OnPass, Scoring
+
+CORRECTIONS = 3
+"""Times that the schedule is cut further where it was measured slower than its forecast."""
+
+
+def optimize(
+    loaded: LoadedModel,
+    data: ImageData,
+    aims: Aims,
+    options: OptimizeOptions,
+    *,
+    open_bank: Callable[[], ImageData] | None = None,
+    checkpoint: Path | None = None,
+    on_pass: OnPass | None = None,
+) -> Optimized:
+    """Find the fastest schedule that holds the aims, and check what it promises.
+
+    Plans of all methods are compared by what they do to the model's answers on a few images of one
+    half; the best of them race on that half; the winner is timed against the unpooled model and
+    measured on the other half, once. The model is left as it was.
+
+    Args:
+        open_bank: opens the training images: for `knn`, and to choose on where half of `data` is
+            too few.
+        checkpoint: file that remembers what was measured; `forget` removes it when all is written.
+        on_pass: called with what begins and its number of steps; returns what is called with the
+            steps done.
+
+    Raises:
+        UserError: model and data don't allow the measure, or there are too few images for the aims.
+        TpcliError: no schedule is so fast or so cheap; says what the fastest or cheapest reaches.
+    """
+    device = pick_device(options.bench.device)
+    with borrowed(loaded.model, device), unpooled(loaded.model):
+        return _Search(loaded, data, aims, options, open_bank, checkpoint, on_pass).run()
+
+
+class _Search:
+    """One run, from the task to the result."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        data: ImageData,
+        aims: Aims,
+        options: OptimizeOptions,
+        open_bank: Callable[[], ImageData] | None,
+        checkpoint: Path | None,
+        on_pass: OnPass | None,
+    ) -> None:
+        self.model: nn.Module = loaded.model
+        self.aims = aims
+        self.options = options
+        self.on_pass = on_pass
+        measured = Measured(loaded.model, loaded.name, data, open_bank)
+        self.task = choose(options.measure, [measured], options.bank)[0]
+        amp = options.bench.dtype != "float32"
+        run = RunOptions(options.batch_size, options.bench.device, amp, options.workers)
+
+        def training() -> Task | None:
+            if open_bank is None:
+                return None
+            try:
+                images = replace(measured, data=open_bank())
+                return choose(self.task.measure, [images], options.bank)[0]
+            except UserError:
+                return None
+
+        self.halves = Halves(loaded.model, self.task, run, aims, options.seed, training)
+        settings = asdict(replace(options, poolings=()))
+        self.notes = Notebook(
+            checkpoint,
+            {
+                "version": __version__,
+                "torch": torch.__version__,
+                "weights": weights_hash(loaded.model),
+                "data": data.fingerprint,
+                "device": device_name(options.bench.device),
+                "measure": self.task.measure,
+                **settings,
+            },
+        )
+        self.poolings = [with_place(loaded.model, pooling) for pooling in options.poolings]
+        self.patch_tokens = patch_tokens(loaded.model)
+        self.scoring = Scoring(self.model, self.halves, self.notes, self.patch_tokens, on_pass)
+        self.costs: dict[str, Costs] = {}
+        self.compared: set[str] = set()
+
+    def run(self) -> Optimized:
+        for pooling in self.poolings:
+            advance = self._begin(f"timing {pooling.method}", 100)
+            self.costs[pooling.method] = costs_of(
+                self.model, pooling, self.options.bench, self.notes, advance
+            )
+        depth = len(self.model.blocks)  # type: ignore[arg-type]
+        every = [plan for pooling in self.poolings for plan in plans(pooling, depth)]
+        wanted = levels(self.aims, self.costs, every)
+        self.finder = Finder(every, self.costs, self.aims, self._damaged())
+        candidates = self.finder.candidates(wanted)
+        base = [self.scoring.base(part).each for part in range(self.halves.parts)]
+        runners = race(candidates, base, self.scoring.each, self.aims, self._look)
+        runners += self._between(runners, base)
+        best = winner(runners, self.aims)
+        if best is None:
+            return self._result(runners, None, None, None, "no schedule holds the drop for certain")
+        best, timed = self._timed(best, base)
+        if not any(runner is best for runner in runners):
+            runners.append(best)
+        checked = self._check(best.candidate)
+        reason = missed(self.aims, timed.speedup, checked)
+        return self._result(runners, best, timed, checked, reason)
+
+    def _between(self, runners: Sequence[Runner], base: list[Each]) -> list[Runner]:
+        """Between the winner so far and the next faster one, two more."""
+        best = winner(runners, self.aims)
+        if best is None or self.aims.max_drop is None:
+            return []
+        slow = best.candidate
+        faster = [r.candidate for r in runners if r.candidate.time < slow.time]
+        if not faster:
+            return []
+        more = self.finder.between(slow, max(faster, key=lambda c: c.time))
+        return [
+            Runner(c, base, [self.scoring.each(c, part) for part in range(len(base))]) for c in more
+        ]
+
+    @property
+    def _compared_on(self) -> int:
+        """Images that schedules are compared on before the race."""
+        return min(self.options.images, self.halves.images[0])
+
+    def _damaged(self) -> Damaged:
+        """Mean damage on the first images of the choice."""
+        by = "kl" if int(getattr(self.model, "num_classes", 0)) > 1 else "similarity"
+        wanted = SearchOptions(
+            images=self._compared_on, batch_size=min(64, self.options.batch_size)
+        )
+        device = pick_device(self.options.bench.device)
+        images: list[Tensor] = calibration_images(self.halves.choice, wanted, device)
+        damage = Damage(self.model, self.poolings[0], images, by)
+        advance = self._begin("comparing plans", 0)
+
+        def damaged(candidate: Candidate) -> float:
+            under = damage.under(candidate.plan.options)
+            self.compared.add(candidate.key)
+            advance(1)
+            return float(self.notes(f"damage {candidate.key}", lambda: under.of(candidate.tokens)))
+
+        return damaged
+
+    def _look(self, runners: Sequence[Runner]) -> None:
+        """Keep in words which candidate would be chosen by now."""
+        best = winner(runners, self.aims)
+        self.scoring.so_far = f"; {sum(not runner.out for runner in runners)} in the race"
+        if best is not None:
+            self.scoring.so_far += f", best {best.candidate.speedup:.2f}x ({best.drop().words})"
+
+    def _timed(self, best: Runner, base: list[Each]) -> tuple[Runner, BenchResult]:
+        """The winner timed; cut further where it is slower than the speed that is aimed at."""
+        timed = self._bench(best.candidate)
+        for _ in range(CORRECTIONS):
+            wanted = self.aims.speedup
+            if wanted is None or timed.speedup >= wanted:
+                break
+            level = best.candidate.time * timed.speedup / wanted * 0.995
+            stronger = self.finder.best(level)
+            if not stronger:
+                break
+            runner = Runner(stronger[0], base)
+            runner.scores = [self.scoring.each(stronger[0], part) for part in range(len(base))]
+            if not holds(runner, self.aims):
+                break
+            best, timed = runner, self._bench(stronger[0])
+        return best, timed
+
+    def _bench(self, candidate: Candidate) -> BenchResult:
+        schedule = Schedule(candidate.tokens, self.patch_tokens)
+        on_round = percent(self._begin(f"timing {candidate.plan.label}", 100))
+        return bench(self.model, schedule, candidate.plan.options, self.options.bench, on_round)
+
+    def _check(self, candidate: Candidate) -> Checked:
+        part = self.halves.parts
+        base = self.scoring.base(part)
+        pooled = self.scoring.scores(candidate, part, "held-back images")
+        return Checked(base, pooled, drop(base.each, pooled.each))
+
+    def _result(
+        self,
+        runners: Sequence[Runner],
+        best: Runner | None,
+        timed: BenchResult | None,
+        checked: Checked | None,
+        reason: str,
+    ) -> Optimized:
+        tried = [Tried.of(runner) for runner in runners]
+        ratio, chosen = None, None
+        if best is not None:
+            chosen = Tried.of(best)
+            ratio = self.costs[best.candidate.plan.options.method].flops.exact(
+                best.candidate.tokens
+            )
+        run = len(self.compared) * self._compared_on
+        run += sum(t.lost.count for t in tried) + (checked.lost.count if checked else 0)
+        return Optimized(
+            aims=self.aims,
+            measure=self.task.measure,
+            patch_tokens=self.patch_tokens,
+            met=not reason,
+            reason=reason,
+            chosen=chosen,
+            gflops_ratio=ratio,
+            bench=timed,
+            checked=checked,
+            tried=tuple(tried),
+            nearest=nearest(tried, self.aims) if reason else (),
+            images=self.halves.images,
+            chosen_on=self.halves.choice.split,
+            compared=len(self.compared),
+            work=run / (len(self.compared) * sum(self.halves.images)),
+            threads=self.options.bench.threads or torch.get_num_threads(),
+        )
+
+    def _begin(self, label: str, total: int) -> Callable[[int], None]:
+        return self.on_pass(label, total) if self.on_pass else lambda done: None

@@ -1,8 +1,0 @@
-"""From aims (so fast, so little lost) to a pooled model, and a promise that was checked.
-
-Importing this imports no torch; the work is in the modules beside.
-"""
-
-from .aims import RISKS, Aims
-
-__all__ = ["RISKS", "Aims"]

@@ -1,0 +1,395 @@
+"""What is swept: models with what their points share, and the points that are measured."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from operator import index
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpcli.config.options import PoolingOptions
+from tpcli.config.recipe import Recipe
+from tpcli.config.schedule import Budget, Schedule
+from tpcli.data import ImageData, batches
+from tpcli.errors import UserError
+from tpcli.evaluation.choose import Task, choose
+from tpcli.evaluation.measurer import Measurer
+from tpcli.flops import count_flops
+from tpcli.models.load import LoadedModel, load, weights_hash
+from tpcli.schedules.budget import BudgetSolver
+from tpcli.schedules.resolve import pool, resolve
+from tpcli.surgery import pooling_spec, unpool
+from tpcli.surgery.geometry import patch_tokens
+from tpcli.system.devices import device_name, free_memory
+from tpcli.system.files import read_json, write_json
+
+from .cache import claimed, point_key
+from .options import ModelSource, SweepOptions
+from .points import BASE, CONSTANT, DEFAULT, FINETUNED, SEARCHED, Point
+
+Found = dict[str, tuple[int, ...]]
+"""Tokens per block for each budget, written as in the file."""
+
+
+def searched(
+    loaded: LoadedModel,
+    calibration: ImageData,
+    method: PoolingOptions,
+    budgets: Sequence[float],
+    path: Path,
+    *,
+    device: str = "auto",
+    on_trial: Callable[[int, int], None] | None = None,
+) -> Found:
+    """Tokens per block for every budget: what `path` holds, or what a search finds, written to it.
+
+    Raises:
+        UserError: as `search`.
+    """
+    from tpcli.search import BUDGETS, SearchOptions, SearchResult, budgets_with, search
+
+    depth = len(loaded.model.blocks)  # type: ignore[arg-type]
+    found = stored(path, budgets, depth)
+    if found is not None:
+        return found
+    with claimed(path, timeout=-1):  # processes that share the cache wait for one
+        found = stored(path, budgets, depth)
+        if found is not None:
+            return found
+        least = min(budgets)
+        options = SearchOptions(
+            budgets=budgets_with(least) if least < min(BUDGETS) else BUDGETS, device=device
+        )
+        if calibration.count is not None:
+            options = replace(options, images=min(options.images, calibration.count))
+        tokens: Found = {}
+
+        def write(result: SearchResult) -> None:
+            tokens.update({f"{b:g}": tuple(result.schedule(b).tokens) for b in budgets})
+            write_json(path, {"made_by": result.made_by, "tokens": tokens})
+
+        search(
+            loaded.model,
+            calibration,
+            method,
+            options,
+            name=loaded.name,
+            checkpoint=path.with_suffix(".part"),
+            on_trial=on_trial,
+            on_found=write,
+        )
+        return tokens
+
+
+def stored(path: Path, budgets: Sequence[float], depth: int) -> Found | None:
+    """Tokens of a search that was made before, where they are whole."""
+    try:
+        tokens = read_json(path)["tokens"]
+        found = {f"{b:g}": tuple(index(t) for t in tokens[f"{b:g}"]) for b in budgets}
+    except (UserError, KeyError, TypeError):
+        return None
+    return found if all(len(each) == depth for each in found.values()) else None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A point to be measured: which model, how pooled, under which schedule spec, how trained."""
+
+    subject: Subject
+    options: PoolingOptions | None
+    schedule: str
+    budget: float | None
+    recipe: Recipe | None = None
+    family: str = ""
+
+    @property
+    def method(self) -> str:
+        """The name of the curve that the point is on."""
+        method = self.options.method if self.options else BASE
+        return method + FINETUNED if self.recipe else method
+
+    @property
+    def label(self) -> str:
+        """Model, method and schedule, for people."""
+        return f"{self.subject.name} {self.method} {self.schedule}"
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of everything that determines the point."""
+        import timm
+
+        subject, training = self.subject, self.subject.given.training
+        is_file = self.schedule.endswith(".json")
+        bank = subject.task.bank
+        determinants: dict[str, Any] = {
+            "weights": subject.weights,
+            "architecture": repr(subject.model),
+            "options": self.options.to_dict() if self.options else None,
+            "schedule": [self.schedule, read_json(Path(self.schedule)) if is_file else None],
+            "data": subject.task.data.fingerprint,
+            "measure": [subject.task.measure, bank and bank.fingerprint, subject.task.bank_of],
+            "amp": subject.options.amp,
+            "strict": subject.options.strict,
+            "speed": [device_name(subject.options.device), subject.options.batch_size],
+            "versions": [torch.__version__, timm.__version__],
+        }
+        if self.searched:
+            assert subject.given.calibration is not None
+            determinants["calibration"] = subject.given.calibration.fingerprint
+        if self.recipe is not None:
+            assert training is not None
+            determinants |= {"recipe": self.recipe.fixed(), "train": training.train.fingerprint}
+        return point_key(**determinants)
+
+    @property
+    def is_risky(self) -> bool:
+        """Whether resolving its schedule can fail. Where the smallest budget can be reached, all
+        can, so only that one is."""
+        if self.options is None or self.recipe is not None or self.searched:
+            return False
+        return self.budget is None or self.budget == min(self.subject.options.budgets)
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether another family's point stands in where this one's budget can't be reached."""
+        return self.family not in ("", self.subject.options.families[0])
+
+    @property
+    def searched(self) -> bool:
+        """Whether its schedule has to be searched."""
+        return self.family == SEARCHED
+
+
+class Subject:
+    """A model of the sweep with what its points share: hashes, images, FLOPs counts, searches."""
+
+    def __init__(self, source: ModelSource, task: Task, options: SweepOptions, cache: Path) -> None:
+        self.given = source
+        self.task = task
+        self.model = unpool(source.loaded.model)
+        self.name = source.loaded.name
+        self.options = options
+        self.cache = cache
+        self._solvers: dict[PoolingOptions, BudgetSolver] = {}
+        self._decoded: dict[str, list[tuple[Tensor, Tensor]] | None] = {}
+
+    @cached_property
+    def weights(self) -> str:
+        """Hash of the weights."""
+        return weights_hash(self.model)
+
+    @property
+    def learns_from_itself(self) -> bool:
+        """Whether fine-tuning learns from the unpooled model alone, having no head or no labels."""
+        training = self.given.training
+        headless = not self.model.num_classes
+        return headless or (training is not None and bool(training.train.unlabelled))
+
+    @cached_property
+    def base_flops(self) -> int:
+        """FLOPs of the unpooled model."""
+        return count_flops(self.model).total
+
+    @cached_property
+    def measurer(self) -> Measurer:
+        """Measures the model and its pooled and trained versions."""
+        folder = self.cache / "points"
+        return Measurer(self.model, self.task, self.options.run, folder, self.decoded)
+
+    def decoded(self, data: ImageData) -> list[tuple[Tensor, Tensor]] | None:
+        """All batches, decoded once, where they fit in a quarter of the free memory."""
+        if data.split not in self._decoded:
+            self._decoded[data.split] = self._decode(data)
+        return self._decoded[data.split]
+
+    def _decode(self, data: ImageData) -> list[tuple[Tensor, Tensor]] | None:
+        count = data.count
+        channels, height, width = data.config["input_size"]
+        if count is None or count * channels * height * width > free_memory() / 4:
+            return None
+        return list(batches(data, self.options.batch_size, self.options.workers))
+
+    def check(self, job: Job) -> None:
+        """Raise unless the model can have the job's schedule.
+
+        Raises:
+            UserError: it can't; says why.
+        """
+        resolve(self.model, self.schedule(job, None), job.options)
+
+    def reaches(self, job: Job) -> bool:
+        """Whether the job's budget can be reached in its family."""
+        try:
+            self.check(job)
+        except UserError:
+            return False
+        return True
+
+    def schedule(self, job: Job, on_trial: Callable[[int, int], None] | None) -> Schedule | str:
+        """The job's schedule; budgets of one method share their FLOPs counts, or their search."""
+        if job.budget is None or job.options is None:
+            return job.schedule
+        if job.searched:
+            tokens = self._searched(job, on_trial)[f"{job.budget:g}"]
+        else:
+            if job.options not in self._solvers:
+                self._solvers[job.options] = BudgetSolver(self.model, job.options)
+            budget = Budget(job.budget, is_constant=job.family == CONSTANT)
+            tokens = self._solvers[job.options].solve(budget)
+        return Schedule(tokens, patch_tokens(self.model))
+
+    def _searched(
+        self, job: Job, on_trial: Callable[[int, int], None] | None
+    ) -> dict[str, tuple[int, ...]]:
+        """Tokens per block for every budget of the sweep, from one search that is remembered."""
+        assert job.options is not None
+        assert self.given.calibration is not None
+        everything = replace(job, schedule=f"{SEARCHED} {self.options.budgets}", recipe=None)
+        return searched(
+            self.given.loaded,
+            self.given.calibration,
+            job.options,
+            self.options.budgets,
+            self.cache / "searches" / f"{everything.key}.json",
+            device=self.options.device,
+            on_trial=on_trial,
+        )
+
+
+def jobs(sources: Sequence[ModelSource], options: SweepOptions, cache: Path) -> list[Job]:
+    """All points: each model, then its curves; those that need training last."""
+    wanted: list[Job] = []
+    specs = {DEFAULT: "flops:{:g}", CONSTANT: "flops:{:g}/constant", SEARCHED: "search:{:g}"}
+    tasks = choose(options.measure, [source.candidate for source in sources], options.bank)
+    for source, task in zip(sources, tasks, strict=True):
+        subject = Subject(source, task, options, cache)
+        wanted.append(Job(subject, None, "none", None))
+        for method in options.poolings:
+            wanted += [
+                Job(
+                    subject,
+                    method,
+                    specs[family].format(b),
+                    b,
+                    family=family,
+                )
+                for b in options.budgets
+                for family in options.families
+            ]
+            wanted += [Job(subject, method, schedule, None) for schedule in options.schedules]
+    if options.recipe is not None:
+        wanted += [replace(job, recipe=options.recipe) for job in wanted if not job.is_spare]
+    return wanted
+
+
+OnJob = Callable[[str, int | None], Callable[[int], None]]
+"""Called with a label and a number of steps where something begins; returns what is called with the
+steps done."""
+
+
+def measure(job: Job, on_job: OnJob | None = None) -> Point:
+    """One point; the subject's model is left unpooled and as it was trained before."""
+    subject = job.subject
+    try:
+        model = _pooled(job, on_job)
+        spec = pooling_spec(model)
+        tokens = spec.schedule.tokens if spec else ()
+        if job.recipe is not None:
+            model = _trained(job, model, on_job)
+        count = count_flops(model)
+        found = subject.measurer.measure(model, partial(_begin, job, on_job) if on_job else None)
+    finally:
+        unpool(subject.model)
+    return Point(
+        model=subject.name,
+        method=job.method,
+        schedule="tokens:" + ",".join(map(str, tokens)) if tokens else "none",
+        budget=job.budget,
+        tokens=tokens,
+        options=job.options.to_dict() if job.options else {},
+        gflops=count.total / 1e9,
+        gflops_ratio=count.total / subject.base_flops,
+        pooling_gflops=count.pooling / 1e9,
+        measure=found.measure,
+        score=found.score,
+        score_lo=found.ci95[0],
+        score_hi=found.ci95[1],
+        images_per_second=found.images_per_second,
+        params=count.params,
+        count=found.count,
+        unreadable=found.unreadable,
+        epochs=job.recipe.epochs if job.recipe else 0,
+        family=job.family,
+        more=found.more,
+        each=found.each,
+    )
+
+
+def _begin(job: Job, on_job: OnJob, label: str, images: int | None) -> Callable[[int], None]:
+    """Say that a model begins to run over images."""
+    return on_job(f"{job.label} {label}".strip(), images)
+
+
+def _pooled(job: Job, on_job: OnJob | None) -> nn.Module:
+    """The subject's own model, pooled as the job says."""
+    model = job.subject.model
+    if job.options is None:
+        return model
+    advance: Callable[[int], None] | None = None
+
+    def on_trial(done: int, total: int) -> None:
+        nonlocal advance
+        if on_job is not None and advance is None:
+            advance = on_job(f"{job.subject.name} {job.method} searching schedules", total)
+        if advance is not None:
+            advance(1)
+
+    return pool(model, job.subject.schedule(job, on_trial), job.options)
+
+
+def _trained(job: Job, model: nn.Module, on_job: OnJob | None) -> nn.Module:
+    """A copy of `model` after fine-tuning; a run that was stopped goes on."""
+    from tpcli.finetune import Watcher, finetune
+
+    subject, recipe = job.subject, job.recipe
+    assert recipe is not None
+    if job.options is None and subject.learns_from_itself:
+        return model  # it is what it would learn from
+    assert subject.given.training is not None
+
+    class Images(Watcher):
+        """Passes on how many images were trained on."""
+
+        def __init__(self, advance: Callable[[int], None], batch_size: int) -> None:
+            self.advance = advance
+            self.batch_size = batch_size
+
+        def begin(
+            self, *, steps: int, done: int, base_score: float, start_score: float, measure: str
+        ) -> None:
+            self.advance(done * self.batch_size)
+
+        def step(self, *, step: int, epoch: int, loss: float, lr: float, images: int) -> None:
+            self.advance(images)
+
+    folder = subject.cache / "finetuned" / job.key
+    images = subject.given.training.train.count
+    total = None if images is None else recipe.epochs * images
+    watcher = None
+    if on_job is not None:
+        watcher = Images(on_job(f"{job.label} training", total), recipe.batch_size)
+    finetune(
+        replace(subject.given.loaded, model=copy.deepcopy(model)),
+        subject.given.training,
+        recipe,
+        out=folder,
+        device=subject.options.device,
+        watcher=watcher,
+    )
+    return load(str(folder)).model

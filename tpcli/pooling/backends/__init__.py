@@ -1,0 +1,1 @@
+"""Compiled forms of the pooling operators: C for CPUs, Triton for GPUs."""

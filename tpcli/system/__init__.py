@@ -1,0 +1,1 @@
+"""The machine: files, locks, devices, ranks, terminal text. Knows nothing of models."""

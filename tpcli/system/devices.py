@@ -1,0 +1,127 @@
+"""Where tensors are computed: devices by name, waiting for them, 16-bit autocast, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from tpcli.errors import UserError
+
+from .ranks import team
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """A device by name; "auto" is the accelerator of this machine, else the CPU.
+
+    Of several processes that were started for one command each takes its own.
+
+    Raises:
+        UserError: the device is unknown or not there.
+    """
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return _own_of(accelerator or torch.device("cpu"))
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "meta":
+            raise RuntimeError("it computes nothing")
+        chosen = _own_of(chosen)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"device {str(device)!r} can't be used ({reason}); try auto or cpu."
+        ) from None
+    return chosen
+
+
+def _own_of(device: torch.device) -> torch.device:
+    """Of a kind of device, this process's own where there are several processes."""
+    own = team()
+    if device.type == "cpu" or device.index is not None or own.size == 1:
+        return device
+    return torch.device(device.type, own.place % max(torch.accelerator.device_count(), 1))
+
+
+def device_name(device: str | torch.device) -> str:
+    """What does the computing: its maker's name for it, and the threads of a CPU."""
+    chosen = pick_device(device)
+    if chosen.type == "cuda":
+        return torch.cuda.get_device_name(chosen)
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+    return f"{chosen.type} {name}, {torch.get_num_threads()} threads"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, so that a clock read next to it means something."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[object]:
+    """bfloat16 autocast, float16 on CUDA devices without it; nothing if not enabled."""
+    if not enabled:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=sixteen_bit_type(device))
+
+
+def sixteen_bit_type(device: torch.device) -> torch.dtype:
+    """bfloat16, or float16 on CUDA devices that only imitate it, slowly."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+@contextmanager
+def borrowed(model: ModelT, device: torch.device) -> Iterator[ModelT]:
+    """The model on `device`, in eval mode; afterwards where and in the modes that it was."""
+    modes = {module: module.training for module in model.modules()}
+    tensors = (*model.parameters(), *model.buffers())
+    home = tensors[0].device if tensors else device
+    try:
+        yield model.to(device).eval()
+    finally:
+        for module in model.modules():
+            module.training = modes.get(module, model.training)
+        model.to(home)
+
+
+@contextmanager
+def explain_out_of_memory(batch_size: int) -> Iterator[None]:
+    """Turn an allocator's failure into a sentence with the batch size to try."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = f"try `batch_size={batch_size // 2}`" if batch_size > 1 else "use a smaller model"
+        raise UserError(f"out of memory at batch size {batch_size}; {advice}.") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator failed, on any device."""
+    signs = ("allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        sign in str(error) for sign in signs
+    )
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free, or 4 GiB where the system does not tell."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 4 * 2**30
