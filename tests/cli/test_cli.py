@@ -339,7 +339,8 @@ def test_the_shell_completes_values(
     run: Run, monkeypatch: pytest.MonkeyPatch, line: str, offered: str
 ) -> None:
     words = ["tpcli", *line.split()]
-    monkeypatch.setenv("_tpcli_COMPLETE", "complete_bash")
+    for name in ("_tpcli_COMPLETE", "_TPCLI_COMPLETE"):  # click's spelling changed in 8.5
+        monkeypatch.setenv(name, "complete_bash")
     monkeypatch.setenv("COMP_WORDS", " ".join(words))
     monkeypatch.setenv("COMP_CWORD", str(len(words) - (not line.endswith(" "))))
     assert run().out.split() == offered.split()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tpcli.bench.clock import BenchOptions
 from tpcli.config.options import PoolingOptions
 from tpcli.errors import UserError
+
+if TYPE_CHECKING:
+    from tpcli.bench.clock import BenchOptions
 
 RISKS = ("upper", "mean")
 """Of the drop on the images of the choice, what has to be within the aim: the upper end of its 95%
