@@ -67,14 +67,14 @@ def test_a_folder_with_something_else_is_never_replaced(
     file = tmp_path / "out" / foreign
     file.parent.mkdir(parents=True)
     file.write_text("precious")
-    with pytest.raises(UserError, match=f"holds '{foreign.partition('/')[0]}' and is not a fine"):
+    with pytest.raises(UserError, match="a fine-tuning run"):
         run(tmp_path / "out", force=True)
     assert file.read_text() == "precious"
 
 
 def test_a_run_with_something_else_in_its_folder_is_not_replaced(run: Run, copied: Path) -> None:
     (copied / "notes.txt").write_text("precious")
-    with pytest.raises(UserError, match=r"holds 'notes.txt', which is no part of a fine-tuning"):
+    with pytest.raises(UserError, match=r"notes\.txt"):
         run(copied, seed=1, force=True)
     assert (copied / "notes.txt").exists()
 

@@ -10,14 +10,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors import SafetensorError
 
 from tpcli.errors import TpcliError, UserError
 from tpcli.system.files import (
+    MARK,
     PARTIAL,
+    Kind,
     check_output,
-    check_replaceable,
+    has_format,
+    holds_only,
+    is_marked,
     read_json,
     replacing,
     swap,
@@ -233,37 +238,108 @@ def test_modes_are_those_of_new_files(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "weights").stat().st_mode & 0o777 == 0o640
 
 
+RUN = Kind("a run", holds_only({"run.json", "weights"}, mark="run.json", owns=has_format("run/1")))
+
+
 @pytest.mark.parametrize(
-    ("held", "told"),
+    ("held", "named"),
     [
-        (["run.json", "notes.txt"], r"holds 'notes.txt', which is no part of a run"),
-        (["holiday.jpg"], r"holds 'holiday.jpg' and is not a run"),
-        (["weights"], r"holds 'weights' and is not a run"),
-        (["run.json", "weights"], None),
-        ([], None),
+        ({"run.json": '{"format": "run/1"}', "notes.txt": "mine"}, "notes.txt"),
+        ({"run.json": '{"format": "npm"}', "weights": "w"}, "a run"),
+        ({"run.json": "[1, 2", "weights": "w"}, "a run"),
+        ({"weights": "w"}, "a run"),
+        ({"run.json": '{"format": "run/1"}', "weights": "w"}, None),
+        ({}, None),
     ],
 )
-def test_only_what_may_be_lost_is_replaced(
-    tmp_path: Path, held: list[str], told: str | None
+def test_only_folders_of_ones_own_kind_are_replaced(
+    tmp_path: Path, held: dict[str, str], named: str | None
 ) -> None:
-    for name in held:
-        (tmp_path / name).write_text("")
-    if told is None:
-        check_replaceable(tmp_path, "a run", {"run.json", "weights"}, mark="run.json")
+    for name, text in held.items():
+        (tmp_path / name).write_text(text)
+    if named is None:
+        check_output(tmp_path, is_folder=True, kind=RUN)
         return
-    with pytest.raises(UserError, match=told):
-        check_replaceable(tmp_path, "a run", {"run.json", "weights"}, mark="run.json")
+    with pytest.raises(UserError, match=named):
+        check_output(tmp_path, is_folder=True, kind=RUN)
 
 
 @pytest.mark.parametrize("place", [".", "..", "../.."])
-def test_where_one_is_is_never_replaced(
+def test_the_current_folder_is_never_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     here = tmp_path / "a" / "b"
     here.mkdir(parents=True)
     monkeypatch.chdir(here)
-    with pytest.raises(UserError, match="is the current folder or one above it"):
-        check_replaceable(Path(place), "a run", {"a", "b"}, mark="a")
+    for force in (False, True):
+        with pytest.raises(UserError):
+            check_output(Path(place), force, is_folder=True, kind=RUN)
+
+
+SCHEDULE = Kind("a schedule", has_format("s/1", "s/2"))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_ours"),
+    [
+        ('{"format": "s/1"}', True),
+        ('{"format": "s/2", "more": 1}', True),
+        ("", True),  # nobody's, such as what `> file` has made before the command starts
+        ('{"name": "package"}', False),
+        ('["s/1"]', False),
+        ('"s/1"', False),
+        ("\udcff\udcfe", False),
+        ("[" * 100_000, False),
+        (" ", False),
+    ],
+)
+def test_only_files_of_ones_own_kind_are_replaced(tmp_path: Path, text: str, is_ours: bool) -> None:
+    path = tmp_path / "s.json"
+    path.write_text(text, errors="surrogateescape")
+    if is_ours:
+        check_output(path, kind=SCHEDULE)
+        return
+    with pytest.raises(UserError, match=r"s\.json"):
+        check_output(path, kind=SCHEDULE)
+
+
+def test_an_empty_file_needs_no_force(tmp_path: Path) -> None:
+    (tmp_path / "s.json").touch()
+    check_output(tmp_path / "s.json", force=False, kind=SCHEDULE)
+    (tmp_path / "s.json").write_text('{"format": "s/1"}')
+    with pytest.raises(UserError, match=r"s\.json"):
+        check_output(tmp_path / "s.json", force=False, kind=SCHEDULE)
+
+
+def test_a_link_is_judged_by_its_target(tmp_path: Path) -> None:
+    (tmp_path / "theirs.json").write_text('{"name": "package"}')
+    (tmp_path / "s.json").symlink_to(tmp_path / "theirs.json")
+    with pytest.raises(UserError, match=r"s\.json"):
+        check_output(tmp_path / "s.json", kind=SCHEDULE)
+    (tmp_path / "theirs.json").write_text('{"format": "s/1"}')
+    check_output(tmp_path / "s.json", kind=SCHEDULE)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such files")
+@pytest.mark.parametrize("kind", [None, SCHEDULE])
+def test_devices_and_pipes_are_refused(tmp_path: Path, kind: Kind | None) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path("/dev/null"), tmp_path / "pipe"):
+        with pytest.raises(UserError, match=path.name):
+            check_output(path, kind=kind)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_a_mark_in_metadata_is_found(tmp_path: Path, suffix: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 12))
+    figure.subplots().imshow(np.random.default_rng(0).random((900, 900)))
+    field = "Software" if suffix == ".png" else "Creator"
+    for name, metadata in (("ours", {field: MARK}), ("theirs", {})):
+        figure.savefig(tmp_path / (name + suffix), metadata=metadata, dpi=200)
+    assert is_marked((tmp_path / "ours").with_suffix(suffix))
+    assert not is_marked((tmp_path / "theirs").with_suffix(suffix))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,96 @@ REPLACED = "replaced"
 LOCK = ".lock"
 
 
-def check_output(path: Path, force: bool = True, is_folder: bool = False) -> None:
-    """Fail now if `path` could not be written later.
+@dataclass(frozen=True)
+class Kind:
+    """A kind of output, and how to tell it from other people's files.
+
+    name: with its article, such as "a schedule file". owns: whether the file or folder at a path
+    is of this kind; asked only where something that is not empty lies there. It may raise OSError
+    or ValueError, which count as no.
+    """
+
+    name: str
+    owns: Callable[[Path], bool]
+
+
+MARK = "made-by-tpcli"
+"""Stands in the metadata of figures and exported programs, so that they are known as ours."""
+
+MARK_ENDS = 2**16
+"""Bytes at the beginning and at the end of a file in which the mark is looked for."""
+
+
+def is_marked(path: Path) -> bool:
+    """Whether `MARK` stands near the beginning or the end of a file.
+
+    PNG's and SVG's metadata and ONNX's producer are at the beginning, PDF's and the names in a zip
+    (.pt2) at the end.
+    """
+    with path.open("rb") as file:
+        ends = file.read(MARK_ENDS)
+        file.seek(max(0, path.stat().st_size - MARK_ENDS))
+        return MARK.encode() in ends or MARK.encode() in file.read()
+
+
+def has_format(*formats: str) -> Callable[[Path], bool]:
+    """A test whether a file is a JSON object whose `format` is one of these."""
+
+    def owns(path: Path) -> bool:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(document, dict) and document.get("format") in formats
+
+    return owns
+
+
+def holds_only(
+    known: Collection[str], mark: str, owns: Callable[[Path], bool] = Path.is_file
+) -> Callable[[Path], bool]:
+    """A test whether a folder holds nothing but files of these names, among them ours.
 
     Args:
+        known: the names that such a folder may hold.
+        mark: the file that it must hold, and on which `owns` decides.
+
+    Raises (the test):
+        UserError: it holds something else beside what is ours; says what.
+    """
+
+    def test(folder: Path) -> bool:
+        if not (folder / mark).is_file() or not owns(folder / mark):
+            return False
+        foreign = sorted(name for name in _names(folder) if name not in known)
+        if foreign:
+            raise UserError(
+                f"{folder} holds {foreign[0]!r} of other origin, so it is not replaced; move that "
+                "away, or choose another folder."
+            )
+        return True
+
+    return test
+
+
+def check_output(
+    path: Path, force: bool = True, is_folder: bool = False, kind: Kind | None = None
+) -> None:
+    """Raise unless `path` can be written later, and what lies there may be replaced.
+
+    An empty file or folder belongs to nobody, so it is replaced in any case. Links are judged by
+    what they lead to, for that is what would be replaced.
+
+    Args:
+        force: whether an output that exists is replaced at all.
         is_folder: a folder is to be written there, not a file.
+        kind: the only kind of output that is replaced; any where None.
 
     Raises:
-        UserError: it exists and `force` is off, or is a folder where a file is to be and the other
-            way round; its folder is missing and can't be made, or is not writable.
+        UserError: something is there and `force` is off, or it is not of `kind`, is a folder where
+            a file is to be and the other way round, or a device or a pipe; its folder is missing
+            and can't be made, or is not writable.
     """
     clear_litter(path.absolute().parent, path.name)
-    if path.exists() and path.is_dir() != is_folder:
-        found = "a file" if is_folder else "a folder"
-        raise UserError(f"{path} is {found}; choose another `out`.")
-    if path.exists() and not force:
-        raise UserError(f"{path} exists already; choose another `out` or add `force`.")
+    if path.exists():
+        _check_existing(path, force, is_folder, kind)
     folder = path.resolve().parent
     while not folder.exists():
         folder = folder.parent
@@ -53,32 +128,38 @@ def check_output(path: Path, force: bool = True, is_folder: bool = False) -> Non
         ) from None
 
 
-def check_replaceable(folder: Path, kind: str, known: Collection[str], mark: str) -> None:
-    """Raise unless replacing `folder` could lose nothing but `kind`, such as "a run".
-
-    Args:
-        known: the names that such a folder may hold. mark: the one that it must hold.
-
-    Raises:
-        UserError: it is the current folder or above it, or holds something else; says what.
-    """
-    if Path.cwd().is_relative_to(folder.resolve()):
+def _check_existing(path: Path, force: bool, is_folder: bool, kind: Kind | None) -> None:
+    found = "a folder" if path.is_dir() else "a file" if path.is_file() else "no regular file"
+    if found != ("a folder" if is_folder else "a file"):
+        raise UserError(f"{path} is {found}; choose another `out`.")
+    is_replaced = kind is not None or not force
+    if is_folder and is_replaced and Path.cwd().is_relative_to(path.resolve()):
         raise UserError(
-            f"{folder} is the current folder or one above it, which is never replaced; choose "
+            f"{path} is the current folder or one above it, which is never replaced; choose "
             "another folder."
         )
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.match(f".*{PARTIAL}"))
-    foreign = [name for name in names if name not in known]
-    if names and mark not in names:
+    try:
+        is_empty = not (_names(path) if is_folder else path.stat().st_size)
+        is_ours = is_empty or kind is None or not force or kind.owns(path)
+    except (OSError, ValueError, RecursionError):
+        is_empty = is_ours = False
+    if not is_empty and not force:
+        raise UserError(f"{path} exists already; choose another `out` or add `force`.")
+    if kind is not None and not is_ours:
         raise UserError(
-            f"{folder} holds {names[0]!r} and is not {kind}, so it is not replaced; choose another "
-            "folder."
+            f"{path} exists and is not {kind.name}, so it is not replaced; move it away, or choose "
+            "another `out`."
         )
-    if foreign:
-        raise UserError(
-            f"{folder} holds {foreign[0]!r}, which is no part of {kind}, so it is not replaced; "
-            "move that away, or choose another folder."
-        )
+
+
+def _names(folder: Path) -> list[str]:
+    """What a folder holds but for our own hidden leftovers."""
+    return [entry.name for entry in folder.iterdir() if not entry.match(f".*{PARTIAL}")]
+
+
+def check_replaceable(folder: Path, kind: str, known: Collection[str], mark: str) -> None:
+    """`check_output` of a folder that holds `mark` and no names but `known`."""
+    check_output(folder, is_folder=True, kind=Kind(kind, holds_only(known, mark)))
 
 
 @contextmanager
