@@ -22,6 +22,12 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
+def quoted(value: object, most: int = 60) -> str:
+    """A wrong value in quotes; of a long one its beginning and its length."""
+    text = str(value)
+    return repr(text) if len(text) <= most else f"{text[:most]!r}... ({len(text)} characters)"
+
+
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
     """A trailing ' Did you mean ...?' with the names nearest to `name`, or nothing."""
     from difflib import get_close_matches

@@ -12,12 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpcli.config.choices import (
+    EXPORT_DTYPES,
+    EXPORT_FORMATS,
+    EXPORT_OUTPUTS,
+    LEAST_OPSET,
+    check_choice,
+)
 from tpcli.errors import TpcliError, UserError, first_line
 from tpcli.surgery.geometry import input_size
 from tpcli.system.files import check_output, replacing
-
-LEAST_OPSET = 18
-"""The first opset whose ScatterElements can take a minimum, which clustering needs."""
 
 
 def write_onnx(
@@ -81,11 +85,9 @@ def quantize_onnx(path: Path, out: Path) -> Path:
     return out
 
 
-OUTPUTS = ("logits", "features", "dense")
-FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
 LARGEST_ONNX = 2**31
 """Bytes; protobuf can't hold more in one file."""
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in EXPORT_DTYPES}
 TOLERANCE = 1e-4
 TOLERANCE_FLOAT16 = 0.02
 """Of the root of the mean square, as a share of that of the answers."""
@@ -97,8 +99,8 @@ CHECK_BATCH = 3
 class ExportResult:
     """What was written.
 
-    file_format: "onnx" or "torch-export". output: what the program answers, one of OUTPUTS. opset:
-    of ONNX, None otherwise. input_size: (channels, height, width). dtype: of weights and
+    file_format: "onnx" or "torch-export". output: what the program answers, one of EXPORT_OUTPUTS.
+    opset: of ONNX, None otherwise. input_size: (channels, height, width). dtype: of weights and
     arithmetic. max_error: largest difference to torch's answer in float32 on `checked_on`, None
     where ONNX Runtime is not installed.
     """
@@ -145,10 +147,8 @@ def export_model(
             float16: on the whole by more than 2%).
     """
     check_export(out, file_format, opset, force)
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}.")
-    if output not in OUTPUTS:
-        raise UserError(f"output {output!r} is unknown; use one of {', '.join(OUTPUTS)}.")
+    check_choice("dtype", dtype, EXPORT_DTYPES)
+    check_choice("output", output, EXPORT_OUTPUTS)
     weights = sum(p.numel() for p in model.parameters()) * DTYPES[dtype].itemsize
     if file_format == "onnx" and weights >= LARGEST_ONNX:
         raise UserError(
@@ -245,14 +245,15 @@ def check_export(
     Raises:
         UserError: as `export_model`.
     """
-    if file_format not in FORMATS:
-        raise UserError(f"format {file_format!r} is unknown; use one of {', '.join(FORMATS)}.")
+    check_choice("format", file_format, EXPORT_FORMATS)
     if opset is not None and (file_format != "onnx" or opset < LEAST_OPSET):
         raise UserError(
             f"opset {opset} can't be used; it is for ONNX alone, and at least {LEAST_OPSET}."
         )
-    if out.suffix != FORMATS[file_format]:
-        raise UserError(f"{out} needs the suffix {FORMATS[file_format]} to hold {file_format}.")
+    if out.suffix != EXPORT_FORMATS[file_format]:
+        raise UserError(
+            f"{out} needs the suffix {EXPORT_FORMATS[file_format]} to hold {file_format}."
+        )
     check_output(out, force)
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if file_format == "onnx" and missing:

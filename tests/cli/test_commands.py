@@ -138,16 +138,3 @@ def test_a_file_never_replaces_a_folder(run: Run, tmp_path: Path) -> None:
     found = run("schedule", "--out", "mine.json", "--force")
     assert (found.code, "mine.json is a folder" in found.err) == (2, True)
     assert (tmp_path / "mine.json" / "work.txt").is_file()
-
-
-def test_what_the_command_line_says_again_is_what_the_library_says() -> None:
-    """It can't ask, since these modules import torch."""
-    from tpcli import export as exporting
-    from tpcli import report
-    from tpcli.cli import export, schedule, values
-    from tpcli.search import OBJECTIVES
-
-    assert export.FORMATS == exporting.FORMATS
-    assert export.OPSET.parse(str(exporting.LEAST_OPSET)) == exporting.LEAST_OPSET
-    assert values.FIGURES == report.SUFFIXES
-    assert set(schedule.JUDGES) == set(OBJECTIVES)

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tpcli.config.choices import DTYPES
 from tpcli.system.devices import synchronize
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TORCH_DTYPES = {name: getattr(torch, name) for name in DTYPES}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Timing:
 
 def forward(model: Callable[[Tensor], Tensor], images: Tensor, options: BenchOptions) -> Tensor:
     """One pass over (B, C, H, W) in the precision that is asked for."""
-    dtype = DTYPES[options.dtype]
+    dtype: torch.dtype = TORCH_DTYPES[options.dtype]
     casting: AbstractContextManager[Any] = nullcontext()
     if dtype is not torch.float32:
         casting = torch.autocast(images.device.type, dtype=dtype)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tpcli.config.choices import check_choice
 from tpcli.config.options import PoolingOptions
 from tpcli.config.runtimes import RUNTIMES
 from tpcli.config.schedule import Schedule
@@ -138,8 +139,7 @@ def bench_runtimes(
         TpcliError: a model can't be exported.
     """
     for name in runtimes:
-        if name not in RUNTIMES:
-            raise UserError(f"runtime {name!r} is unknown; use one of {', '.join(RUNTIMES)}.")
+        check_choice("runtime", name, RUNTIMES)
         if RUNTIMES[name].missing:
             raise UserError(f"{RUNTIMES[name].missing}.")
     base = unpool(copy.deepcopy(model)).cpu().eval()

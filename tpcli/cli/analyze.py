@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tpcli.config.choices import ANALYZE_METHODS
 from tpcli.config.options import pooling_options
 from tpcli.config.specs import DEMO, SPLITS
 from tpcli.system.files import check_output
@@ -19,8 +20,6 @@ from .values import FIGURE, SOME_METHODS, SPLIT, option, whole
 
 if TYPE_CHECKING:
     from tpcli.analysis.result import Analysis
-
-DEFAULT_METHODS = ("ward", "tome", "random")
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +37,7 @@ def analyze(
             SOME_METHODS,
             f"What keeps how much. {METHODS_HELP}",
             panel=POOLING_PANEL,
-            shown=",".join(DEFAULT_METHODS),
+            shown=",".join(ANALYZE_METHODS),
         ),
     ] = None,
     source: SourceGroup,
@@ -65,7 +64,7 @@ def analyze(
     """
     check_output(out)
     source.require_for(model, split)
-    methods = [pooling_options(name) for name in method_names(method) or DEFAULT_METHODS]
+    methods = [pooling_options(name) for name in method_names(method) or ANALYZE_METHODS]
 
     from tpcli.analysis import run as measuring
     from tpcli.data import create

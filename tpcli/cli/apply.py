@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
+from tpcli.config.choices import DEFAULT_SCHEDULE
 from tpcli.config.specs import base_name
 from tpcli.system.files import check_output, check_replaceable
 
 from .groups import ForceOption, JsonOption, ModelArgument, ModelGroup
 from .option_groups import add
-from .pooling_options import DEFAULT_SCHEDULE, PoolingGroup
+from .pooling_options import PoolingGroup
 from .values import FOLDER, option
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tpcli.config.choices import DEFAULT_SCHEDULE, DTYPES
 from tpcli.config.runtimes import RUNTIMES
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
@@ -16,7 +17,6 @@ from tpcli.system.files import check_output
 from .groups import DeviceOption, JsonOption, ModelArgument, ModelGroup
 from .option_groups import add
 from .pooling_options import (
-    DEFAULT_SCHEDULE,
     METHODS_HELP,
     POOLING_PANEL,
     SCHEDULE_HELP,
@@ -159,7 +159,6 @@ def _print_runtimes(model: str, results: Sequence[RuntimeResult]) -> None:
 
 
 SPARE = ("MiB", "p95 ms", "base", "pooling", "kept", "ideal")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def register(app: typer.Typer) -> None:

@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tpcli.config.choices import (
+    DEFAULT_SCHEDULE,
+    EXPORT_DTYPES,
+    EXPORT_FORMATS,
+    EXPORT_OUTPUTS,
+    LEAST_OPSET,
+)
 from tpcli.config.specs import base_name
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
@@ -21,10 +28,6 @@ if TYPE_CHECKING:
 
     from tpcli.models.load import LoadedModel
 
-FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
-OUTPUTS = ("logits", "features", "dense")
-OPSET = whole(18, 30)
-DTYPES = ("float32", "float16")
 CHECKED = 16
 """Images that what was written is run on."""
 
@@ -40,12 +43,15 @@ def export(
     loading: ModelGroup,
     pooling: PoolingGroup,
     file_format: Annotated[
-        str, option(one_of(list(FORMATS)), f"What to write: {', '.join(FORMATS)}.", "--format")
+        str,
+        option(
+            one_of(list(EXPORT_FORMATS)), f"What to write: {', '.join(EXPORT_FORMATS)}.", "--format"
+        ),
     ] = "onnx",
     output: Annotated[
         str,
         option(
-            one_of(OUTPUTS),
+            one_of(EXPORT_OUTPUTS),
             "What it answers: logits, features (the tokens that are left), or dense (a feature for "
             "each patch).",
         ),
@@ -54,14 +60,17 @@ def export(
         Path | None, option(PLACE, "File to write.", shown="MODEL.onnx or MODEL.pt2")
     ] = None,
     opset: Annotated[
-        int | None, option(OPSET, "Opset of ONNX, 18 or more.", shown="torch's own")
+        int | None,
+        option(
+            whole(LEAST_OPSET, 30), f"Opset of ONNX, {LEAST_OPSET} or more.", shown="torch's own"
+        ),
     ] = None,
     dtype: Annotated[
         str,
         option(
-            one_of(DTYPES),
-            f"Type of weights and arithmetic: {', '.join(DTYPES)}; images and answers are float32 "
-            "all the same.",
+            one_of(EXPORT_DTYPES),
+            f"Type of weights and arithmetic: {', '.join(EXPORT_DTYPES)}; images and answers are "
+            "float32 all the same.",
         ),
     ] = "float32",
     source: SourceGroup,
@@ -80,7 +89,7 @@ def export(
         tpcli export pooled/ --format torch-export --out pooled.pt2
         tpcli export pooled/ --dtype float16 --data imagenet/
     """
-    suffix = FORMATS[file_format]
+    suffix = EXPORT_FORMATS[file_format]
     out = out or Path(base_name(model) + suffix)
     if out.suffix != suffix:
         raise UserError(f"--out {str(out)!r} needs the suffix {suffix} to hold {file_format}.")
@@ -99,7 +108,7 @@ def export(
     render.quiet()
     check_export(out, file_format, opset, force)
     loaded = loading.load(model)
-    pooling.apply_to(loaded, default_schedule="flops:0.6")
+    pooling.apply_to(loaded, default_schedule=DEFAULT_SCHEDULE)
     result = export_model(
         loaded.model,
         out,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tpcli.config.choices import DEFAULT_SCHEDULE, DEVICES
 from tpcli.config.measures import MEASURES
 from tpcli.config.specs import base_name
 from tpcli.system.files import check_output
@@ -18,9 +19,8 @@ from .option_groups import add
 from .pooling_options import PoolingGroup
 from .recipe_options import RecipeGroup, open_training
 from .settings import take_config
-from .values import DEVICES, FILE, FOLDER, SPLIT, flag, one_of, option
+from .values import FILE, FOLDER, SPLIT, flag, one_of, option
 
-DEFAULT_SCHEDULE = "flops:0.6"
 DEMO_SCHEDULE = "keep:0.12@0"
 """Harsher, so that the small demo has something to win back."""
 

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
+from tpcli.config.choices import FLOPS_TABLES
+
 from .groups import JsonOption, ModelArgument, ModelGroup
 from .option_groups import add
 from .pooling_options import PoolingGroup
 from .values import one_of, option
-
-CUTS = ("block", "module", "op")
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +24,9 @@ def flops(
     *,
     loading: ModelGroup,
     pooling: PoolingGroup,
-    by: Annotated[str, option(one_of(CUTS), f"Rows of the table: {', '.join(CUTS)}.")] = "block",
+    by: Annotated[
+        str, option(one_of(FLOPS_TABLES), f"Rows of the table: {', '.join(FLOPS_TABLES)}.")
+    ] = "block",
     as_json: JsonOption = False,
 ) -> None:
     """Count FLOPs with fvcore, clustering included and shown apart. Pools only where asked to.

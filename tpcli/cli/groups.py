@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tpcli.config import specs
+from tpcli.config.choices import AXES, BANKS, DEVICES, FIGURE_STYLES
 from tpcli.config.measures import MEASURES
 from tpcli.config.specs import SPLITS
 from tpcli.errors import UserError
@@ -17,7 +18,6 @@ from tpcli.errors import UserError
 from .values import (
     DATA,
     DEVICE,
-    DEVICES,
     FIGURE,
     FILE,
     FOLDER,
@@ -211,7 +211,7 @@ class MeasureGroup:
     bank: Annotated[
         str | None,
         option(
-            one_of(("pooled", "unpooled")),
+            one_of(BANKS),
             "Whose features of the training images knn uses: pooled (the model's own), or unpooled "
             "(an index that is there already).",
             panel=MEASURE_PANEL,
@@ -256,8 +256,6 @@ class MeasureGroup:
 
 
 REPORT_PANEL = "Report"
-AXES = ("gflops", "throughput", "latency")
-STYLES = ("screen", "paper")
 BATCH_SIZE = 16
 SECONDS = 2.0
 """For each point that is timed."""
@@ -303,7 +301,7 @@ class ReportGroup:
     style: Annotated[
         str,
         option(
-            one_of(STYLES),
+            one_of(FIGURE_STYLES),
             "Figure for a screen, or of a column's width for a paper, with a table in LaTeX "
             "beside it: screen, paper.",
             panel=REPORT_PANEL,

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tpcli.config.choices import DEFAULT_MAX_DROP, DTYPES, OPTIMIZE_METHODS, RISKS
 from tpcli.config.specs import DEMO, base_name
 from tpcli.errors import TpcliError
-from tpcli.optimize.options import RISKS, Aims
+from tpcli.optimize.options import Aims
 from tpcli.system.files import check_output, check_replaceable
 
 from .groups import (
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from tpcli.report import ReportContext
 
 AIMS_PANEL, SPEED_PANEL = "Aims", "Where it has to be fast"
-DEFAULT_DROP = 0.5
-DEFAULT_METHODS = ("ward", "tome")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class AimGroup:
             number(0, 100),
             "Points of the measure that may be lost at most.",
             panel=AIMS_PANEL,
-            shown=f"{DEFAULT_DROP:g}, where no aim is given",
+            shown=f"{DEFAULT_MAX_DROP:g}, where no aim is given",
         ),
     ] = None
     speedup: Annotated[
@@ -74,7 +72,7 @@ class AimGroup:
     def aims(self) -> Aims:
         """The aims; a drop of half a point where none is given."""
         has_none = self.max_drop is None and self.speedup is None and self.budget is None
-        drop = DEFAULT_DROP if has_none else self.max_drop
+        drop = DEFAULT_MAX_DROP if has_none else self.max_drop
         return Aims(drop, self.speedup, self.budget, self.risk)
 
 
@@ -94,7 +92,7 @@ def optimize(
             SOME_METHODS,
             f"Methods that are tried. {METHODS_HELP}",
             panel=POOLING_PANEL,
-            shown=",".join(DEFAULT_METHODS),
+            shown=",".join(OPTIMIZE_METHODS),
         ),
     ] = None,
     pooling: MethodGroup,
@@ -142,7 +140,7 @@ def optimize(
     check_output(out, force, is_folder=True)
     aims = wanted.aims
     measuring.check()
-    poolings = [pooling.options(name) for name in method_names(method) or DEFAULT_METHODS]
+    poolings = [pooling.options(name) for name in method_names(method) or OPTIMIZE_METHODS]
     source.require_for(model, source.split, train_split)
 
     from tpcli.bench.clock import BenchOptions

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tpcli.config.choices import BOTH_FAMILIES, DEFAULT_BUDGETS, FAMILIES, SEARCHED, SWEEP_METHODS
 from tpcli.config.specs import DEMO
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
@@ -28,12 +29,6 @@ if TYPE_CHECKING:
     from tpcli.models.load import LoadedModel
     from tpcli.pareto import ModelSource, SweepOptions, SweepResult
     from tpcli.report import ReportContext
-
-DEFAULT_BUDGETS = "0.9,0.8,0.7,0.6,0.5,0.4,0.3"
-DEFAULT_METHODS = ("ward", "k-medoids", "k-means", "wk-medoids")
-SEARCHED, BOTH = "search", "both"
-FAMILIES = ("default", "constant")
-
 
 SCHEDULES = Value(
     lambda text: text if text == SEARCHED else SCHEDULE.read(text),
@@ -65,13 +60,13 @@ def pareto(
             SOME_METHODS,
             f"One curve each. {METHODS_HELP}",
             panel=POOLING_PANEL,
-            shown=",".join(DEFAULT_METHODS),
+            shown=",".join(SWEEP_METHODS),
         ),
     ] = None,
     budget: Annotated[
         str,
         option(BUDGETS, "Shares of the base model's FLOPs.", panel=POOLING_PANEL),
-    ] = DEFAULT_BUDGETS,
+    ] = ",".join(map(str, DEFAULT_BUDGETS)),
     schedule: Annotated[
         list[str] | None,
         option(
@@ -84,12 +79,12 @@ def pareto(
     family: Annotated[
         str,
         option(
-            one_of((BOTH, *FAMILIES)),
+            one_of((BOTH_FAMILIES, *FAMILIES)),
             "Schedules that budgets are met in: the default family, constant r, or both, where the "
             "better one is the method's entry.",
             panel=POOLING_PANEL,
         ),
-    ] = BOTH,
+    ] = BOTH_FAMILIES,
     pooling: MethodGroup,
     source: DataGroup,
     measuring: MeasureGroup,
@@ -117,7 +112,7 @@ def pareto(
     """
     check_output(reporting.out)
     measuring.check()
-    poolings = [pooling.options(name) for name in method_names(method) or DEFAULT_METHODS]
+    poolings = [pooling.options(name) for name in method_names(method) or SWEEP_METHODS]
     recipe = training.recipe
     if recipe is not None and team().size > 1:
         raise UserError(
@@ -152,7 +147,7 @@ def pareto(
         poolings=poolings,
         budgets=budgets(budget) if searched or not schedules else [],
         schedules=schedules,
-        families=(SEARCHED,) if searched else FAMILIES if family == BOTH else (family,),
+        families=(SEARCHED,) if searched else FAMILIES if family == BOTH_FAMILIES else (family,),
         recipe=recipe,
         batch_size=run.batch_size,
         device=device,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 from tpcli.config import specs
+from tpcli.config.choices import DEFAULT_SCHEDULE
 from tpcli.config.methods import METHODS
 from tpcli.config.options import PoolingOptions, options_from_dict, pooling_options
 from tpcli.config.schedule import file_options
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from tpcli.models.load import LoadedModel
     from tpcli.surgery import PoolingSpec
 
-DEFAULT_SCHEDULE = "flops:0.6"
 POOLING_PANEL = "Pooling"
 METHOD_HELP = f"Pooling method: {', '.join(METHODS)} (tpcli methods tells more)."
 METHODS_HELP = f"Methods, repeated or with commas between: {', '.join(METHODS)}."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tpcli.config.choices import OBJECTIVES, SEARCH_SPACES
 from tpcli.config.specs import DEMO, base_name
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
@@ -50,10 +51,8 @@ if TYPE_CHECKING:
 
 
 DEFAULT = 0.6
-JUDGES = ("kl", "significance", "reconstruction", "similarity")
-VARIED = ("options", "places")
-varied = some_of(VARIED)
-VARY = checked(varied, "NAMES", lambda: VARIED)
+varied = some_of(SEARCH_SPACES)
+VARY = checked(varied, "NAMES", lambda: SEARCH_SPACES)
 OUT = Value(named_like((".json",)), "FILE")
 
 
@@ -111,8 +110,8 @@ def schedule(
     by: Annotated[
         str | None,
         option(
-            one_of(JUDGES),
-            f"What a schedule is judged by: {', '.join(JUDGES)}.",
+            one_of(OBJECTIVES),
+            f"What a schedule is judged by: {', '.join(OBJECTIVES)}.",
             shown="kl; similarity where there is no head",
         ),
     ] = None,

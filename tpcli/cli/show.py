@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tpcli.config.choices import CLUSTER_STYLES, DEFAULT_SCHEDULE
 from tpcli.config.specs import DEMO
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
@@ -14,7 +15,6 @@ from tpcli.system.files import check_output
 from .groups import JsonOption, ModelArgument, ModelGroup
 from .option_groups import add
 from .pooling_options import (
-    DEFAULT_SCHEDULE,
     METHODS_HELP,
     POOLING_PANEL,
     SCHEDULE_HELP,
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from tpcli.analysis.clusters import Guess, Seen
     from tpcli.models.load import LoadedModel
 
-STYLES = ("mean", "outline", "size", "random")
 DEMO_IMAGES = 4
 
 
@@ -49,7 +48,12 @@ def show(
     loading: ModelGroup,
     schedule: Annotated[
         str | None,
-        option(SCHEDULE, SCHEDULE_HELP, panel=POOLING_PANEL, shown="the model's, or flops:0.6"),
+        option(
+            SCHEDULE,
+            SCHEDULE_HELP,
+            panel=POOLING_PANEL,
+            shown=f"the model's, or {DEFAULT_SCHEDULE}",
+        ),
     ] = None,
     method: Annotated[
         list[str] | None,
@@ -66,7 +70,7 @@ def show(
         ),
     ] = None,
     style: Annotated[
-        str, option(one_of(STYLES), f"How clusters are drawn: {', '.join(STYLES)}.")
+        str, option(one_of(CLUSTER_STYLES), f"How clusters are drawn: {', '.join(CLUSTER_STYLES)}.")
     ] = "mean",
     out: Annotated[Path, option(FIGURE, "Figure: .png, .svg or .pdf.")] = Path("show.png"),
     as_json: JsonOption = False,

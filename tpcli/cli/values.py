@@ -13,24 +13,16 @@ from typing import Any
 import typer
 
 from tpcli.config import specs
+from tpcli.config.choices import DEVICES, FIGURE_SUFFIXES, listed
 from tpcli.config.methods import METHODS, describe
 from tpcli.config.schedule import check_form, parse_budget
 from tpcli.config.specs import SPLITS
-from tpcli.errors import did_you_mean
+from tpcli.errors import did_you_mean, quoted
 
-SHOWN = 100
-"""Characters of a wrong value that a message shows."""
 NUMBERS = ("N", "X")
 """What stands for numbers in the help."""
-FIGURES = (".png", ".svg", ".pdf")
 MANY = 10**6
 """More than anyone means of what is counted in ones; below what overflows or fills a memory."""
-
-
-def shown(value: object) -> str:
-    """A wrong value in quotes, cut where it is very long."""
-    text = value if isinstance(value, str) else str(value)
-    return repr(text) if len(text) <= SHOWN else f"{text[:SHOWN]!r}... ({len(text)} characters)"
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class Value:
         try:
             return self.read(text)
         except ValueError as wrong:
-            raise typer.BadParameter(f"{shown(text)} {wrong}") from None
+            raise typer.BadParameter(f"{quoted(text)} {wrong}") from None
 
     def complete(self, incomplete: str) -> list[str]:
         """Names that begin with `incomplete`."""
@@ -91,7 +83,7 @@ def one_of(names: Sequence[str], metavar: str = "NAME") -> Value:
     def read(text: str) -> str:
         if text not in names:
             near = did_you_mean(text, names)
-            raise ValueError(f"is unknown; use one of {', '.join(names)}.{near}")
+            raise ValueError(f"is unknown; use {listed(names)}.{near}")
         return text
 
     return Value(read, metavar, lambda: names)
@@ -193,10 +185,7 @@ TEXT = Value(words)
 PLACE = Value(place, "PATH")
 FOLDER = Value(place, "FOLDER")
 FILE = Value(file, "FILE")
-FIGURE = Value(named_like(FIGURES), "FILE")
-
-
-DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+FIGURE = Value(named_like(FIGURE_SUFFIXES), "FILE")
 
 
 def _model_names() -> list[str]:

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from tpcli.config.choices import check_choice
 from tpcli.config.measures import MEASURES
 from tpcli.data import Head, ImageData, Unmatched, match_classes, overlap
 from tpcli.data.images import Relabelled
-from tpcli.errors import UserError, did_you_mean
+from tpcli.errors import UserError
 
 from .run import check_size
-
-BANKS = ("pooled", "unpooled")
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,7 @@ def check_measure(name: str) -> None:
     Raises:
         UserError: names those that there are.
     """
-    if name not in MEASURES:
-        near = did_you_mean(name, MEASURES)
-        raise UserError(f"measure {name!r} is unknown; use one of {', '.join(MEASURES)}.{near}")
+    check_choice("measure", name, MEASURES)
 
 
 def choose(

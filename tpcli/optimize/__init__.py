@@ -3,6 +3,6 @@
 Importing this imports no torch; the work is in the modules beside.
 """
 
-from .options import RISKS, Aims
+from .options import Aims
 
-__all__ = ["RISKS", "Aims"]
+__all__ = ["Aims"]

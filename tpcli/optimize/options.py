@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tpcli.config.choices import RISKS, check_choice
 from tpcli.config.options import PoolingOptions
 from tpcli.errors import UserError
 
 if TYPE_CHECKING:
     from tpcli.bench.clock import BenchOptions
-
-RISKS = ("upper", "mean")
-"""Of the drop on the images of the choice, what has to be within the aim: the upper end of its 95%
-interval, or its mean."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,7 @@ class Aims:
                 raise UserError(f"{name} {value:g} is out of range; give one from {low} to {high}.")
         if self.budget == 0:
             raise UserError("budget 0 leaves nothing to compute; give a share of the FLOPs.")
-        if self.risk not in RISKS:
-            raise UserError(f"risk {self.risk!r} is unknown; use {' or '.join(RISKS)}.")
+        check_choice("risk", self.risk, RISKS)
         if self.speedup is not None and self.budget == 1 and self.speedup > 1:
             raise UserError(
                 f"budget 1 removes nothing, so speedup {self.speedup:g} can't be had; leave the "

@@ -11,6 +11,7 @@ from torch import nn
 
 from tpcli.bench.clock import BenchOptions, percent
 from tpcli.bench.stopwatch import Timed, time_parts
+from tpcli.config.choices import BUDGET_MARGIN
 from tpcli.config.options import PoolingOptions
 from tpcli.config.schedule import Tokens
 from tpcli.errors import TpcliError
@@ -26,9 +27,6 @@ from .options import Aims
 
 FEW = (2, 3, 4)
 """How many blocks pool in schedules of few places."""
-
-MARGIN = 0.998
-"""Estimates of FLOPs are this near to the count."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def ladder(
     """
     chain = plan.chain(costs.time)
     times, flops = costs.time.estimates(chain), costs.flops.estimates(chain)
-    least = 0 if budget is None else first_within(budget * MARGIN, flops)
+    least = 0 if budget is None else first_within(budget * BUDGET_MARGIN, flops)
     found = (max(least, first_within(level, times)) for level in levels)
     wanted = dict.fromkeys(index for index in found if index < len(chain))
     return [Candidate(plan, chain[i], float(times[i]), float(flops[i])) for i in wanted]

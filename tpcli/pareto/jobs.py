@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpcli.config.choices import CONSTANT_FAMILY, DEFAULT_FAMILY, SEARCH_BUDGETS, SEARCHED
 from tpcli.config.options import PoolingOptions
 from tpcli.config.recipe import Recipe
 from tpcli.config.schedule import Budget, Schedule
@@ -31,7 +32,7 @@ from tpcli.system.files import read_json, write_json
 
 from .cache import claimed, point_key
 from .options import ModelSource, SweepOptions
-from .points import BASE, CONSTANT, DEFAULT, FINETUNED, SEARCHED, Point
+from .points import BASE, FINETUNED, Point
 
 Found = dict[str, tuple[int, ...]]
 """Tokens per block for each budget, written as in the file."""
@@ -52,7 +53,7 @@ def searched(
     Raises:
         UserError: as `search`.
     """
-    from tpcli.search import BUDGETS, SearchOptions, SearchResult, budgets_with, search
+    from tpcli.search import SearchOptions, SearchResult, budgets_with, search
 
     depth = len(loaded.model.blocks)  # type: ignore[arg-type]
     found = stored(path, budgets, depth)
@@ -64,7 +65,8 @@ def searched(
             return found
         least = min(budgets)
         options = SearchOptions(
-            budgets=budgets_with(least) if least < min(BUDGETS) else BUDGETS, device=device
+            budgets=budgets_with(least) if least < min(SEARCH_BUDGETS) else SEARCH_BUDGETS,
+            device=device,
         )
         if calibration.count is not None:
             options = replace(options, images=min(options.images, calibration.count))
@@ -240,7 +242,7 @@ class Subject:
         else:
             if job.options not in self._solvers:
                 self._solvers[job.options] = BudgetSolver(self.model, job.options)
-            budget = Budget(job.budget, is_constant=job.family == CONSTANT)
+            budget = Budget(job.budget, is_constant=job.family == CONSTANT_FAMILY)
             tokens = self._solvers[job.options].solve(budget)
         return Schedule(tokens, patch_tokens(self.model))
 
@@ -265,7 +267,11 @@ class Subject:
 def jobs(sources: Sequence[ModelSource], options: SweepOptions, cache: Path) -> list[Job]:
     """All points: each model, then its curves; those that need training last."""
     wanted: list[Job] = []
-    specs = {DEFAULT: "flops:{:g}", CONSTANT: "flops:{:g}/constant", SEARCHED: "search:{:g}"}
+    specs = {
+        DEFAULT_FAMILY: "flops:{:g}",
+        CONSTANT_FAMILY: "flops:{:g}/constant",
+        SEARCHED: "search:{:g}",
+    }
     tasks = choose(options.measure, [source.candidate for source in sources], options.bank)
     for source, task in zip(sources, tasks, strict=True):
         subject = Subject(source, task, options, cache)

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tpcli.config.choices import DEFAULT_FAMILY
 from tpcli.config.options import PoolingOptions
 from tpcli.config.recipe import Recipe
 from tpcli.data import ImageData
 from tpcli.evaluation.choose import Candidate
 from tpcli.evaluation.run import RunOptions
 from tpcli.models.load import LoadedModel
-
-from .points import DEFAULT
 
 if TYPE_CHECKING:
     from tpcli.finetune import TrainingData
@@ -54,7 +53,7 @@ class SweepOptions:
     poolings: Sequence[PoolingOptions]
     budgets: Sequence[float] = ()
     schedules: Sequence[str] = ()
-    families: Sequence[str] = (DEFAULT,)
+    families: Sequence[str] = (DEFAULT_FAMILY,)
     recipe: Recipe | None = None
     batch_size: int = 128
     device: str = "auto"

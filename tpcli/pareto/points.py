@@ -20,7 +20,6 @@ BASE = "none"
 FINETUNED = "+finetuned"
 """What is added to the method of a point that was measured after fine-tuning."""
 
-DEFAULT, CONSTANT, SEARCHED = "default", "constant", "search"
 """Families of schedules that a budget is met in; the last is what `tpcli.search` finds."""
 
 NUMBERS = [

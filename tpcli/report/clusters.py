@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from tpcli.analysis.clusters import BlockClusters, Guess, Seen, look, pooling_blocks, read_images
+from tpcli.config.choices import CLUSTER_STYLES, check_choice
 from tpcli.config.options import options_from_dict
 from tpcli.data import UNREADABLE, ImageData
 from tpcli.errors import UserError
@@ -66,8 +67,7 @@ def clusters_figure(seen: Sequence[Seen], title: str = "", style: str = "mean") 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if style not in MEANINGS:
-        raise UserError(f"style {style!r} is unknown; use one of {', '.join(MEANINGS)}.")
+    check_choice("style", style, CLUSTER_STYLES)
     if len(seen) > MOST_ROWS:
         raise UserError(f"{len(seen)} rows are too many for a page; show {MOST_ROWS} at most.")
     largest = max(int(_sizes(block).max()) for one in seen for block in one.blocks)

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from tpcli.bench.compare import BenchResult
 
 
-SUFFIXES = (".png", ".svg", ".pdf")
-
 # Okabe and Ito's palette, told apart by people with any colour vision; markers differ as well
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")

@@ -7,11 +7,12 @@ from typing import Any
 from pandas import DataFrame
 
 from tpcli.analysis.result import KEEP, STAGE_MEASURES, Analysis
+from tpcli.config.choices import CONSTANT_FAMILY
 from tpcli.config.measures import MEASURES
 from tpcli.pareto import Point, SweepResult
 from tpcli.pareto.compare import score_at
 from tpcli.pareto.headline import Headline, Saving, kept
-from tpcli.pareto.points import CONSTANT, CSV_COLUMNS, FINETUNED, spoken
+from tpcli.pareto.points import CSV_COLUMNS, FINETUNED, spoken
 from tpcli.system.text import as_cell, as_markdown, visible
 
 HEADINGS = {
@@ -70,7 +71,9 @@ def _row(p: Point, base: Point) -> dict[str, str]:
     return {
         "model": p.model,
         "method": _curve(p),
-        "budget": "" if p.is_base else p.asked + (", constant r" if p.family == CONSTANT else ""),
+        "budget": ""
+        if p.is_base
+        else p.asked + (", constant r" if p.family == CONSTANT_FAMILY else ""),
         "gflops": f"{p.gflops:.3f}" if p.gflops >= 0.1 else f"{p.gflops:.4f}",
         "ratio": f"{100 * p.gflops_ratio:.1f}%",
         p.measure: f"{p.score:.2f}",

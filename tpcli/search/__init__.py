@@ -2,20 +2,14 @@
 
 from .result import Member, SearchResult
 from .search import (
-    BUDGETS,
-    OBJECTIVES,
     SearchOptions,
     budgets_with,
     calibration_data,
     search,
     trials_in,
 )
-from .variants import VARIED
 
 __all__ = [
-    "BUDGETS",
-    "OBJECTIVES",
-    "VARIED",
     "Member",
     "SearchOptions",
     "SearchResult",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tpcli.config.choices import BUDGET_MARGIN
 from tpcli.config.schedule import Tokens
 from tpcli.schedules.budget import family_chain, first_within
 from tpcli.schedules.flops_cost import Cost
@@ -14,9 +15,6 @@ STARTS: tuple[Shape, ...] = (
     *((slope, curve) for slope in (0, 0.6, -0.6) for curve in (0, 0.6, -0.6) if slope or curve),
 )
 """The default family's shape, and those around it."""
-
-MARGIN = 0.998
-"""Estimates are this near to the count, so schedules that should fit are aimed a little lower."""
 
 FIRST_STEP, SMALLEST_STEP = 0.3, 0.05
 
@@ -80,5 +78,5 @@ def fitted(
     """The weakest schedule of this shape whose estimated cost is within `budget`; `floor`, which
     is, where none of the shape's is."""
     chain = family_chain(cost, blocks, shape=shape, floor=floor)
-    first = first_within(budget * MARGIN, cost.estimates(chain))
+    first = first_within(budget * BUDGET_MARGIN, cost.estimates(chain))
     return chain[first] if first < len(chain) else floor

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tpcli.bench.clock import BenchOptions
+from tpcli.config.choices import OBJECTIVES, SEARCH_BUDGETS, SEARCH_SPACES, check_choice
 from tpcli.config.options import PoolingOptions
 from tpcli.config.schedule import Tokens
 from tpcli.data import UNREADABLE, ImageData, batches, create
@@ -28,10 +29,8 @@ from tpcli.version import __version__
 
 from .result import Member, SearchResult, Thresholds
 from .trials import VIEWS, Trials, find_family, find_way, smallest
-from .variants import VARIED, Way, moves
+from .variants import Way, moves
 
-OBJECTIVES = ("kl", "reconstruction", "significance", "similarity")
-BUDGETS = (0.75, 0.55, 0.4, 0.28)
 """Where the family is searched for; budgets between them are interpolated."""
 
 
@@ -53,7 +52,7 @@ class SearchOptions:
 
     by: str | None = None
     images: int = 256
-    budgets: tuple[float, ...] = BUDGETS
+    budgets: tuple[float, ...] = SEARCH_BUDGETS
     trials: int = 16
     vary: tuple[str, ...] = ()
     focus: float | None = None
@@ -63,14 +62,13 @@ class SearchOptions:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.by is not None and self.by not in OBJECTIVES:
-            raise UserError(f"by {self.by!r} is unknown; use one of {', '.join(OBJECTIVES)}.")
+        if self.by is not None:
+            check_choice("by", self.by, OBJECTIVES)
         for name, value in (("images", self.images), ("trials", self.trials)):
             if value < 1:
                 raise UserError(f"`{name}={value}` is below 1; use 1 or more.")
         for what in self.vary:
-            if what not in VARIED:
-                raise UserError(f"vary {what!r} is unknown; use one of {', '.join(VARIED)}.")
+            check_choice("vary", what, SEARCH_SPACES)
         if self.vary and self.by == "significance":
             raise UserError("by 'significance' tells no two ways of pooling apart; use another.")
         for budget in self.budgets:
@@ -82,7 +80,7 @@ class SearchOptions:
 
 def budgets_with(budget: float, apart: float = 0.06) -> tuple[float, ...]:
     """The usual budgets, and `budget` in place of those that are near it."""
-    usual = [b for b in BUDGETS if abs(b - budget) >= apart]
+    usual = [b for b in SEARCH_BUDGETS if abs(b - budget) >= apart]
     return tuple(sorted([budget, *usual], reverse=True))
 
 

@@ -10,7 +10,6 @@ from tpcli.config.options import PoolingOptions, replaced
 from tpcli.config.schedule import Tokens
 from tpcli.errors import UserError
 
-VARIED = ("options", "places")
 """What a search can vary besides the shape of the schedule."""
 
 ITERATIONS = (0, 1, 3, 5)

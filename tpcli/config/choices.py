@@ -1,0 +1,87 @@
+"""What options accept and what they default to, for the parser and for the library; no torch.
+
+A list stands here if both the command line and the library need it. Methods, measures, runtimes and
+fine-tuning recipes are larger than lists of words, and have modules of their own beside this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from tpcli.errors import UserError, did_you_mean, quoted
+
+# How much is pooled
+DEFAULT_SCHEDULE = "flops:0.6"
+DEFAULT_BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+"""Shares of the unpooled model's FLOPs that a sweep measures."""
+SEARCH_BUDGETS = (0.75, 0.55, 0.4, 0.28)
+"""Shares of the unpooled model's FLOPs that one search finds schedules for."""
+BUDGET_MARGIN = 0.998
+"""Searches aim at this share of a budget, as FLOPs are estimated before they are counted."""
+
+DEFAULT_FAMILY, CONSTANT_FAMILY = FAMILIES = ("default", "constant")
+"""Parametric schedules: the default family, or the same number of tokens removed at every block."""
+BOTH_FAMILIES = "both"
+SEARCHED = "search"
+"""In place of a schedule: one that is searched for each method."""
+
+# Which methods are compared, the recommended one first
+SWEEP_METHODS = ("ward", "k-medoids", "k-means", "wk-medoids")
+OPTIMIZE_METHODS = ("ward", "tome")
+ANALYZE_METHODS = ("ward", "tome", "random")
+
+# Search and optimization
+OBJECTIVES = ("kl", "similarity", "reconstruction", "significance")
+"""What a schedule is judged by."""
+SEARCH_SPACES = ("options", "places")
+"""What is searched besides the number of tokens: pooling options, and which blocks pool."""
+RISKS = ("upper", "mean")
+"""What must stay within the maximum drop: the upper end of its 95% interval, or its mean."""
+DEFAULT_MAX_DROP = 0.5
+"""Points of the measure."""
+
+# Measures
+BANKS = ("pooled", "unpooled")
+"""Whose features of the training images k-NN searches."""
+
+# Machines
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+DTYPES = ("float32", "bfloat16", "float16")
+"""Precisions that are timed; 16-bit types run in autocast."""
+
+# Export
+EXPORT_FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
+"""The suffix of each format."""
+EXPORT_OUTPUTS = ("logits", "features", "dense")
+EXPORT_DTYPES = ("float32", "float16")
+LEAST_OPSET = 18
+"""The first whose ScatterElements can take a minimum, which clustering needs."""
+
+# Figures and tables
+FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
+AXES = ("gflops", "throughput", "latency")
+"""Horizontal axes of an accuracy curve."""
+FIGURE_STYLES = ("screen", "paper")
+CLUSTER_STYLES = ("mean", "outline", "size", "random")
+"""How clusters are drawn."""
+FLOPS_TABLES = ("block", "module", "op")
+"""Rows of the table of FLOPs."""
+
+
+def check_choice(name: str, value: str, accepted: Collection[str]) -> None:
+    """Raise if `value` is not one of the words that the option `name` accepts.
+
+    Raises:
+        UserError: names the value, what is accepted, and what is near to it.
+    """
+    if value not in accepted:
+        raise UserError(
+            f"{name} {quoted(value)} is unknown; use {listed(accepted)}."
+            f"{did_you_mean(value, accepted)}"
+        )
+
+
+def listed(names: Collection[str], most: int = 20) -> str:
+    """`one of a, b, c`; of a long list, its beginning and how many there are."""
+    some = ", ".join(list(names)[:most])
+    return f"one of {some}" if len(names) <= most else f"one of the {len(names)} names {some}, ..."
