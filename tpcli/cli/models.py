@@ -31,17 +31,12 @@ def models(
         tpcli models dinov3
         tpcli models 'deit*distilled*'
     """
-    from tpcli.models.catalog import architectures, matching_names
+    from tpcli.models.catalog import architectures
 
     from . import render
 
     render.quiet()
-    names = matching_names(pattern)
-    found = []
-    with render.progress_bar("models", len(names)) as advance:
-        for architecture in architectures(names):
-            found.append(architecture)
-            advance(1)
+    found = architectures(pattern)
     if as_json:
         render.print_json([asdict(a) for a in found])
         return

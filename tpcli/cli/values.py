@@ -189,9 +189,9 @@ FIGURE = Value(named_like(FIGURE_SUFFIXES), "FILE")
 
 
 def _model_names() -> list[str]:
-    from tpcli.models.catalog import matching_names
+    from tpcli.models.catalog import architectures
 
-    return [specs.DEMO, *matching_names()]
+    return [specs.DEMO, *(architecture.name for architecture in architectures())]
 
 
 def _device(text: str) -> str:

@@ -1,34 +1,17 @@
-"""Which of timm's architectures can be pooled, and what they are like; no weights are built."""
+"""Timm's architectures that can be pooled, with their facts, looked up without building them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
-
-import timm
-import torch
-from timm.models import is_model_pretrained
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from importlib.metadata import version
+from pathlib import Path
 
 from tpcli.errors import UserError, did_you_mean
-from tpcli.surgery import check_supported
-from tpcli.surgery.families import FAMILIES
-from tpcli.surgery.geometry import input_size, patch_tokens
 
-MODULES = (
-    "vision_transformer",
-    "vision_transformer_hybrid",
-    "deit",
-    "eva",
-    "beit",
-    "vision_transformer_relpos",
-    "naflexvit",
-)
-"""Modules of timm whose architectures are Vision Transformers of the supported classes."""
+FACTS = Path(__file__).with_name("architectures.json")
+"""Facts of all architectures and the version of timm that has them, as `facts.py` wrote them."""
 
 
 @dataclass(frozen=True)
@@ -51,93 +34,41 @@ class Architecture:
     pretrained: bool
 
 
-def matching_names(pattern: str = "") -> list[str]:
-    """Names of architectures that match: a part of the name, or a pattern with * and ?.
+def architectures(pattern: str = "") -> list[Architecture]:
+    """The architectures whose names match: a part of the name, or a pattern with * and ?.
+
+    With the version of timm that `FACTS` was made with, neither torch nor timm is imported. With
+    another one, only architectures that `FACTS` does not have are built.
 
     Raises:
         UserError: none matches; says whether timm has such a model at all, and the nearest names.
     """
-    names = sorted(name for module in MODULES for name in timm.list_models(module=module))
+    stored = json.loads(FACTS.read_text(encoding="utf-8"))
+    known = {
+        fields["name"]: Architecture(**{**fields, "image_size": tuple(fields["image_size"])})
+        for fields in stored["architectures"]
+    }
     wanted = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
-    found = [name for name in names if fnmatchcase(name, wanted)]
+    if version("timm") == stored["timm"]:
+        found = [known[name] for name in sorted(known) if fnmatchcase(name, wanted)]
+    else:
+        from . import facts
+
+        names = [name for name in facts.names() if fnmatchcase(name, wanted)]
+        every = (known.get(name) or facts.architecture(name) for name in names)
+        found = [one for one in every if one is not None]
     if not found:
-        others = [name for name in timm.list_models() if fnmatchcase(name, wanted)]
-        reason = (
-            f"matches {others[0]} and no Vision Transformer that can be pooled"
-            if others
-            else f"matches no model of timm {timm.__version__}"
-        )
-        raise UserError(f"filter {pattern!r} {reason}.{did_you_mean(pattern, names)}")
+        raise _no_match(pattern, wanted, known)
     return found
 
 
-def architectures(names: Sequence[str]) -> Iterator[Architecture]:
-    """Describe each of `names` that can be pooled, one after the other, as skeletons on meta."""
-    for name in names:
-        with torch.device("meta"):
-            model: Any = timm.create_model(name)
-        try:
-            check_supported(model)
-        except UserError:
-            continue
-        _, height, width = input_size(model)
-        yield Architecture(
-            name=name,
-            model_class=type(model).__name__,
-            params=sum(p.numel() for p in model.parameters()),
-            image_size=(height, width),
-            blocks=len(model.blocks),
-            patch_tokens=patch_tokens(model),
-            prefix_tokens=int(model.num_prefix_tokens),
-            flops=closed_form_flops(model),
-            pretrained=is_model_pretrained(name),
-        )
+def _no_match(pattern: str, wanted: str, known: dict[str, Architecture]) -> UserError:
+    import timm
 
-
-def closed_form_flops(model: Any) -> int | None:
-    """FLOPs of one image from the shapes of the weights: linear layers, attention and norms.
-
-    None where the patch embedding is more than one convolution, or the class is another.
-    """
-    if not isinstance(model, VisionTransformer | Eva):
-        return None
-    stem: Any = model.patch_embed
-    blocks: Any = model.blocks
-    if not isinstance(stem.proj, nn.Conv2d) or hasattr(stem, "backbone"):
-        return None
-    patches = patch_tokens(model)
-    tokens = patches + int(model.num_prefix_tokens)
-    total = patches * stem.proj.weight.numel()
-    for block in blocks:
-        total += tokens * _per_token(block)
-        family = FAMILIES[type(block)]
-        attention: Any = family.attention(block)
-        branches = len(block.attns) if hasattr(block, "attns") else 1
-        queries_and_values = 3 if hasattr(attention, "sub_norm") else 2  # differential: twice QK^T
-        width = attention.num_heads * attention.head_dim
-        if hasattr(attention, "sub_norm"):
-            width *= 2
-        total += branches * queries_and_values * tokens**2 * int(width)
-    total += tokens * _per_token(model.norm)
-    pool: Any = getattr(model, "attn_pool", None)
-    if pool is not None:
-        read = tokens if getattr(model, "pool_include_prefix", True) else patches
-        kv = getattr(pool, "kv", None)
-        if kv is not None:
-            total += read * _per_token(kv) + 2 * read * int(model.embed_dim)
-            total += _per_token(pool) - _per_token(kv)
-        else:
-            total += 2 * read**2 * int(model.embed_dim)
-    heads = (getattr(model, name, None) for name in ("fc_norm", "head", "head_dist"))
-    return total + sum(_per_token(head) for head in heads if head is not None)
-
-
-NORM_FLOPS = 5
-"""Per element of a layer norm with weights, as fvcore has it."""
-
-
-def _per_token(module: nn.Module) -> int:
-    """Multiply-adds that the linear layers and norms of `module` spend on one token."""
-    linear = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
-    norms = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.LayerNorm))
-    return linear + NORM_FLOPS * norms
+    other = next((name for name in timm.list_models() if fnmatchcase(name, wanted)), None)
+    reason = (
+        f"matches no model of timm {timm.__version__}"
+        if other is None
+        else f"matches {other} and no Vision Transformer that can be pooled"
+    )
+    return UserError(f"filter {pattern!r} {reason}.{did_you_mean(pattern, known)}")
