@@ -1,4 +1,4 @@
-"""Every Vision Transformer of timm: one for each path through the code, all in the exhaustive run."""
+"""Every Vision Transformer of timm: one for each path through the code; all if exhaustive."""
 
 from __future__ import annotations
 
