@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,7 @@ def test_hybrids_have_no_closed_form() -> None:
 
 
 def test_an_architecture_is_described() -> None:
-    deit = facts.architecture("deit_tiny_distilled_patch16_224")
-    assert deit is not None
+    (deit,) = catalog.architectures("deit_tiny_distilled_patch16_224")
     assert (deit.model_class, deit.image_size) == ("VisionTransformerDistilled", (224, 224))
     assert (deit.blocks, deit.patch_tokens, deit.prefix_tokens) == (12, 196, 2)
     assert deit.params == 5910800
@@ -49,8 +49,8 @@ def test_an_architecture_is_described() -> None:
 
 @pytest.mark.parametrize("name", some_of(COUNTED, facts.names()))
 def test_stored_facts_are_those_of_the_model(name: str) -> None:
-    stored = {one.name: one for one in catalog.architectures()}
-    assert stored.get(name) == facts.architecture(name)
+    stored = {one.name: asdict(one) for one in catalog.architectures()}
+    assert stored.get(name) == facts.facts_of(name)
 
 
 def test_no_architecture_is_missing() -> None:
@@ -58,7 +58,7 @@ def test_no_architecture_is_missing() -> None:
     listed = {one.name for one in catalog.architectures()}
     assert listed <= set(facts.names())
     for name in set(facts.names()) - listed:
-        assert facts.architecture(name) is None
+        assert facts.facts_of(name) is None
 
 
 def test_another_version_of_timm_builds_only_what_is_unknown(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -11,7 +12,7 @@ from pathlib import Path
 from tpcli.errors import UserError, did_you_mean
 
 FACTS = Path(__file__).with_name("architectures.json")
-"""Facts of all architectures and the version of timm that has them, as `facts.py` wrote them."""
+"""Facts of all architectures and the version of timm that has them, as `facts.py` printed them."""
 
 
 @dataclass(frozen=True)
@@ -44,25 +45,21 @@ def architectures(pattern: str = "") -> list[Architecture]:
         UserError: none matches; says whether timm has such a model at all, and the nearest names.
     """
     stored = json.loads(FACTS.read_text(encoding="utf-8"))
-    known = {
-        fields["name"]: Architecture(**{**fields, "image_size": tuple(fields["image_size"])})
-        for fields in stored["architectures"]
-    }
+    known = {fields["name"]: fields for fields in stored["architectures"]}
     wanted = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
     if version("timm") == stored["timm"]:
         found = [known[name] for name in sorted(known) if fnmatchcase(name, wanted)]
     else:
-        from . import facts
+        from .facts import facts_of, names
 
-        names = [name for name in facts.names() if fnmatchcase(name, wanted)]
-        every = (known.get(name) or facts.architecture(name) for name in names)
-        found = [one for one in every if one is not None]
+        every = (known.get(n) or facts_of(n) for n in names() if fnmatchcase(n, wanted))
+        found = [fields for fields in every if fields is not None]
     if not found:
         raise _no_match(pattern, wanted, known)
-    return found
+    return [Architecture(**{**f, "image_size": tuple(f["image_size"])}) for f in found]
 
 
-def _no_match(pattern: str, wanted: str, known: dict[str, Architecture]) -> UserError:
+def _no_match(pattern: str, wanted: str, known: Iterable[str]) -> UserError:
     import timm
 
     other = next((name for name in timm.list_models() if fnmatchcase(name, wanted)), None)

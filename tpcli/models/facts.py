@@ -1,12 +1,11 @@
 """Facts of timm's architectures, from models without weights.
 
-`python -m tpcli.models.facts` writes them all to `architectures.json`.
+Made anew by `python -m tpcli.models.facts > tpcli/models/architectures.json`.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 import timm
@@ -20,8 +19,6 @@ from tpcli.errors import UserError
 from tpcli.surgery import check_supported
 from tpcli.surgery.families import FAMILIES
 from tpcli.surgery.geometry import input_size, patch_tokens
-
-from .catalog import FACTS, Architecture
 
 MODULES = (
     "vision_transformer",
@@ -42,8 +39,8 @@ def names() -> list[str]:
     return sorted(name for module in MODULES for name in timm.list_models(module=module))
 
 
-def architecture(name: str) -> Architecture | None:
-    """The facts of one architecture, or None where it can't be pooled; no weights are made."""
+def facts_of(name: str) -> dict[str, Any] | None:
+    """The fields of one `Architecture`, or None where it can't be pooled; no weights are made."""
     with torch.device("meta"):
         model: Any = timm.create_model(name)
     try:
@@ -51,17 +48,17 @@ def architecture(name: str) -> Architecture | None:
     except UserError:
         return None
     _, height, width = input_size(model)
-    return Architecture(
-        name=name,
-        model_class=type(model).__name__,
-        params=sum(p.numel() for p in model.parameters()),
-        image_size=(height, width),
-        blocks=len(model.blocks),
-        patch_tokens=patch_tokens(model),
-        prefix_tokens=int(model.num_prefix_tokens),
-        flops=closed_form_flops(model),
-        pretrained=is_model_pretrained(name),
-    )
+    return {
+        "name": name,
+        "model_class": type(model).__name__,
+        "params": sum(p.numel() for p in model.parameters()),
+        "image_size": (height, width),
+        "blocks": len(model.blocks),
+        "patch_tokens": patch_tokens(model),
+        "prefix_tokens": int(model.num_prefix_tokens),
+        "flops": closed_form_flops(model),
+        "pretrained": is_model_pretrained(name),
+    }
 
 
 def closed_form_flops(model: Any) -> int | None:
@@ -109,13 +106,6 @@ def _per_token(module: nn.Module) -> int:
     return linear + NORM_FLOPS * norms
 
 
-def write() -> None:
-    """Write the facts of all architectures of the installed timm to `FACTS`."""
-    found = [asdict(one) for one in map(architecture, names()) if one is not None]
-    rows = ",\n".join(json.dumps(one) for one in found)
-    text = f'{{"timm": {json.dumps(timm.__version__)}, "architectures": [\n{rows}\n]}}\n'
-    FACTS.write_text(text, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    write()
+    rows = ",\n".join(json.dumps(facts) for facts in map(facts_of, names()) if facts)
+    print(f'{{"timm": "{timm.__version__}", "architectures": [\n{rows}\n]}}')
