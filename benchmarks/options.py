@@ -25,8 +25,8 @@ from tpcli.errors import UserError
 from tpcli.models.load import load, told_apart
 from tpcli.pareto import ModelSource, Point, SweepOptions, sweep
 from tpcli.pareto.cache import default_folder
-from tpcli.pareto.compare import holm, paired
 from tpcli.search.variants import places
+from tpcli.stats import drop, holm, paired_p_value, signed
 
 VALUES = {
     "metric_dim": (32,),
@@ -87,9 +87,10 @@ def measure(arguments: argparse.Namespace) -> Found:
 def table(found: Found) -> Iterator[str]:
     """A line for each change, a column for each model and budget."""
     columns = [key[1:] for key in found if key[0] == AS_IT_IS]
-    pairs = {key: paired(found[key], found[AS_IT_IS, key[1], key[2]]) for key in found}
+    pairs = {key: (found[AS_IT_IS, key[1], key[2]].each, found[key].each) for key in found}
     changes = {key: pair for key, pair in pairs.items() if key[0] != AS_IT_IS}
-    p_values = dict(zip(changes, holm([pair[3] for pair in changes.values()]), strict=True))
+    corrected = holm([paired_p_value(*pair) for pair in changes.values()])
+    p_values = dict(zip(changes, corrected, strict=True))
     yield "| |" + "".join(f" {model}, {budget} |" for model, budget in columns)
     yield "| --- |" + " ---: |" * len(columns)
     for changed in dict.fromkeys(key[0] for key in found):
@@ -99,7 +100,7 @@ def table(found: Found) -> Iterator[str]:
             if changed == AS_IT_IS:
                 cells.append(f"{found[key].score:.2f}")
             elif key in pairs:
-                words = f"{pairs[key][0]:+.2f}"
+                words = signed(-drop(*pairs[key]).points)
                 cells.append(f"**{words}**" if p_values[key] < 0.05 else words)
             else:
                 cells.append("")

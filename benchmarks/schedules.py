@@ -23,8 +23,8 @@ from tpcli.config.options import pooling_options
 from tpcli.models.load import load, told_apart
 from tpcli.pareto import ModelSource, Point, SweepOptions, SweepResult, sweep
 from tpcli.pareto.cache import default_folder
-from tpcli.pareto.compare import holm, paired
 from tpcli.search import calibration_data
+from tpcli.stats import holm, paired_p_value
 
 DEFAULT, CONSTANT, SEARCHED = "default", "constant", "search"
 Key = tuple[str, str, float | None]
@@ -64,7 +64,9 @@ def corrected(results: dict[str, SweepResult]) -> dict[tuple[str, Key], float]:
     default = by_key(results[DEFAULT])
     rivals = {family: by_key(results[family]) for family in results if family != DEFAULT}
     pairs = [(family, key) for family, points in rivals.items() for key in points if key in default]
-    p_values = holm([paired(default[key], rivals[family][key])[3] for family, key in pairs])
+    p_values = holm(
+        [paired_p_value(default[key].each, rivals[family][key].each) for family, key in pairs]
+    )
     return dict(zip(pairs, p_values, strict=True))
 
 

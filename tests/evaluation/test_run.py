@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from tests.helpers.models import tiny_vit
 from tpcli import evaluate, load, pool
 from tpcli.data import ImageData, create
 from tpcli.errors import TpcliError, UserError
-from tpcli.evaluation.run import wilson_interval
+from tpcli.stats import wilson_interval
 from tpcli.system.devices import pick_device
 
 
@@ -138,19 +137,6 @@ def test_batches_in_memory_are_used_as_they_are(folder: Path) -> None:
     kept = list(batches(data, 16))
     result = evaluate(model, data, device="cpu", decoded=kept)
     assert np.array_equal(result.correct, evaluate(model, data, device="cpu").correct)
-
-
-@pytest.mark.parametrize(
-    ("successes", "trials"), [(0, 1), (1, 1), (0, 50), (50, 50), (7, 10), (812, 1000), (6550, 8000)]
-)
-def test_wilson_interval(successes: int, trials: int) -> None:
-    """Its bounds are the proportions that lie just 1.96 standard errors of their own away."""
-    p, z = successes / trials, NormalDist().inv_cdf(0.975)
-    low, high = wilson_interval(successes, trials)
-    for bound in (low, high):
-        assert abs(p - bound) == pytest.approx(z * (bound * (1 - bound) / trials) ** 0.5, abs=1e-9)
-    assert 0 <= low <= p <= high <= 1
-    assert low < high
 
 
 def test_interval_of_a_result(folder: Path) -> None:

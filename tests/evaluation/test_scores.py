@@ -12,12 +12,10 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from tpcli.evaluation.answers import Answers
 from tpcli.evaluation.scores import (
-    RESAMPLES,
     agreement,
     knn,
     nearest,
     recall,
-    resampled_means,
     similarity,
     vote,
 )
@@ -98,11 +96,3 @@ def test_neighbours_of_few_images_and_of_many(monkeypatch: pytest.MonkeyPatch) -
     ours, theirs = answers(40, seed=1).rows, answers(40, seed=2).rows
     assert 0 < recall(ours, theirs, CPU) < 0.6
     assert recall(ours, ours, CPU) == 1
-
-
-def test_the_interval_of_a_mean() -> None:
-    each = np.random.default_rng(0).normal(0.9, 0.02, 400).astype(np.float32)
-    means = resampled_means(each)
-    assert len(means) == RESAMPLES
-    assert means.std() == pytest.approx(0.02 / 20, rel=0.1)
-    assert resampled_means(each + 1) - 1 == pytest.approx(means, abs=1e-6)

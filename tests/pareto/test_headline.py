@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import tracemalloc
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from tests.helpers.points import COUNT, point
+from tests.helpers.points import point
 from tpcli.pareto import frontier, headline
-from tpcli.pareto.headline import RESAMPLES, Saving, _resampled_scores, answered_alike, flops_saving
+from tpcli.pareto.headline import Saving, answered_alike, flops_saving
 
 
 def test_frontier_keeps_only_points_that_nothing_beats() -> None:
@@ -118,41 +114,3 @@ def test_interval_covers_the_value_where_images_differ() -> None:
     assert saving is not None
     low, high = saving.ci95
     assert low < saving.value <= high
-
-
-def test_resamples_have_the_law_of_the_plain_bootstrap() -> None:
-    """Means, spreads and correlations of the draws are those of counting resampled images."""
-    random = np.random.default_rng(2)
-    easy = random.random(COUNT)
-    points = [
-        replace(point(0.5, 80), each=easy + 0.2 * random.random(COUNT) > limit)
-        for limit in (0.2, 0.25, 0.9)
-    ]
-    drawn = _resampled_scores(points)
-    correct = np.stack([p.each for p in points], axis=1).astype(float)
-    images = random.integers(COUNT, size=(4000, COUNT))
-    plain = np.stack([100 * correct[i].mean(0) for i in images])
-    assert drawn.shape == (RESAMPLES, 3)
-    spread = plain.std(0)
-    assert drawn.mean(0) == pytest.approx(plain.mean(0), abs=5 * spread.max() / RESAMPLES**0.5)
-    assert drawn.std(0) == pytest.approx(spread, rel=0.1)
-    assert np.corrcoef(drawn.T) == pytest.approx(np.corrcoef(plain.T), abs=0.08)
-    for share in (2.5, 97.5):
-        assert np.percentile(drawn, share, axis=0) == pytest.approx(
-            np.percentile(plain, share, axis=0), abs=0.25 * spread.max()
-        )
-
-
-def test_resampling_takes_little_memory() -> None:
-    """Also where no two images are alike, which is the worst."""
-    random = np.random.default_rng(3)
-    points = [
-        replace(point(0.5, 80), count=50_000, each=random.random(50_000) < 0.8) for _ in range(30)
-    ]
-    tracemalloc.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[_resampled_scores.__module__], "RESAMPLES", 5)
-        _resampled_scores(points)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 50e6

@@ -17,6 +17,7 @@ from tpcli.pareto import Point, SweepResult, compare, frontier, headline, recomm
 from tpcli.report import write_report
 from tpcli.report.chart import chart
 from tpcli.report.figure import axis_for
+from tpcli.stats import drop
 
 from .test_report import CONTEXT
 
@@ -64,10 +65,10 @@ def test_the_cheapest_point_that_loses_little_is_recommended() -> None:
     advice = recommend(points)
     assert advice is not None
     assert (advice.point, advice.allowed) == (points[1], 0.5)
-    assert advice.words == (
-        "Take m pooled by ward, at 60% of its GFLOPs: 79.60% top-1 against 80.00% without pooling "
-        "(a difference of -0.40 points, 95% interval -0.79 to -0.01, on the same 1000 images)."
-    )
+    lost = drop(points[0].each, points[1].each)
+    assert (advice.difference, *advice.ci95) == (-lost.points, -lost.high, -lost.low)
+    for told in ("ward", "60%", "79.60%", "80.00%", "-0.40", f"{-lost.high:.2f}", "1000"):
+        assert told in advice.words
     advice = recommend([points[0], points[2]])
     assert advice is not None
     assert (advice.point, advice.allowed) == (points[2], 1.0)
@@ -84,16 +85,16 @@ def test_where_points_were_timed_the_fastest_is() -> None:
     advice = recommend(points)
     assert advice is not None
     assert advice.point == points[2]
-    assert "1.25 times as fast: 80.00%" in advice.words
-    assert "the same answers on all 1000 images" in advice.words
-    assert advice.rule.startswith("The fastest point")
+    assert "1.25" in advice.words
+    assert advice.ci95[0] < 0 < advice.ci95[1]
+    assert "fastest" in advice.rule
 
 
 def test_nothing_is_recommended_that_loses_much() -> None:
     advice = recommend([point(1.0, 80), point(0.5, 70, "ward")])
     assert advice is not None
     assert advice.point is None
-    assert advice.words.startswith("No cheaper point measured loses at most 1 point of accuracy.")
+    assert "1 point of accuracy" in advice.words
     assert recommend([point(1.0, 80)]) is None
 
 
@@ -102,7 +103,7 @@ def test_doubt_is_said() -> None:
     few[1].each[:] = few[1].each[::-1]
     advice = recommend(few)
     assert advice is not None
-    assert re.search(r"It may lose \d+\.\d points: measure more images", advice.words)
+    assert re.search(r"lose \d+\.\d points", advice.words)
 
 
 def test_the_page_begins_with_the_verdict_and_its_command(page: Path) -> None:

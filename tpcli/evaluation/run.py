@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset
 
-from tpcli.config.measures import MEASURES, Measure
 from tpcli.data import UNREADABLE, Head, ImageData, batches, match_classes
 from tpcli.errors import TpcliError, UserError
+from tpcli.stats import wilson_interval
 from tpcli.surgery.geometry import input_size
 from tpcli.system.devices import autocast, borrowed, explain_out_of_memory, pick_device, synchronize
 from tpcli.system.ranks import gathered, share
@@ -213,17 +213,6 @@ def floating_dtype(model: nn.Module) -> torch.dtype:
     """The type that the model takes images in: that of its first floating point weights."""
     weights = (p.dtype for p in model.parameters() if p.is_floating_point())
     return next(weights, torch.float32)
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95% score interval of a proportion, in [0, 1]."""
-    from scipy.stats import binomtest
-
-    low, high = binomtest(successes, trials).proportion_ci(method="wilson")
-    return float(low), float(high)
-
-
-__all__ = ["MEASURES", "Measure"]
 
 
 def dealt(data: ImageData, run: RunOptions, decoded: Batches | None = None) -> ImageData | None:

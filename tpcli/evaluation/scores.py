@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,15 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tpcli.config.measures import MEASURES
+from tpcli.stats import Each, mean, mean_interval
 
 from .answers import Answers, Floats, chunks
-from .run import wilson_interval
-
-Each = npt.NDArray[Any]
-"""(count,) bool, or float32."""
-
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -54,26 +47,9 @@ def scores(
     **more: float,
 ) -> Scores:
     """The mean with its interval: Wilson's for shares, a bootstrap over images for means."""
-    score = 100 * mean(each)
-    if MEASURES[measure].is_share:
-        low, high = wilson_interval(int(each.sum()), len(each))
-    else:
-        low, high = np.percentile(resampled_means(each), [2.5, 97.5])
-    ci95 = (100 * float(low), 100 * float(high))
-    return Scores(measure, each, score, ci95, images_per_second, unreadable, more)
-
-
-def mean(each: Each) -> float:
-    """Over images, in double precision."""
-    return float(each.mean(dtype=np.float64))
-
-
-def resampled_means(each: Each) -> npt.NDArray[np.float64]:
-    """Means of resampled images: (RESAMPLES,), the same images for each array of one length."""
-    random = np.random.default_rng(0)
-    count = len(each)
-    draws = (random.integers(count, size=count, dtype=np.uint32) for _ in range(RESAMPLES))
-    return np.array([each[draw].mean(dtype=np.float64) for draw in draws])
+    low, high = mean_interval(each)
+    ci95 = (100 * low, 100 * high)
+    return Scores(measure, each, 100 * mean(each), ci95, images_per_second, unreadable, more)
 
 
 def agreement(pooled: Answers, unpooled: Answers) -> Scores:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tpcli.evaluation.scores import Each
-from tpcli.stats import Z95, Drop, drop
+from tpcli.stats import Z95, Drop, Each, drop
 
 from .options import Aims
 from .plans import Candidate

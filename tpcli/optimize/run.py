@@ -17,11 +17,10 @@ from tpcli.errors import UserError
 from tpcli.evaluation.choose import Candidate as Measured
 from tpcli.evaluation.choose import Task, choose
 from tpcli.evaluation.run import RunOptions
-from tpcli.evaluation.scores import Each
 from tpcli.models.load import LoadedModel, weights_hash
 from tpcli.search.search import SearchOptions, calibration_images
 from tpcli.search.trials import Damage
-from tpcli.stats import drop
+from tpcli.stats import Each, drop
 from tpcli.surgery import unpooled, with_place
 from tpcli.surgery.geometry import patch_tokens
 from tpcli.system.devices import borrowed, device_name, pick_device

@@ -16,8 +16,8 @@ from tpcli.errors import UserError
 from tpcli.evaluation.choose import Task
 from tpcli.evaluation.measurer import Measurer
 from tpcli.evaluation.run import RunOptions
-from tpcli.evaluation.scores import Each, Scores
-from tpcli.stats import images_for, narrowest
+from tpcli.evaluation.scores import Scores
+from tpcli.stats import Each, images_for, narrowest
 from tpcli.surgery import PoolingSpec, insert, unpool
 from tpcli.system.devices import free_memory
 from tpcli.system.resume import Notebook

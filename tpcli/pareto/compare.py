@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tpcli.config.measures import MEASURES
-from tpcli.evaluation.scores import Each, mean, resampled_means
+from tpcli.stats import drop, holm, paired_p_value
 
 from .points import FINETUNED, Point
 
@@ -57,77 +56,28 @@ def compare(points: Sequence[Point], reference: str) -> list[Comparison]:
         for p in pooled
         if p.method.removesuffix(FINETUNED) != reference and (p.model, p.asked, p.epochs) in anchors
     ]
-    found = [paired(point, anchor) for point, anchor in pairs]
-    corrected = holm([p_value for _, _, _, p_value in found])
+    p_values = [paired_p_value(anchor.each, point.each) for point, anchor in pairs]
     return [
         Comparison(
             model=point.model,
             schedule=point.asked,
             method=point.method,
             reference=anchor.method,
-            difference=difference,
-            ci95=(low, high),
+            difference=-lost.points,
+            ci95=(-lost.high, -lost.low),
             p_value=p_value,
             p_holm=p_holm,
             gflops_ratio=point.gflops_ratio,
             reference_gflops_ratio=anchor.gflops_ratio,
         )
-        for (point, anchor), (difference, low, high, p_value), p_holm in zip(
-            pairs, found, corrected, strict=True
+        for (point, anchor), lost, p_value, p_holm in zip(
+            pairs,
+            [drop(anchor.each, point.each) for point, anchor in pairs],
+            p_values,
+            holm(p_values),
+            strict=True,
         )
     ]
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction (1979) of p values that are read together.
-
-    From the smallest to the largest, each is multiplied by the number of those from it on; none
-    falls below one before it.
-    """
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    corrected = [1.0] * len(p_values)
-    highest = 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, (len(p_values) - rank) * p_values[index])
-        corrected[index] = min(1.0, highest)
-    return corrected
-
-
-def paired(point: Point, anchor: Point) -> tuple[float, float, float, float]:
-    """Points that one is above the other on the same images, the 95% interval, and p."""
-    compared = _of_shares if MEASURES[point.measure].is_share else _of_means
-    difference, low, high, p_value = compared(point.each, anchor.each)
-    return 100 * difference, 100 * low, 100 * high, p_value
-
-
-def _of_shares(ours: Each, theirs: Each) -> tuple[float, float, float, float]:
-    """Difference of two shares, its interval for paired proportions, p of McNemar's exact test."""
-    from scipy.stats import binomtest, norm
-
-    n = len(ours)
-    only_ours = int(np.sum(ours & ~theirs))
-    only_theirs = int(np.sum(~ours & theirs))
-    discordant = only_ours + only_theirs
-    difference = (only_ours - only_theirs) / n
-    variance = max(discordant - (only_ours - only_theirs) ** 2 / n, 0) / n**2
-    half = float(norm.ppf(0.975)) * math.sqrt(variance)
-    p_value = float(binomtest(only_ours, discordant).pvalue) if discordant else 1.0
-    return difference, difference - half, difference + half, p_value
-
-
-def _of_means(ours: Each, theirs: Each) -> tuple[float, float, float, float]:
-    """Difference of two means, its interval by paired bootstrap, p of a paired t-test."""
-    from scipy.stats import ttest_rel
-
-    difference = (ours - theirs).astype(np.float32)
-    low, high = np.percentile(resampled_means(difference), [2.5, 97.5])
-    if len(difference) < 2 or not difference.any():
-        p_value = 1.0
-    elif np.ptp(difference) == 0:
-        p_value = 0.0
-    else:
-        p_value = float(ttest_rel(ours, theirs).pvalue)
-    return mean(difference), float(low), float(high), p_value
 
 
 def score_at(points: Sequence[Point], method: str, model: str, ratio: float) -> float | None:
@@ -201,8 +151,6 @@ class Recommendation:
     @property
     def _sure(self) -> str:
         low, high = self.ci95
-        if f"{low:.2f}" == f"{high:.2f}":
-            return f"the same answers on all {self.base.count} images"
         return (
             f"a difference of {self.difference:+.2f} points, 95% interval {low:+.2f} to "
             f"{high:+.2f}, on the same {self.base.count} images"
@@ -241,6 +189,6 @@ def recommend(points: Sequence[Point]) -> Recommendation | None:
         enough = [p for p in cheaper if p.score >= top - allowed - 1e-9]
         if enough:
             point = min(enough, key=lambda p: (cost(p), -p.score))
-            difference, low, high, _ = paired(point, base)
-            return Recommendation(base, point, allowed, difference, (low, high))
+            lost = drop(base.each, point.each)
+            return Recommendation(base, point, allowed, -lost.points, (-lost.high, -lost.low))
     return Recommendation(base, None, measure.steps[-1])

@@ -7,15 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tpcli.config.measures import MEASURES
+from tpcli.stats import Floats, percentile_interval, resampled_means
 
 from .points import Point, spoken
-
-Floats = npt.NDArray[np.float64]
-
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -186,7 +182,8 @@ def _against(
     own = sorted([*(p for p in pooled if p.model == base.model), base], key=lambda p: p.gflops)
     ratios = np.array([p.gflops_ratio for p in own])
     scores = np.array([p.score for p in own])
-    resampled = _resampled_scores([*own, *bases, *pooled])
+    every = [*own, *bases, *pooled]
+    resampled = 100 * resampled_means(np.stack([p.each for p in every], axis=1))
     curves, base_curves = resampled[:, : len(own)], resampled[:, len(own) : len(own) + len(bases)]
     reference = curves[:, [own.index(base)]]
 
@@ -245,31 +242,6 @@ def _accuracy_gain(
     return Saving(max(gains), _interval(draws)), pooled[best].gflops
 
 
-def _resampled_scores(points: Sequence[Point]) -> Floats:
-    """Score of each point on resampled images, the same images for all: (RESAMPLES, P).
-
-    Images on which the same points are right are of one kind; a resample is how many of each kind
-    were drawn, which takes little memory. Images that have a number each are all of their own kind.
-    """
-    each = np.stack([p.each for p in points], axis=1)
-    count = len(each)
-    kinds, kind_of = each, np.arange(count)
-    if each.dtype == bool:
-        kinds, kind_of = np.unique(each, axis=0, return_inverse=True)  # (U, P), (N,)
-        kind_of = kind_of.reshape(-1)
-    right: npt.NDArray[np.float32] = kinds.astype(np.float32)
-    random = np.random.default_rng(0)
-    sums = np.empty((RESAMPLES, len(points)))
-    for i in range(RESAMPLES):
-        images = random.integers(count, size=count, dtype=np.uint32)
-        drawn = np.bincount(kind_of[images], minlength=len(kinds))  # (U,)
-        sums[i] = drawn.astype(np.float32) @ right  # of whole numbers exact
-    scores: Floats = 100 * sums / count
-    return scores
-
-
 def _interval(draws: Sequence[float | None]) -> tuple[float, float]:
     """95% percentile interval; a resample in which the curve never gets there counts as 0 saved."""
-    values = [0.0 if draw is None else draw for draw in draws]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    return percentile_interval([0.0 if draw is None else draw for draw in draws])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tpcli.config.measures import MEASURES
-from tpcli.evaluation.scores import Each, mean
+from tpcli.stats import Each, mean
 
 BASE = "none"
 """Method of an unpooled model's point."""

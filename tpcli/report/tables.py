@@ -13,6 +13,7 @@ from tpcli.pareto import Point, SweepResult
 from tpcli.pareto.compare import score_at
 from tpcli.pareto.headline import Headline, Saving, kept
 from tpcli.pareto.points import CSV_COLUMNS, FINETUNED, spoken
+from tpcli.stats import signed
 from tpcli.system.text import as_cell, as_markdown, visible
 
 HEADINGS = {
@@ -159,19 +160,13 @@ def comparisons_table(result: SweepResult) -> DataFrame:
                 "model": c.model,
                 "budget": c.schedule,
                 "method": spoken(c.method),
-                "difference": f"{c.difference:+.2f}",
-                "interval": _interval(*c.ci95),
+                "difference": signed(c.difference),
+                "interval": f"{signed(c.ci95[0])} to {signed(c.ci95[1])}",
                 "p": f"{c.p_holm:.3f}" if c.p_holm >= 0.001 else "< 0.001",
             }
             for c in result.comparisons
         ]
     )
-
-
-def _interval(low: float, high: float) -> str:
-    """An interval, where it is one: paired answers may differ on no image."""
-    is_point = f"{low:+.2f}" == f"{high:+.2f}"
-    return "none differs" if is_point else f"{low:+.2f} to {high:+.2f}"
 
 
 def _curve(p: Point) -> str:

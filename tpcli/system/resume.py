@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tpcli.evaluation.scores import Each
+from tpcli.stats import Each
 
 from .files import clear_litter, write_json
 
