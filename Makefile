@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 KERNELS = $(wildcard tpcli/pooling/backends/c/*.[ch])
 
-.PHONY: demo test walk sanitize lint dist docs clean
+.PHONY: demo test test-long plain sanitize lint dist docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/tpcli pareto --out pareto.png
@@ -13,8 +13,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto
 
-walk: $(VENV)/installed-dev # every architecture that can be pooled, every export, every budget
-	$(BIN)/python -m pytest -n auto --dist load -m walk
+test-long: $(VENV)/installed-dev # every architecture, export and budget; interpreter, machine code, two ranks
+	$(BIN)/python -m pytest -n auto --dist load -m 'long and not slow and not third_party and not gpu'
+
+plain: # the wheel without extras in a fresh environment: every command, bare
+	PYTHON=$(PYTHON) .ci/plain
 
 sanitize: $(VENV)/installed-dev # the compiled loops under the sanitizers of gcc
 	PYTHON=$(abspath $(BIN))/python .ci/sanitize

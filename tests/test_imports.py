@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
@@ -11,7 +12,15 @@ from pathlib import Path
 
 import tpcli
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(tpcli.__file__).parent
+CHECKOUT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 FILES = {
     ".".join(("tpcli", *path.relative_to(ROOT).with_suffix("").parts)): path
     for path in ROOT.rglob("*.py")
@@ -125,3 +134,91 @@ def test_errors_of_the_library_name_arguments_and_no_flags() -> None:
 
 def is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+MODULE_OF = {"pillow": "PIL", "scikit-learn": "sklearn"}
+"""The import name, where it isn't the distribution's."""
+
+BROUGHT = {"triton": "torch"}
+"""Imports that a declared dependency brings on some platforms only; reached where they exist."""
+
+BEHIND_EXTRAS = {
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+    "openvino": "openvino",
+}
+"""Imports that a plain install lacks, with the extra that brings them. They stand in functions, and
+`tests/test_extras.py` and `.ci/plain` reach them without the extra."""
+
+
+def modules_of(requirements: list[str]) -> set[str]:
+    """Import names of the distributions in `requirements`."""
+    names = [re.match(r"[\w.-]+", line)[0].lower() for line in requirements]  # type: ignore[index]
+    return {MODULE_OF.get(name, name.replace("-", "_")) for name in names}
+
+
+def imported(path: Path) -> Iterator[tuple[str, bool]]:
+    """Third-party packages that a file imports; whether only inside a function."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    lazy = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names = [node.module]
+        for name in names:
+            package = name.partition(".")[0]
+            if package not in (*sys.stdlib_module_names, "tpcli", "tests"):
+                yield package, id(node) in lazy
+
+
+def python_files(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (CHECKOUT / folder).rglob("*.py"))
+
+
+def test_the_package_imports_declared_dependencies_alone() -> None:
+    declared = modules_of(PROJECT["dependencies"])
+    kernels = CHECKOUT / "tpcli/pooling/backends/triton/kernels"
+    wrong = []
+    for path in python_files("tpcli"):
+        for package, lazy in imported(path):
+            allowed = package in declared
+            allowed |= package in BEHIND_EXTRAS and lazy
+            allowed |= package in BROUGHT and (lazy or kernels in path.parents)
+            if not allowed:
+                wrong.append(f"{path.relative_to(CHECKOUT)}: {package}")
+    assert not wrong
+
+
+def test_every_dependency_is_imported() -> None:
+    used = {package for path in python_files("tpcli") for package, _ in imported(path)}
+    assert modules_of(PROJECT["dependencies"]) - {"psutil"} <= used
+
+
+def test_extras_bring_what_stands_behind_them() -> None:
+    used = {package for path in python_files("tpcli") for package, _ in imported(path)}
+    assert set(BEHIND_EXTRAS) <= used
+    for package, extra in BEHIND_EXTRAS.items():
+        assert package in modules_of(EXTRAS[extra])
+
+
+def test_tests_and_benchmarks_import_what_dev_declares() -> None:
+    """Host libraries of `third_party` tests are asked for by `importorskip`, not imported."""
+    declared = modules_of([*PROJECT["dependencies"], *EXTRAS["dev"]])
+    wrong = [
+        f"{path.relative_to(CHECKOUT)}: {package}"
+        for path in python_files("tests", "benchmarks")
+        for package, lazy in imported(path)
+        if package not in declared and not (lazy and package in ("openvino", *BROUGHT))
+        if not (path.parent == CHECKOUT / "benchmarks" and (path.parent / f"{package}.py").exists())
+        if package not in BROUGHT
+    ]
+    assert not wrong

@@ -255,7 +255,7 @@ def check_export(
             f"{out} needs the suffix {EXPORT_FORMATS[file_format]} to hold {file_format}."
         )
     check_output(out, force)
-    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    missing = [name for name in ("onnx", "onnx_ir", "onnxscript") if find_spec(name) is None]
     if file_format == "onnx" and missing:
         raise UserError(
             f"export to ONNX needs {' and '.join(missing)}, which "

@@ -99,7 +99,7 @@ def test_mistakes(
     assert message.replace("'tflite' 'tflite'", "'tflite'") in found.err
 
 
-@pytest.mark.walk
+@pytest.mark.long
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_each_runtime_answers_as_torch_does(name: str) -> None:
     if RUNTIMES[name].missing:

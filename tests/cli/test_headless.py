@@ -81,7 +81,7 @@ def test_a_classifier_keeps_its_keys(run: Run, classifier: Path) -> None:
     assert {"top5", "loss"} <= set(found)
 
 
-@pytest.mark.walk  # that of a classifier writes one by default
+@pytest.mark.long  # that of a classifier writes one by default
 def test_an_exported_model_answers_with_features(run: Run, headless: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     found = run("export", headless, "--schedule", "r:10", "--out", tmp_path / "m.onnx", "--json")

@@ -41,7 +41,7 @@ def test_one_of_each_kind(name: str) -> None:
     zoo.check(name)
 
 
-@pytest.mark.walk
+@pytest.mark.long
 @pytest.mark.parametrize("name", facts.names())
 def test_all_architectures(name: str) -> None:
     if name not in SAMPLE:

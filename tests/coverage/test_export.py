@@ -37,7 +37,7 @@ def pooled(kind: str, method: str, **kwargs: Any) -> nn.Module:
     return tpcli.pool(model, [20, 9], method)
 
 
-@pytest.mark.walk
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_torch_export(tmp_path: Path, kind: str, method: str) -> None:
     result = export_model(pooled(kind, method), tmp_path / "m.pt2", file_format="torch-export")
@@ -45,7 +45,7 @@ def test_torch_export(tmp_path: Path, kind: str, method: str) -> None:
     assert result.max_error <= TOLERANCE
 
 
-@pytest.mark.walk
+@pytest.mark.long
 def test_float16(tmp_path: Path) -> None:
     """Half the weights; images and answers stay float32, and the model as it was."""
     model = tpcli.pool(zoo.small(KINDS["deit"], depth=1), [20], "tome")
@@ -72,7 +72,7 @@ def test_float16_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.Mo
         export_model(model, tmp_path / "m.pt2", file_format="torch-export", dtype="float16")
 
 
-@pytest.mark.walk
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_float16_in_onnx_runtime(tmp_path: Path, method: str) -> None:
     pytest.importorskip("onnxruntime")
@@ -81,7 +81,7 @@ def test_float16_in_onnx_runtime(tmp_path: Path, method: str) -> None:
     assert 0 < result.max_error < 0.1
 
 
-@pytest.mark.walk
+@pytest.mark.long
 def test_dynamic_quantization_by_onnx_runtime(tmp_path: Path) -> None:
     """The recipe of docs/export.md: weights of a byte each, nearly the same logits."""
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -118,7 +118,7 @@ def matrices(path: Path) -> Counter[str]:
     return found
 
 
-@pytest.mark.walk
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_onnx_runtime(tmp_path: Path, kind: str, method: str) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -134,7 +134,7 @@ def test_onnx_runtime(tmp_path: Path, kind: str, method: str) -> None:
             torch.testing.assert_close(torch.from_numpy(logits), model(x), atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.walk
+@pytest.mark.long
 @pytest.mark.parametrize("output", ["features", "dense"])
 @pytest.mark.parametrize("kind", ["deit", "rotary"])
 def test_features(tmp_path: Path, kind: str, output: str) -> None:
@@ -152,7 +152,7 @@ def test_an_unknown_output(tmp_path: Path) -> None:
         export_model(nn.Module(), tmp_path / "m.pt2", file_format="torch-export", output="dens")
 
 
-@pytest.mark.walk
+@pytest.mark.long
 @pytest.mark.parametrize("output", ["features", "dense"])
 def test_features_in_onnx_runtime(tmp_path: Path, output: str) -> None:
     pytest.importorskip("onnxruntime")
@@ -161,7 +161,7 @@ def test_features_in_onnx_runtime(tmp_path: Path, output: str) -> None:
     assert result.max_error <= TOLERANCE
 
 
-@pytest.mark.walk
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_torch_compile_without_graph_breaks(kind: str, method: str) -> None:
     model = pooled(kind, method)
@@ -172,7 +172,7 @@ def test_torch_compile_without_graph_breaks(kind: str, method: str) -> None:
         torch.testing.assert_close(compiled(x), model(x), atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.walk
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_torch_compile_with_inductor(kind: str) -> None:
     model = pooled(kind, "k-medoids")

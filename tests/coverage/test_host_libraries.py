@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import tpcli
 from tests.helpers.models import images
 
-pytestmark = pytest.mark.guests
+pytestmark = pytest.mark.third_party
 
 SMALL: dict[str, Any] = {
     "img_size": 32,

@@ -87,7 +87,7 @@ class Odd(Dataset[Any]):
     "act",
     [
         lambda: os.kill(os.getpid(), signal.SIGKILL),
-        pytest.param(signal.pause, marks=pytest.mark.walk),  # waits for seconds
+        pytest.param(signal.pause, marks=pytest.mark.long),  # waits for seconds
     ],
 )
 def test_a_process_that_dies_or_hangs_is_a_sentence(

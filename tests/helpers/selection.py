@@ -1,4 +1,4 @@
-"""Which cases of a test run by default: one of each kind; the walk has the others."""
+"""Which cases of a test run by default: one of each kind; `make test-long` has the others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def some_of(chosen: Collection[str], every: Iterable[str]) -> list[Any]:
-    """All cases; those that are not chosen are marked as part of the walk."""
+    """All cases; those that are not chosen are marked `long`."""
     return [
-        case if case in chosen else pytest.param(case, marks=pytest.mark.walk) for case in every
+        case if case in chosen else pytest.param(case, marks=pytest.mark.long) for case in every
     ]

@@ -123,8 +123,8 @@ class StopInFourth:
     ("sent", "code", "told"),
     [
         (signal.SIGKILL, -signal.SIGKILL, ""),
-        pytest.param(signal.SIGINT, 130, "interrupted\n", marks=pytest.mark.walk),
-        pytest.param(signal.SIGTERM, 130, "interrupted by SIGTERM\n", marks=pytest.mark.walk),
+        pytest.param(signal.SIGINT, 130, "interrupted\n", marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, 130, "interrupted by SIGTERM\n", marks=pytest.mark.long),
     ],
 )
 def test_stopped_sweep_goes_on_where_it_was(

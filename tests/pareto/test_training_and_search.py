@@ -62,7 +62,7 @@ def test_every_point_is_trained_once(source: ModelSource, tmp_path: Path) -> Non
     assert sweep([source], longer, tmp_path).measured == 2
 
 
-@pytest.mark.walk
+@pytest.mark.long
 def test_one_search_serves_all_budgets(
     source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

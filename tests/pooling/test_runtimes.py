@@ -55,7 +55,7 @@ def exported(module: nn.Module, z: Tensor, folder: Path) -> list[Call]:
 RUNTIMES = {"inductor": compiled, "onnx": exported}
 
 
-DEFAULT = pytest.param("onnx", "ward", 33, id="onnx-ward-one round", marks=pytest.mark.walk)
+DEFAULT = pytest.param("onnx", "ward", 33, id="onnx-ward-one round", marks=pytest.mark.long)
 OTHERS = [
     pytest.param(runtime, method.name, 20, marks=pytest.mark.slow)
     for runtime in RUNTIMES

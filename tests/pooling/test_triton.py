@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     "which",
     [
-        "gpu and not walk",
-        pytest.param("gpu and walk and not slow", marks=pytest.mark.walk),
-        pytest.param("gpu and walk and slow", marks=pytest.mark.slow),
+        "gpu and not long",
+        pytest.param("gpu and long and not slow", marks=pytest.mark.long),
+        pytest.param("gpu and long and slow", marks=pytest.mark.slow),
     ],
 )
 def test_the_kernels_agree_with_the_operators_in_the_interpreter(which: str) -> None:

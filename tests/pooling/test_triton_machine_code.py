@@ -87,7 +87,7 @@ def spilled_bytes(assembly: str, folder: Path) -> int:
     [
         (90, "DeiT-S", torch.bfloat16),
         *(
-            pytest.param(*case, marks=pytest.mark.walk)
+            pytest.param(*case, marks=pytest.mark.long)
             for case in [
                 (90, "DeiT-S", torch.float32),
                 (90, "ViT-L", torch.bfloat16),

@@ -41,8 +41,8 @@ CONFIG = {
 }
 CASES = [
     ("kl", "ward"),
-    pytest.param("reconstruction", "grid", marks=pytest.mark.walk),
-    pytest.param("significance", "ward", marks=pytest.mark.walk),
+    pytest.param("reconstruction", "grid", marks=pytest.mark.long),
+    pytest.param("significance", "ward", marks=pytest.mark.long),
 ]
 SMALL = SearchOptions(images=12, budgets=(0.7, 0.4), trials=8, batch_size=8, device="cpu")
 
@@ -74,7 +74,7 @@ def test_a_family_of_nested_schedules_within_their_budgets(
         assert all(a >= b for a, b in zip(larger.tokens, smaller.tokens, strict=True))
 
 
-@pytest.mark.walk
+@pytest.mark.long
 def test_it_does_no_more_damage_than_the_default_on_images_that_it_has_not_seen() -> None:
     model, pooling = tpcli.load("demo").model, pooling_options("ward")
     options = SearchOptions(images=48, budgets=(0.35,), batch_size=48, device="cpu")

@@ -87,7 +87,7 @@ def test_fewer_places_are_taken_where_they_are_surely_better(
         assert result.cost.exact(tokens) <= 0.5
 
 
-@pytest.mark.walk
+@pytest.mark.long
 def test_command(run: Run, tmp_path: Path) -> None:
     few = ("--images", 8, "--trials", 1, "--budget", 0.5, "--method", "top-k", "--json")
     found = run("schedule", "--vary", "places", *few).document

@@ -28,15 +28,15 @@ class Runtime:
         return ""
 
 
-ONNX = ("onnx", "onnxscript", "onnxruntime")
+ONNX = ("onnx", "onnx_ir", "onnxscript")
 EXPORT = "pip install 'tpcli[export]'"
 RUNTIMES = {
     runtime.name: runtime
     for runtime in (
         Runtime("torch"),
-        Runtime("onnxruntime", ONNX, EXPORT),
-        Runtime("onnxruntime-int8", ONNX, EXPORT),
-        Runtime("openvino", ("onnx", "onnxscript", "openvino"), f"{EXPORT} openvino"),
+        Runtime("onnxruntime", (*ONNX, "onnxruntime"), EXPORT),
+        Runtime("onnxruntime-int8", (*ONNX, "onnxruntime"), EXPORT),
+        Runtime("openvino", (*ONNX, "openvino"), "pip install 'tpcli[openvino]'"),
         Runtime("aoti", needs_compiler=True),
     )
 }

@@ -80,7 +80,7 @@ def test_merging_leaves_the_same(
     check_means(device, DTYPES[(n + length) % 3], n, k, channels, prefix, length)
 
 
-@pytest.mark.walk
+@pytest.mark.long
 @pytest.mark.slow
 @every_dtype
 @every_length

@@ -99,7 +99,7 @@ def test_the_same_clusters_among_those_that_a_sketch_finds(
     check(device, 24, 20, 50, rounds, dtype, True, candidates=15)
 
 
-@pytest.mark.walk
+@pytest.mark.long
 @pytest.mark.slow
 @every_dtype
 @pytest.mark.parametrize("normalized", [False, True])
@@ -110,7 +110,7 @@ def test_the_same_clusters_of_many(
     check(device, n, k, channels, rounds, dtype, normalized)
 
 
-@pytest.mark.walk
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [*range(3), *slowly(range(3, 40))])
 def test_the_same_clusters_whatever_the_numbers(device: str, seed: int) -> None:
     draw = np.random.default_rng(seed)
@@ -132,7 +132,7 @@ def test_ties_as_plain_loops_decide_them(device: str, kind: str, dtype: torch.dt
     check_ties(device, TOKENS[kind].to(dtype), 30, 1)
 
 
-@pytest.mark.walk
+@pytest.mark.long
 @pytest.mark.slow
 @every_dtype
 @pytest.mark.parametrize("kind", TOKENS)
