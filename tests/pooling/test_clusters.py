@@ -171,10 +171,10 @@ def test_sums_add_up() -> None:
     assert clusters.sums(torch.ones(2, 6)).tolist() == [[3, 2, 1], [2, 2, 2]]
 
 
-def test_lowest_member_among_candidates() -> None:
+def test_lowest_member_but_for_those_passed_over() -> None:
     assert lowest_member(LABELS[:1]).tolist() == [[0, 1, 0, 3, 1, 0]]
-    candidates = torch.tensor([[False, True, True, True, True, True]])
-    assert lowest_member(LABELS[:1], candidates).tolist() == [[2, 1, 2, 3, 1, 2]]
+    passed_over = torch.tensor([[True, False, False, False, False, False]])
+    assert lowest_member(LABELS[:1], passed_over).tolist() == [[2, 1, 2, 3, 1, 2]]
 
 
 def test_best_member_is_cheapest_and_ties_go_to_the_lowest() -> None:

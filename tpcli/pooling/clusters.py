@@ -42,14 +42,15 @@ class Clusters(NamedTuple):
         order = torch.where(leads, lowest, position + n).argsort(dim=1)
         lead, followers = order[:, :k], order[:, k:]
         cluster = torch.arange(k, device=labels.device).expand(b, k)
-        of_lowest = torch.empty_like(labels).scatter_(1, lowest.gather(1, lead), cluster)
+        # zeros, not empty: labels that are no K clusters must not lead to memory nobody wrote
+        of_lowest = torch.zeros_like(labels).scatter_(1, lowest.gather(1, lead), cluster)
         return cls(lead, followers, of_lowest.gather(1, lowest.gather(1, followers)))
 
     def labels(self) -> Tensor:
         """The cluster of each token, in [0, K): (B, N)."""
         b, k = self.lead.shape
         cluster = torch.arange(k, device=self.lead.device).expand(b, k)
-        labels = self.lead.new_empty(b, k + self.followers.shape[1]).scatter_(1, self.lead, cluster)
+        labels = self.lead.new_zeros(b, k + self.followers.shape[1]).scatter_(1, self.lead, cluster)
         return labels.scatter_(1, self.followers, self.into)
 
     def sums(self, values: Tensor) -> Tensor:
@@ -59,17 +60,17 @@ class Clusters(NamedTuple):
         )
 
 
-def lowest_member(labels: Tensor, candidates: Tensor | None = None) -> Tensor:
-    """For each token the lowest position with the same label, among `candidates` only if given.
+def lowest_member(labels: Tensor, passed_over: Tensor | None = None) -> Tensor:
+    """The lowest position with the same label as each token.
 
-    labels: (B, N) integers in [0, N). candidates: (B, N) bool, at least one per label in use.
-    Returns (B, N) positions.
+    labels: (B, N) integers in [0, N). passed_over: (B, N) bool, positions that do not count; not
+    all of a label. Returns (B, N) positions.
     """
     n = labels.shape[1]
     # float32 holds positions exactly, and MPS has no minimum of int64
     position = torch.arange(n, dtype=torch.float32, device=labels.device).expand_as(labels)
-    if candidates is not None:
-        position = position.masked_fill(~candidates, n)
+    if passed_over is not None:
+        position = position.masked_fill(passed_over, n)
     first = torch.full_like(position, n).scatter_reduce(1, labels, position, "amin")
     return first.gather(1, labels).to(torch.int64)
 
@@ -171,7 +172,8 @@ def reading_order(labels: Tensor, k: int, counted: Tensor) -> Tensor:
     # less than what is counted, so that labels which no token has come last
     first = counted.scatter_reduce(1, labels, before, "amin").argsort(dim=1)[:, :k]
     number = torch.arange(b * k, device=labels.device).view(b, k)
-    return labels.scatter(1, first, number).gather(1, labels).flatten()
+    # labels beyond K, if there were any, would stay in the sample's own last cluster
+    return number[:, -1:].expand(b, n).scatter(1, first, number).gather(1, labels).flatten()
 
 
 def among_all(index: Tensor, n: int) -> Tensor:
@@ -276,10 +278,11 @@ def medoids_near_mean(z: Tensor, clusters: Clusters, weights: Tensor) -> Tensor:
 def best_members(cost: Tensor, labels: Tensor) -> Tensor:
     """The cheapest member of each cluster, ties to the lowest position: (B, N) bool.
 
-    cost: (B, N). labels: (B, N) integers in [0, N).
+    cost: (B, N); where a cluster has a NaN among its costs, its lowest member wins.
+    labels: (B, N) integers in [0, N).
     """
     cheapest = torch.full_like(cost, torch.inf).scatter_reduce(1, labels, cost, "amin")
-    winner = lowest_member(labels, candidates=cost == cheapest.gather(1, labels))
+    winner = lowest_member(labels, passed_over=cost > cheapest.gather(1, labels))
     return winner == torch.arange(labels.shape[1], device=labels.device)
 
 

@@ -154,6 +154,7 @@ def match_both_ways(directions: Tensor, push: Tensor, remove: int) -> Tensor:
     b, n, _ = directions.shape
     similarity = torch.bmm(directions[:, 1::2], directions[:, 0::2].transpose(1, 2))
     pull = (1 + similarity) / 2 * push[:, 1::2].unsqueeze(2) * push[:, 0::2].unsqueeze(1)
+    pull = pull.nan_to_num()  # finite, so that a token that is gone attracts less than any other
     first = remove // 2
     least, partner = lowest(-pull)  # (B, N // 2)
     odd = in_order(least)[:, :first]

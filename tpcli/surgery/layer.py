@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tpcli.config.options import PoolingOptions
+from tpcli.config.options import SCORES, PoolingOptions
 from tpcli.errors import TpcliError
 from tpcli.pooling import Assignment, Clusters, get_method, merge_tokens
 from tpcli.pooling.clusters import medoids_near_mean
@@ -21,6 +21,9 @@ from .families import Family
 from .geometry import tokens_left
 from .positions import follow, mean_rotations
 from .state import THREAD, Attending, BlockRun, Merge
+
+LEAST_WEIGHT = 1e-30
+"""Clustering weight of a token that attention passes over."""
 
 
 class PooledTokens(NamedTuple):
@@ -184,6 +187,8 @@ class TokenPooling(nn.Module):
         if options.needs_scores:
             scores |= patch_scores(inputs, options, prefix=prefix, class_token=self.class_token)
         weights = scores[options.weights]
+        if options.weights in SCORES:  # of a diverged image, too, positive and finite
+            weights = weights.nan_to_num(nan=1.0).clamp(min=LEAST_WEIGHT)
         metric = self._metric(own.detach(), inputs.keys)
         labels, medoids, share = self._assign(metric, k, weights, sizes)
         kept = None if share is None else share > 0
