@@ -20,6 +20,7 @@ from tests.helpers.points import point
 from tpcli import data
 from tpcli.config.options import pooling_options
 from tpcli.errors import UserError
+from tpcli.evaluation.run import RunOptions
 from tpcli.models.load import load
 from tpcli.pareto import ModelSource, SweepOptions, sweep
 from tpcli.pareto import cache as cache_module
@@ -56,7 +57,8 @@ def source(model_folder: Path) -> ModelSource:
 
 def key(source: ModelSource, at: int = 1, **changes: Any) -> str:
     """The key of a point: at 0 of the model, at 1 of its first pooled one."""
-    named = {"poolings": [pooling_options("ward")], "budgets": [0.6], "device": "cpu", **changes}
+    run = RunOptions(device="cpu")
+    named = {"poolings": [pooling_options("ward")], "budgets": [0.6], "run": run, **changes}
     return jobs([source], SweepOptions(**named), Path("unused"))[at].key
 
 
@@ -83,7 +85,7 @@ def test_key_depends_on_every_determinant(
         key(source, poolings=[pooling_options("ward", metric="tokens")]),
         key(source, poolings=[pooling_options("k-means")]),
         key(source, budgets=[0.5]),
-        key(source, amp=True),
+        key(source, run=RunOptions(device="cpu", amp=True)),
         key(source, strict=True),
         key(source, batch_size=7),
         *(key(other_source(source, what)) for what in ("weights", "preprocessing", "images")),
@@ -191,7 +193,7 @@ def test_a_lock_of_another_user_keeps_nobody_out(
 def test_a_cache_that_cannot_be_written_serves_what_it_has(
     source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = SweepOptions([pooling_options("ward")], budgets=[0.6], device="cpu")
+    options = SweepOptions([pooling_options("ward")], budgets=[0.6], run=RunOptions(device="cpu"))
     whole = sweep([source], options, tmp_path)
 
     def refuse(*arguments: object, **named: object) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from tests.helpers.cli import Run
 from tests.helpers.images import class_folders
+from tpcli.evaluation.run import RunOptions
 from tpcli.models.load import load
 
 SWEEP = ("--workers", 0, "--batch-size", 16, "--device", "cpu", "--cache", "cache")
@@ -66,7 +67,9 @@ def test_timing_leaves_the_model_as_it_was(model_folder: Path, tmp_path: Path) -
 
     loaded = load(str(model_folder))
     source = ModelSource(loaded, data.create("demo", loaded.data_config, limit=8))
-    options = SweepOptions([pooling_options("ward")], schedules=["r:9"], device="cpu")
+    options = SweepOptions(
+        [pooling_options("ward")], schedules=["r:9"], run=RunOptions(device="cpu")
+    )
     result = sweep([source], options, tmp_path)
     loaded.model.train()
     before = {name: id(tensor) for name, tensor in loaded.model.state_dict(keep_vars=True).items()}

@@ -15,6 +15,7 @@ from tests.helpers import forks
 from tpcli import data
 from tpcli.config.options import pooling_options
 from tpcli.errors import UserError
+from tpcli.evaluation.run import RunOptions
 from tpcli.models.load import load
 from tpcli.pareto import ModelSource, Point, SweepOptions, sweep
 from tpcli.pareto.jobs import measure
@@ -29,7 +30,7 @@ def source(model_folder: Path) -> ModelSource:
 
 def options(*budgets: float, methods: tuple[str, ...] = ("k-medoids",)) -> SweepOptions:
     chosen = [pooling_options(method) for method in methods]
-    return SweepOptions(poolings=chosen, budgets=budgets, device="cpu")
+    return SweepOptions(poolings=chosen, budgets=budgets, run=RunOptions(device="cpu"))
 
 
 def test_points_are_measured_once_and_come_in_order(source: ModelSource, tmp_path: Path) -> None:
@@ -83,7 +84,9 @@ def test_a_budget_that_constant_removal_cannot_reach_is_the_default_familys(
 
 
 def test_schedules_can_stand_in_for_budgets(source: ModelSource, tmp_path: Path) -> None:
-    chosen = SweepOptions([pooling_options("ward")], schedules=["r:4", "keep:0.5@2"], device="cpu")
+    chosen = SweepOptions(
+        [pooling_options("ward")], schedules=["r:4", "keep:0.5@2"], run=RunOptions(device="cpu")
+    )
     result = sweep([source], chosen, tmp_path)
     assert [p.budget for p in result.points] == [None, None, None]
     assert result.points[2].tokens == (64, 64, 32, 32)

@@ -13,6 +13,7 @@ from tests.helpers.cli import Run
 from tpcli import data
 from tpcli.config.options import pooling_options
 from tpcli.config.recipe import Recipe
+from tpcli.evaluation.run import RunOptions
 from tpcli.finetune import open_data
 from tpcli.models.load import load
 from tpcli.pareto import ModelSource, SweepOptions, sweep
@@ -34,7 +35,9 @@ def source(model_folder: Path) -> ModelSource:
 
 
 def test_every_point_is_trained_once(source: ModelSource, tmp_path: Path) -> None:
-    options = SweepOptions([pooling_options("ward")], [0.4], recipe=RECIPE, device="cpu")
+    options = SweepOptions(
+        [pooling_options("ward")], [0.4], recipe=RECIPE, run=RunOptions(device="cpu")
+    )
     started: list[str] = []
 
     def on_job(label: str, total: int | None) -> object:
@@ -68,7 +71,7 @@ def test_one_search_serves_all_budgets(
 ) -> None:
     monkeypatch.setattr("tpcli.search.SearchOptions", partial(SearchOptions, trials=3))
     options = SweepOptions(
-        [pooling_options("ward")], [0.7, 0.4], families=("search",), device="cpu"
+        [pooling_options("ward")], [0.7, 0.4], families=("search",), run=RunOptions(device="cpu")
     )
     result = sweep([source], options, tmp_path)
     for point, budget in zip(result.points[1:], (0.7, 0.4), strict=True):
@@ -112,6 +115,8 @@ def test_the_search_goes_down_to_the_smallest_budget_that_is_asked_for(
         raise InterruptedError(min(given.budgets))
 
     monkeypatch.setattr("tpcli.search.search", stop)
-    options = SweepOptions([pooling_options("ward")], asked, families=("search",), device="cpu")
+    options = SweepOptions(
+        [pooling_options("ward")], asked, families=("search",), run=RunOptions(device="cpu")
+    )
     with pytest.raises(InterruptedError, match=f"^{smallest}$"):
         sweep([source], options, tmp_path)

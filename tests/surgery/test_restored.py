@@ -12,6 +12,7 @@ from torch import nn
 
 from tpcli import data, evaluate, pool
 from tpcli.config.options import pooling_options
+from tpcli.evaluation.run import RunOptions
 from tpcli.models.load import LoadedModel, load
 from tpcli.pareto import ModelSource, SweepOptions, sweep
 from tpcli.search import SearchOptions, search
@@ -46,7 +47,7 @@ def use_search(loaded: LoadedModel, images: data.ImageData, stop: Callable[[], N
 
 
 def use_sweep(loaded: LoadedModel, images: data.ImageData, stop: Callable[[], None]) -> None:
-    options = SweepOptions([pooling_options("ward")], budgets=[0.6], device="cpu")
+    options = SweepOptions([pooling_options("ward")], budgets=[0.6], run=RunOptions(device="cpu"))
     cache = Path(stop())  # type: ignore[arg-type, func-returns-value]
     sweep([ModelSource(loaded, images)], options, cache, on_point=lambda point: stop())
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,8 +15,9 @@ import torch
 
 from tests.helpers import forks
 from tests.helpers.cli import Outcome, Run
-from tpcli.system import devices
-from tpcli.system.ranks import Team, gathered, share, team
+from tpcli.errors import UserError
+from tpcli.system import devices, ranks
+from tpcli.system.ranks import Team, share, team
 
 
 def two_processes(folder: Path, *arguments: object) -> tuple[Outcome, Outcome]:
@@ -106,19 +112,117 @@ def test_a_sweep_of_two_is_that_of_one(run: Run, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "two").iterdir()).count("plot.png") == 1
 
 
-def test_the_environment_says_which_process_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert team() == Team(0, 1, 0)
-    assert gathered("alone") == ["alone"]
-    monkeypatch.setenv("SLURM_PROCID", "5")
-    monkeypatch.setenv("SLURM_NTASKS", "8")
-    monkeypatch.setenv("SLURM_LOCALID", "1")
-    assert team() == Team(0, 1, 0)  # a batch script, not a step of srun
-    monkeypatch.setenv("SLURM_STEP_ID", "0")
-    assert team() == Team(5, 8, 1)
-    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}.items():
-        monkeypatch.setenv(name, value)
-    assert team() == Team(3, 4, 3)
-    assert not team().is_first
+def set_environment(patch: pytest.MonkeyPatch, text: str) -> None:
+    for pair in text.split():
+        name, _, value = pair.partition("=")
+        patch.setenv(name, value)
+
+
+SRUN = "SLURM_STEP_ID=0 SLURM_PROCID=5 SLURM_STEP_NUM_TASKS=8 SLURM_LOCALID=1 SLURM_NTASKS=8"
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ("", Team()),
+        (SRUN, Team(5, 8, 1)),
+        # torchrun or mpirun inside a step of srun, one daemon or shell a node
+        (f"{SRUN} RANK=3 WORLD_SIZE=4 LOCAL_RANK=2", Team(3, 4, 2)),
+        (f"{SRUN} OMPI_COMM_WORLD_RANK=2 OMPI_COMM_WORLD_SIZE=3", Team(2, 3, 2)),
+        ("PMI_RANK=1 PMI_SIZE=6 MPI_LOCALRANKID=0", Team(1, 6, 0)),
+        # salloc, sbatch and a shell in a step of one task; the job has several
+        ("SLURM_STEP_ID=4294967290 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=1 SLURM_NTASKS=4", Team()),
+        ("SLURM_STEP_ID=4294967290 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=4 SLURM_NTASKS=4", Team()),
+        ("SLURM_STEP_ID=4294967291 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=4 SLURM_NTASKS=4", Team()),
+        ("SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=4 SLURM_NTASKS=4", Team()),
+        ("SLURM_STEP_ID=3 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=1 SLURM_NTASKS=4", Team()),
+        # half of torchrun's variables, as some images have them
+        ("RANK=0", Team()),
+        (f"RANK=0 WORLD_SIZE=1 {SRUN}", Team(5, 8, 1)),
+    ],
+)
+def test_the_environment_says_which_process_this_is(
+    monkeypatch: pytest.MonkeyPatch, environment: str, expected: Team
+) -> None:
+    set_environment(monkeypatch, environment)
+    assert team() == expected
+    assert team().is_first == (expected.rank == 0)
+
+
+@pytest.mark.parametrize(
+    "environment", ["RANK=2 WORLD_SIZE=2", "RANK=-1 WORLD_SIZE=2", "RANK=one WORLD_SIZE=2"]
+)
+def test_ranks_that_can_not_be_are_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: str
+) -> None:
+    set_environment(monkeypatch, environment)
+    with pytest.raises(UserError, match=environment.split()[0]):
+        team()
+
+
+@pytest.mark.parametrize(
+    ("environment", "host"),
+    [
+        ("SLURM_STEP_NUM_NODES=1 SLURM_STEP_NODELIST=gpu07", "127.0.0.1"),
+        ("SLURM_STEP_NUM_NODES=3 SLURM_STEP_NODELIST=gpu[03-05]", "gpu03"),
+        ("SLURM_STEP_NUM_NODES=3 SLURM_STEP_NODELIST=gpu[9,11-12]", "gpu9"),
+        ("SLURM_STEP_NUM_NODES=2 SLURM_STEP_NODELIST=a-1,b[1-2]", "a-1"),
+        ("SLURM_STEP_NUM_NODES=2 SLURM_STEP_NODELIST=rack1-gpu[03,05],x", "rack1-gpu03"),
+        ("", "127.0.0.1"),
+    ],
+)
+def test_processes_meet_on_the_host_of_the_first(environment: str, host: str) -> None:
+    given = dict(pair.split("=", 1) for pair in environment.split())
+    assert ranks._rendezvous(given)["MASTER_ADDR"] == host
+
+
+WAITING = """
+import sys
+from tpcli.system import ranks
+from tpcli.cli.main import main
+ranks.NOTICE_SECONDS = 0.5
+ranks.START_SECONDS = {seconds}
+sys.argv = ["tpcli", "eval", "--limit", "4", "--workers", "0", "--device", "cpu"]
+main()
+"""
+
+
+def wait_for_nobody(folder: Path, seconds: float) -> subprocess.Popen[str]:
+    """The first of two processes, of which the other is never started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    slurm = {name: value for name, _, value in (p.partition("=") for p in SRUN.split())}
+    slurm |= {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "MASTER_PORT": port}
+    return subprocess.Popen(
+        [sys.executable, "-c", WAITING.format(seconds=seconds)],
+        cwd=folder,
+        env={**os.environ, **slurm},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_wait_for_others_has_an_end(tmp_path: Path) -> None:
+    process = wait_for_nobody(tmp_path, seconds=1)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "WORLD_SIZE" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_wait_for_others(tmp_path: Path, number: signal.Signals) -> None:
+    process = wait_for_nobody(tmp_path, seconds=100)
+    assert process.stderr is not None
+    assert "waiting" in process.stderr.readline()
+    began = time.monotonic()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert process.returncode in (130, 143)
+    assert "Traceback" not in err
 
 
 def test_each_process_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:

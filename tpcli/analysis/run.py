@@ -16,15 +16,14 @@ from timm.models.naflexvit import NaFlexVit
 from torch import Tensor, nn
 
 from tpcli.config.options import PoolingOptions
-from tpcli.data import UNREADABLE, ImageData, batches
+from tpcli.data import ImageData
 from tpcli.errors import TpcliError, UserError
-from tpcli.evaluation.run import check_size, floating_dtype
+from tpcli.evaluation.run import RunOptions, check_size, stream
 from tpcli.pooling import get_method
 from tpcli.surgery import check_supported, find, unpooled
 from tpcli.surgery.families import FAMILIES
 from tpcli.surgery.geometry import patch_grid
 from tpcli.surgery.patching import override, restore
-from tpcli.system.devices import autocast, borrowed, explain_out_of_memory, pick_device
 
 from . import measures as likeness
 from . import measures as rank
@@ -91,12 +90,8 @@ def analyze(
     model: nn.Module,
     data: ImageData,
     methods: Sequence[PoolingOptions],
+    run: RunOptions | None = None,
     *,
-    batch_size: int = 32,
-    device: str | torch.device = "auto",
-    amp: bool = False,
-    workers: int = 0,
-    strict: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> Analysis:
     """Measure patch tokens without pooling, and what each method would keep of them.
@@ -112,33 +107,21 @@ def analyze(
     model = find(model)
     check_size(model, data)
     check_methods(methods)
-    device, unreadable, seen, count = pick_device(device), list[str](), 0, 0
-    sums = _Sums(model, methods)
-    dtype = floating_dtype(model)
-    with (
-        borrowed(model, device),
-        unpooled(model),
-        torch.inference_mode(),
-        explain_out_of_memory(batch_size),
-        stages(model, sums.add),
-    ):
-        for images, targets in batches(data, batch_size, workers):
-            bad = (targets == UNREADABLE).nonzero().flatten().tolist()
-            names = [data.names[seen + i] if data.names else f"image {seen + i}" for i in bad]
-            if names and strict:
-                raise UserError(f"{names[0]} can't be read; mend it, or leave out `strict`.")
-            unreadable += names
-            seen += len(targets)
-            images = images[targets != UNREADABLE]
-            count += len(images)
-            if len(images):
-                with autocast(device, amp):
-                    model.forward_features(data.normalize(images.to(device)).to(dtype))  # type: ignore[operator]
-            if on_batch is not None:
-                on_batch(len(targets))
-    if not count:
-        raise UserError(f"none of the images in {data.spec} can be read.")
-    return sums.result(count, tuple(unreadable))
+    sums, count = _Sums(model, methods), 0
+
+    def tokens(model: nn.Module, images: Tensor) -> Tensor:
+        features: Tensor = model.forward_features(images)  # type: ignore[operator]
+        return features
+
+    def take(tokens: Tensor, targets: Tensor) -> None:
+        nonlocal count
+        count += len(targets)
+
+    with unpooled(model), stages(model, sums.add):
+        streamed = stream(
+            model, data, take, run or RunOptions(32), answer=tokens, on_batch=on_batch
+        )
+    return sums.result(count, streamed.unreadable)
 
 
 def check_methods(methods: Sequence[PoolingOptions]) -> None:

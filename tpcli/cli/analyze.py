@@ -93,11 +93,7 @@ def analyze(
             loaded.model,
             data,
             methods,
-            batch_size=run.batch_size,
-            device=device,
-            amp=run.amp,
-            workers=run.workers,
-            strict=run.strict,
+            run.options(device),
             on_batch=advance,
         )
     title = f"Tokens of {loaded.name} on {Path(data.spec).name}, {found.count} images"

@@ -81,7 +81,6 @@ def evaluate(
 
     from tpcli.evaluation.choose import Candidate, choose
     from tpcli.evaluation.measurer import Measurer
-    from tpcli.evaluation.run import RunOptions
     from tpcli.surgery import pooling_spec
     from tpcli.system.devices import pick_device
 
@@ -100,7 +99,7 @@ def evaluate(
     if block is not None:
         task = replace(task, blocks=tuple(blocks(block)))
     render.say_passed_over(task)
-    options = RunOptions(run.batch_size, device, run.amp, run.workers, run.strict, together=True)
+    options = run.options(device, sharded=True)
     with render.progress_bars(f"eval {loaded.name}") as begin:
         result = Measurer(loaded.model, task, options).measure(loaded.model, begin)
     spec = pooling_spec(loaded.model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from tpcli.config.choices import DEFAULT_SCHEDULE, DEVICES
 from tpcli.config.measures import MEASURES
 from tpcli.config.specs import base_name
 from tpcli.system.files import check_output
+from tpcli.system.ranks import team
 
 from .groups import DATA_PANEL, DataGroup, ForceOption, JsonOption, ModelArgument, ModelGroup
 from .option_groups import add
@@ -85,7 +85,7 @@ def finetune(
     from .progress import TrainingProgress
 
     render.quiet()
-    is_first = os.environ.get("RANK", "0") == "0"
+    is_first = team().is_first
     library.join(device)
     torch.manual_seed(recipe.seed)  # a new head has the same start weights in every process and run
     loaded = loading.load(model)

@@ -32,7 +32,10 @@ from .values import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from tpcli.data import ImageData
+    from tpcli.evaluation.run import RunOptions
     from tpcli.models.load import LoadedModel
     from tpcli.pareto import ModelSource, SweepOptions, SweepResult
 
@@ -176,6 +179,12 @@ class RunGroup:
     strict: Annotated[bool, flag("Stop at an unreadable image.", "--strict", panel=RUN_PANEL)] = (
         False
     )
+
+    def options(self, device: str | torch.device, *, sharded: bool = False) -> RunOptions:
+        """The same on the device that was picked."""
+        from tpcli.evaluation.run import RunOptions
+
+        return RunOptions(**{**vars(self), "device": device}, sharded=sharded)
 
 
 MEASURE_PANEL = "Measure"
@@ -328,10 +337,10 @@ class ReportGroup:
 
         from . import render
 
-        kind = sixteen_bit_type(pick_device(options.device)) if options.amp else "float32"
+        kind = sixteen_bit_type(pick_device(options.run.device)) if options.run.amp else "float32"
         bench = BenchOptions(
             self.bench_batch_size or BATCH_SIZE,
-            options.device,
+            str(options.run.device),
             str(kind).removeprefix("torch."),
             seconds=SECONDS,
         )

@@ -114,7 +114,7 @@ def pareto(
     measuring.check()
     poolings = [pooling.options(name) for name in method_names(method) or SWEEP_METHODS]
     recipe = training.recipe
-    if recipe is not None and team().size > 1:
+    if recipe is not None and team().world_size > 1:
         raise UserError(
             "--finetune-epochs trains with all processes, so they can't share out the points; "
             "start tpcli pareto once."
@@ -149,11 +149,7 @@ def pareto(
         schedules=schedules,
         families=(SEARCHED,) if searched else FAMILIES if family == BOTH_FAMILIES else (family,),
         recipe=recipe,
-        batch_size=run.batch_size,
-        device=device,
-        amp=run.amp,
-        workers=run.workers,
-        strict=run.strict,
+        run=run.options(device),
         measure=measuring.asked,
         bank=measuring.bank or "pooled",
     )
@@ -244,7 +240,7 @@ def _context(
     title = f"Token Pooling of {names} on {Path(data.spec).name}"
     count = result.points[0].count
     images = f"{data.spec}, {data.split}{_bank(result.tasks[0])}"
-    return report_context(title, images, count, device, options.amp)
+    return report_context(title, images, count, device, options.run.amp)
 
 
 def _bank(task: Task) -> str:

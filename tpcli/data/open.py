@@ -156,7 +156,10 @@ def _named(
     images = open_named(spec, split, data_dir, download)
     images.transform = prepared
     classes = [c if isinstance(c, str) else c[0] for c in getattr(images, "classes", ())]
-    if not isinstance(images, IterableDataset):
+    if isinstance(images, IterableDataset):  # sharding by rank pads, so every process reads all
+        reader: Any = images.reader  # type: ignore[attr-defined]
+        reader.dist_rank, reader.dist_num_replicas = 0, 1
+    else:
         images = NamedImages(images, config["input_size"])
     return ImageData(spec, split, images, (), classes, config, Path(data_dir) if data_dir else None)
 

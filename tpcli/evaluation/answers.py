@@ -1,6 +1,6 @@
 """What a model answers to all images of a data set, kept in a file that is mapped into memory.
 
-Several processes that were started for one command answer for a share of the images each.
+Of several processes that were started for one command each may answer for its own images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tpcli.data import ImageData
 from tpcli.errors import TpcliError
 from tpcli.system.ranks import gathered
 
-from .run import Batches, RunOptions, dealt, stream
+from .run import Batches, RunOptions, shard, stream
 
 Floats = npt.NDArray[np.float32]
 
@@ -72,7 +72,7 @@ def collect(
 ) -> Answers:
     """Run `model` over all images of `data` and keep `answer` of each, 4 bytes a number on disk.
 
-    Each process runs over its share (`dealt`); all have the answers to all images.
+    Where `run.sharded`, each process runs over its own images, and all have all answers.
 
     Args:
         folder: where the file lies; the system's place for such files if left out.
@@ -83,7 +83,7 @@ def collect(
         TpcliError: an answer is not finite, or the disk is full.
         UserError: as `evaluate`.
     """
-    mine = dealt(data, run, decoded)
+    mine = shard(data, run, decoded)
     targets: list[Tensor] = []
     width = 0
     with _nameless(folder) as file:

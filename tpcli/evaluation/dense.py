@@ -17,7 +17,7 @@ from tpcli.system.devices import synchronize
 from tpcli.system.ranks import gathered
 
 from .answers import collect
-from .run import Batches, RunOptions, dealt
+from .run import Batches, RunOptions, shard
 from .scores import Scores, scores
 
 SHARES = (1 / 4, 1 / 2, 3 / 4, 1)
@@ -65,7 +65,7 @@ def dense(
     found = collect(model, data, compared, run, folder, decoded=decoded, on_batch=on_batch)
     by_block = 100 * found.rows.mean(0, dtype="float64")
     more = {f"block_{i}": float(mean) for i, mean in zip(chosen, by_block, strict=True)}
-    speed = sum(gathered(compared.speed)) if dealt(data, run, decoded) else compared.speed
+    speed = sum(gathered(compared.speed)) if shard(data, run, decoded) else compared.speed
     return scores("dense", found.rows.mean(1), speed, found.unreadable, **more)
 
 

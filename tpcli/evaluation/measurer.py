@@ -15,7 +15,7 @@ from tpcli.system.devices import pick_device
 from .answers import Answers, collect, features_of, logits_of
 from .choose import Task
 from .dense import dense
-from .run import Batches, RunOptions, evaluate_together
+from .run import Batches, RunOptions, evaluate
 from .scores import Scores, agreement, knn, similarity
 
 OnPass = Callable[[str, int | None], Callable[[int], None]]
@@ -88,7 +88,7 @@ class Measurer:
     def _top1(self, model: nn.Module, on_pass: OnPass | None) -> Scores:
         data, run = self.task.data, self.run
         decoded, begun = self.decode(data), on_pass("", data.count) if on_pass else None
-        result = evaluate_together(model, data, run, decoded=decoded, on_batch=begun)
+        result = evaluate(model, data, run, decoded=decoded, on_batch=begun)
         low, high = result.top1_ci95
         more = {"top1": result.top1, "top1_lo": low, "top1_hi": high}
         return Scores(

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,12 +47,12 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """On what a model runs over images, and how.
+    """How a model is run over images; handed on as it is from the command to the loop.
 
     device: "auto" takes an accelerator if there is one. amp: autocast to bfloat16 (float16 where a
     CUDA device has no bfloat16). workers: processes that decode images. strict: stop at the first
-    unreadable image instead of leaving it out. together: whether the processes that were started
-    for one command deal the images out (`tpcli.evaluation.run`).
+    unreadable image instead of leaving it out. sharded: of the processes of one command each runs
+    over its own images, and all have the result. start_worker: called in each worker first.
     """
 
     batch_size: int = 128
@@ -59,7 +60,8 @@ class RunOptions:
     amp: bool = False
     workers: int = 0
     strict: bool = False
-    together: bool = False
+    sharded: bool = False
+    start_worker: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,27 +75,28 @@ class Streamed:
 def evaluate(
     model: nn.Module,
     data: ImageData,
+    run: RunOptions | None = None,
     *,
-    batch_size: int = 128,
-    device: str | torch.device = "auto",
-    amp: bool = False,
-    workers: int = 0,
-    strict: bool = False,
     decoded: Batches | None = None,
     on_batch: Callable[[int], None] | None = None,
+    **options: Any,
 ) -> EvalResult:
     """Measure top-1, top-5 and loss of `model` on all images of `data`; it is left as it was.
 
-    Options without a word here are those of `RunOptions`.
-
     Args:
+        run: how the model is run; `options` change it, such as `batch_size=64, device="cpu"`.
         decoded: batches of `data` that are in memory already.
         on_batch: called with the number of images in each batch that is done.
 
     Raises:
         UserError: out of memory (says the batch size to try), or an unreadable image with `strict`.
     """
+    run = replace(run or RunOptions(), **options)
     check_size(model, data)
+    mine = shard(data, run, decoded)
+    if mine is not None:
+        found = evaluate(model, mine, run, on_batch=on_batch, sharded=False)
+        return combined(gathered(found))
     if decoded is None and hasattr(model, "num_classes"):
         data = match_classes(data, Head.of(model))
     right1: list[Tensor] = []
@@ -107,7 +110,6 @@ def evaluate(
         right5.append(best.any(1))
         losses.append(F.cross_entropy(logits, targets, reduction="none"))
 
-    run = RunOptions(batch_size, device, amp, workers, strict)
     streamed = stream(model, data, take, run, decoded=decoded, on_batch=on_batch)
     correct = torch.cat(right1).cpu().numpy()
     count = len(correct)
@@ -152,7 +154,8 @@ def stream(
     """
     device = pick_device(run.device)
     if decoded is None:
-        decoded = batches(data, run.batch_size, run.workers, pin_memory=device.type == "cuda")
+        is_cuda = device.type == "cuda"
+        decoded = batches(data, run.batch_size, run.workers, is_cuda, run.start_worker)
     dtype = floating_dtype(model)
     unreadable: list[str] = []
     seen, measured, timed_images = 0, 0.0, 0
@@ -163,7 +166,9 @@ def stream(
             if bad:
                 names = [data.names[seen + i] if data.names else f"image {seen + i}" for i in bad]
                 if run.strict:
-                    raise UserError(f"{names[0]} can't be read; mend it, or leave out `strict`.")
+                    raise UserError(
+                        f"{names[0]} can't be read; fix or remove it, or leave out `strict`."
+                    )
                 unreadable += names
             seen += len(targets)
             if len(bad) < len(targets):
@@ -215,12 +220,13 @@ def floating_dtype(model: nn.Module) -> torch.dtype:
     return next(weights, torch.float32)
 
 
-def dealt(data: ImageData, run: RunOptions, decoded: Batches | None = None) -> ImageData | None:
-    """This process's share of the images, where `run.together`.
+def shard(data: ImageData, run: RunOptions, decoded: Batches | None = None) -> ImageData | None:
+    """This process's images, where `run.sharded`.
 
-    None where everybody does all: of a stream, and of fewer images than processes.
+    None where every process runs over all: of a stream, of fewer images than processes, and of
+    `decoded` ones.
     """
-    if not run.together or decoded is not None or isinstance(data.images, IterableDataset):
+    if not run.sharded or decoded is not None or isinstance(data.images, IterableDataset):
         return None
     mine = share(data.count or 0)
     if mine is None:
@@ -229,36 +235,8 @@ def dealt(data: ImageData, run: RunOptions, decoded: Batches | None = None) -> I
     return replace(data, images=Subset(data.images, mine), names=names)
 
 
-def evaluate_together(
-    model: nn.Module,
-    data: ImageData,
-    run: RunOptions,
-    *,
-    decoded: Batches | None = None,
-    on_batch: Callable[[int], None] | None = None,
-) -> EvalResult:
-    """`evaluate`, of which each process does its share (`dealt`); all have the result.
-
-    Raises:
-        UserError: as `evaluate`.
-    """
-    mine = dealt(data, run, decoded)
-    found = evaluate(
-        model,
-        mine or data,
-        batch_size=run.batch_size,
-        device=run.device,
-        amp=run.amp,
-        workers=run.workers,
-        strict=run.strict,
-        decoded=decoded,
-        on_batch=on_batch,
-    )
-    return combined(gathered(found)) if mine else found
-
-
 def combined(parts: Sequence[EvalResult]) -> EvalResult:
-    """The result of all images from those of shares; speeds add up, as shares ran side by side."""
+    """The result of all images from those of shards; speeds add up, as shards ran side by side."""
     counts = np.array([part.count for part in parts])
     correct = np.concatenate([part.correct for part in parts])
     low, high = wilson_interval(int(correct.sum()), len(correct))

@@ -18,15 +18,17 @@ from tpcli.config.recipe import Recipe
 from tpcli.data import Head
 from tpcli.errors import UserError
 from tpcli.evaluation.choose import Task
+from tpcli.evaluation.measurer import Measurer
+from tpcli.evaluation.run import RunOptions
 from tpcli.models.load import LoadedModel, save
 from tpcli.surgery import pooling_spec, unpool
+from tpcli.system import ranks
 from tpcli.system.devices import pick_device
 from tpcli.system.files import write_json
 
 from .checkpoint import Checkpoints, Progress
 from .data import Batches, TrainingData, check_data, label_names, match_data
 from .folder import CHECKPOINTS, CURVE, RESULT, RunFolder
-from .measure import Judge
 from .objective import LABELS, Objective, check_distills, measure_of, source_of
 from .result import FinetuneResult, draw_curve, identity, summarise
 from .setup import (
@@ -38,6 +40,7 @@ from .setup import (
     settle_precision,
     start_trackers,
 )
+from .stop import outlive_signals
 from .trainer import Trainer
 
 TEACHER_ABOVE_CHANCE = 20.0
@@ -132,10 +135,17 @@ def _run(
     teacher = unpool(copy.deepcopy(model)).eval().requires_grad_(False).to(accelerator.device)
     task = Task(measure_of(data, head), data.validation)
     measure = task.measure
-    judge = Judge(accelerator, teacher, task, recipe.eval_batch_size, recipe.workers)
+    run = RunOptions(
+        recipe.eval_batch_size,
+        accelerator.device,
+        workers=recipe.workers,
+        sharded=True,
+        start_worker=outlive_signals,
+    )
+    measurer = Measurer(teacher, task, run)
     scores = folder.scores()
     if f"start_{measure}_ci95" not in scores:  # none, or of an older version
-        scores = _scores_before(judge, model, teacher, pools)
+        scores = _scores_before(measurer, model, teacher, pools)
     if is_main:
         folder.write_scores(scores)
     distills = pools if recipe.distill is None else recipe.distill
@@ -197,7 +207,7 @@ def _run(
             source,
         ),
         batches=batches,
-        judge=judge,
+        measurer=measurer,
         folder=folder,
         checkpoints=checkpoints,
         progress=progress,
@@ -225,7 +235,9 @@ def join(device: str = "auto") -> None:
 
     timm deals the shards of a stream out as they are opened, to the processes there are then.
     """
-    PartialState(cpu=pick_device(device).type == "cpu")
+    kind = pick_device(device).type
+    ranks.join(kind)
+    PartialState(cpu=kind == "cpu")
 
 
 def leave() -> None:
@@ -234,14 +246,15 @@ def leave() -> None:
 
 
 def _scores_before(
-    judge: Judge, model: nn.Module, teacher: nn.Module, pools: bool
+    measurer: Measurer, model: nn.Module, teacher: nn.Module, pools: bool
 ) -> dict[str, Any]:
-    base = judge.score(teacher)
-    start = judge.score(model) if pools else base
+    measure = measurer.task.measure
+    base = measurer.measure(teacher)
+    start = measurer.measure(model) if pools else base
     return {
-        f"base_{judge.measure}": base.score,
-        f"start_{judge.measure}": start.score,
-        f"start_{judge.measure}_ci95": list(start.ci95),
+        f"base_{measure}": base.score,
+        f"start_{measure}": start.score,
+        f"start_{measure}_ci95": list(start.ci95),
         "count": base.count,
         "unreadable": list(base.unreadable),
     }

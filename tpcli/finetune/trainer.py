@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from tpcli.config.recipe import Recipe
 from tpcli.errors import TpcliError
+from tpcli.evaluation.measurer import Measurer
 from tpcli.surgery import unpooled
 from tpcli.system.devices import explain_out_of_memory, is_out_of_memory
 
 from .checkpoint import Checkpoints, Progress
 from .data import Batches
 from .folder import RunFolder
-from .measure import Judge
 from .objective import Objective
 from .setup import Watcher
 from .stop import Interrupted, StopRequest
@@ -47,7 +47,7 @@ class Trainer:
     scheduler: Scheduler
     objective: Objective
     batches: Batches
-    judge: Judge
+    measurer: Measurer
     folder: RunFolder
     checkpoints: Checkpoints
     progress: Progress
@@ -204,12 +204,12 @@ class Trainer:
             "seconds": progress.seconds,
         }
         self.copy.load_state_dict(self.model.state_dict())
-        measure = self.judge.measure
+        measure = self.measurer.task.measure
         candidates = {measure: ("model", self.copy)}
         if self.average is not None:
             candidates[f"average_{measure}"] = ("average", self.average.module)
         for column, (weights, model) in candidates.items():
-            score = self.judge.score(model)
+            score = self.measurer.measure(model)
             row[column] = score.score
             if beats(score.score, progress.best, measure):
                 progress.best = {

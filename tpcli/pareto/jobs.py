@@ -136,9 +136,9 @@ class Job:
             "schedule": [self.schedule, read_json(Path(self.schedule)) if is_file else None],
             "data": subject.task.data.fingerprint,
             "measure": [subject.task.measure, bank and bank.fingerprint, subject.task.bank_of],
-            "amp": subject.options.amp,
-            "strict": subject.options.strict,
-            "speed": [device_name(subject.options.device), subject.options.batch_size],
+            "amp": subject.options.run.amp,
+            "strict": subject.options.run.strict,
+            "speed": [device_name(subject.options.run.device), subject.options.run.batch_size],
             "versions": [torch.__version__, timm.__version__],
         }
         if self.searched:
@@ -215,7 +215,7 @@ class Subject:
         channels, height, width = data.config["input_size"]
         if count is None or count * channels * height * width > free_memory() / 4:
             return None
-        return list(batches(data, self.options.batch_size, self.options.workers))
+        return list(batches(data, self.options.run.batch_size, self.options.run.workers))
 
     def check(self, job: Job) -> None:
         """Raise unless the model can have the job's schedule.
@@ -259,7 +259,7 @@ class Subject:
             job.options,
             self.options.budgets,
             self.cache / "searches" / f"{everything.key}.json",
-            device=self.options.device,
+            device=str(self.options.run.device),
             on_trial=on_trial,
         )
 
@@ -395,7 +395,7 @@ def _trained(job: Job, model: nn.Module, on_job: OnJob | None) -> nn.Module:
         subject.given.training,
         recipe,
         out=folder,
-        device=subject.options.device,
+        device=str(subject.options.run.device),
         watcher=watcher,
     )
     return load(str(folder)).model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tpcli.config.choices import DEFAULT_FAMILY
@@ -55,15 +55,6 @@ class SweepOptions:
     schedules: Sequence[str] = ()
     families: Sequence[str] = (DEFAULT_FAMILY,)
     recipe: Recipe | None = None
-    batch_size: int = 128
-    device: str = "auto"
-    amp: bool = False
-    workers: int = 0
-    strict: bool = False
+    run: RunOptions = field(default_factory=RunOptions)
     measure: str | None = None
     bank: str = "pooled"
-
-    @property
-    def run(self) -> RunOptions:
-        """How models run over images."""
-        return RunOptions(self.batch_size, self.device, self.amp, self.workers, self.strict)

@@ -62,7 +62,7 @@ def sweep(
     Raises:
         UserError: a model or its data does not allow the measure, or a schedule can't be had.
     """
-    device = pick_device(options.device)
+    device = pick_device(options.run.device)
     with ExitStack() as stack:
         for source in sources:
             stack.enter_context(borrowed(source.loaded.model, device))

@@ -47,9 +47,9 @@ def pick_device(device: str | torch.device) -> torch.device:
 def _own_of(device: torch.device) -> torch.device:
     """Of a kind of device, this process's own where there are several processes."""
     own = team()
-    if device.type == "cpu" or device.index is not None or own.size == 1:
+    if device.type == "cpu" or device.index is not None or own.world_size == 1:
         return device
-    return torch.device(device.type, own.place % max(torch.accelerator.device_count(), 1))
+    return torch.device(device.type, own.local_rank % max(torch.accelerator.device_count(), 1))
 
 
 def device_name(device: str | torch.device) -> str:
