@@ -26,7 +26,6 @@ from tpcli.finetune.data import (
     shard_positions,
     training_transform,
 )
-from tpcli.finetune.measure import Turns
 from tpcli.finetune.objective import Objective
 
 CONFIG = {
@@ -272,13 +271,3 @@ def test_a_stream_without_a_length_is_refused() -> None:
 def test_a_stream_can_not_be_limited() -> None:
     with pytest.raises(UserError, match="`limit=5` has no effect on wds/x"):
         open_data("wds/x", CONFIG, Recipe(), limit=5)
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3])
-def test_a_stream_is_measured_in_turns(processes: int) -> None:
-    class Stream(IterableDataset[int]):
-        def __iter__(self) -> Iterator[int]:
-            return iter(range(10))
-
-    shares = [list(Turns(Stream(), p, processes)) for p in range(processes)]
-    assert sorted(i for share in shares for i in share) == list(range(10))
