@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from timm.data import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from train_demo import CONFIG
 
 import tpcli
 from tpcli.demo.digits import IMAGE_SIZE, Digits
-from tpcli.demo.train import CONFIG
 from tpcli.pooling import Assignment, Clusters, Method, get_method
 from tpcli.pooling.clusters import medoids_near_mean
 from tpcli.surgery import TokenPooling, layer, positions

@@ -1,4 +1,4 @@
-"""Who imports whom: no circle, and each layer knows only what lies below it."""
+"""Imports: no cycle, lower layers alone, declared dependencies alone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FILES |= {
 
 @cache
 def imports(module: str, *, everywhere: bool = True) -> frozenset[str]:
-    """What `module` imports, in the body of functions too unless told otherwise."""
+    """What `module` imports, in functions and for type checkers too unless told otherwise."""
     tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
     return frozenset(_imported(module, tree, everywhere))
 
@@ -53,9 +53,10 @@ def _imported(module: str, tree: ast.AST, everywhere: bool) -> Iterator[str]:
             for alias in node.names:
                 inner = f"{home}.{alias.name}"
                 yield inner if inner in FILES else home
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
-        elif everywhere or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        elif everywhere or not (
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+        ):
             yield from _imported(module, node, everywhere)
 
 
@@ -65,8 +66,8 @@ def packages_of(module: str) -> Iterator[str]:
     return (".".join(parts[:i]) for i in range(2, len(parts)))
 
 
-def test_no_import_runs_in_a_circle() -> None:
-    """Also none that only functions run, and none through a package's __init__."""
+def test_no_cycle() -> None:
+    """Imports in functions, for type checkers and through a package's __init__ counted."""
     graph = {
         module: {
             needed
@@ -78,12 +79,37 @@ def test_no_import_runs_in_a_circle() -> None:
         for module in FILES
         if module != "tpcli"
     }
-    order = list(TopologicalSorter(graph).static_order())  # raises a CycleError that names them
-    assert (
-        order.index("tpcli.flops")
-        < order.index("tpcli.schedules.budget")
-        < order.index("tpcli.schedules.resolve")
-    )
+    TopologicalSorter(graph).prepare()  # raises a CycleError that names them
+
+
+def layers() -> dict[str, int]:
+    """Package -> layer, from the table in docs/design.md."""
+    page = (CHECKOUT / "docs/design.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (`[^|]+) \|", page, re.MULTILINE)
+    return {name: int(layer) for layer, names in rows for name in re.findall(r"`(\w+)`", names)}
+
+
+def test_a_package_imports_lower_layers_alone() -> None:
+    """The table in docs/design.md is the rule; `tpcli` itself hands out names of all of them."""
+    layer = layers()
+    top = {module.split(".")[1] for module in FILES if "." in module} - {"__main__"}
+    assert set(layer) == top
+    wrong = []
+    for module in FILES:
+        package = module.split(".")[1] if "." in module else "__main__"
+        if package == "__main__":
+            continue
+        for name in imports(module):
+            other = name.split(".")[1] if name.startswith("tpcli.") else package
+            if other != package and layer[other] >= layer[package]:
+                wrong.append(f"{module} imports {name}")
+    assert not wrong
+
+
+def test_the_package_stays_small_at_its_top() -> None:
+    loose = [path.name for path in ROOT.glob("*.py") if path.name != "__init__.py"]
+    assert len(loose) <= 6, loose
+    assert len(list(ROOT.rglob("*.py"))) <= 170
 
 
 def test_pooling_knows_neither_timm_nor_the_rest_of_the_package() -> None:

@@ -19,13 +19,13 @@ from tests.helpers.machines import machine
 from tests.helpers.models import tiny_vit
 from tpcli import data, pool
 from tpcli.bench.clock import BenchOptions
+from tpcli.bench.time_cost import TimeCost
 from tpcli.config.options import PoolingOptions, pooling_options
 from tpcli.config.schedule import Tokens, parse
 from tpcli.errors import UserError
 from tpcli.schedules.budget import solve_budget
 from tpcli.schedules.flops_cost import CostModel
 from tpcli.schedules.shapes import DEFAULT
-from tpcli.schedules.time_cost import TimeCost
 from tpcli.search import SearchOptions, budgets_with, search
 from tpcli.search.pattern import fitted
 from tpcli.search.search import calibration_images
@@ -192,7 +192,7 @@ def test_a_budget_of_time_is_held_by_forecast(
         shares = [machine(t, float, float, inside=True) for t in ((64,) * 4, *schedules)]
         return [replace(each, poolings=(0.0,) * 4) for each in shares]
 
-    monkeypatch.setattr("tpcli.schedules.time_cost.time_parts", timed)
+    monkeypatch.setattr("tpcli.bench.time_cost.time_parts", timed)
     timing = BenchOptions(batch_size=4, device="cpu")
     options = SearchOptions(images=8, budgets=(0.8,), trials=2, timing=timing, batch_size=8)
     result = search(model, digits, pooling_options("tome"), options)

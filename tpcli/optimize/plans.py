@@ -11,6 +11,7 @@ from torch import nn
 
 from tpcli.bench.clock import BenchOptions, percent
 from tpcli.bench.stopwatch import Timed, time_parts
+from tpcli.bench.time_cost import TimeCost, probes
 from tpcli.config.choices import BUDGET_MARGIN
 from tpcli.config.options import PoolingOptions
 from tpcli.config.schedule import Tokens
@@ -18,7 +19,6 @@ from tpcli.errors import TpcliError
 from tpcli.schedules.budget import constant_chain, family_chain, first_within
 from tpcli.schedules.flops_cost import Cost, CostModel
 from tpcli.schedules.shapes import DEFAULT, Shape
-from tpcli.schedules.time_cost import TimeCost, probes
 from tpcli.search.pattern import optimise
 from tpcli.search.trials import smallest
 from tpcli.system.resume import Notebook

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tpcli.bench.clock import BenchOptions
+from tpcli.bench.time_cost import time_cost
 from tpcli.config.choices import OBJECTIVES, SEARCH_BUDGETS, SEARCH_SPACES, check_choice
 from tpcli.config.options import PoolingOptions
 from tpcli.config.schedule import Tokens
@@ -20,7 +21,6 @@ from tpcli.data import UNREADABLE, ImageData, batches, create
 from tpcli.errors import UserError
 from tpcli.models.load import weights_hash
 from tpcli.schedules.flops_cost import Cost, CostModel
-from tpcli.schedules.time_cost import time_cost
 from tpcli.surgery import unpooled, with_place
 from tpcli.surgery.head import last_pooling_is_free
 from tpcli.system.devices import borrowed, explain_out_of_memory, pick_device

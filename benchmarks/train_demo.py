@@ -1,8 +1,8 @@
-"""Train the demo's weights: `python -m tpcli.demo.train OUT` (about 5 minutes on 2 cores)."""
+"""Train the demo's weights: 5 minutes on 2 cores."""
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,9 @@ from timm.scheduler import CosineLRScheduler
 from torch.utils.data import DataLoader
 
 from tpcli import data
+from tpcli.demo.digits import IMAGE_SIZE, Digits
 from tpcli.evaluation.run import evaluate
 from tpcli.models.load import save
-
-from .digits import IMAGE_SIZE, Digits
 
 EPOCHS = 120
 ARCHITECTURE: dict[str, Any] = {
@@ -73,4 +72,6 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    main(parser.parse_args().out)

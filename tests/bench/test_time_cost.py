@@ -14,10 +14,10 @@ from tests.helpers.machines import machine
 from tests.helpers.models import tiny_vit
 from tpcli.bench.clock import BenchOptions
 from tpcli.bench.stopwatch import Timed, time_parts
+from tpcli.bench.time_cost import TimeCost, probes
 from tpcli.config.options import pooling_options
 from tpcli.config.schedule import Tokens
 from tpcli.schedules.budget import family_chain
-from tpcli.schedules.time_cost import TimeCost, probes
 from tpcli.surgery import with_place
 
 

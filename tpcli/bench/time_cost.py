@@ -8,14 +8,14 @@ import numpy as np
 from scipy.optimize import isotonic_regression, nnls
 from torch import nn
 
-from tpcli.bench.clock import BenchOptions
-from tpcli.bench.stopwatch import Timed, time_parts
 from tpcli.config.options import PoolingOptions
 from tpcli.config.schedule import Tokens
+from tpcli.schedules.budget import constant_chain, family_chain
+from tpcli.schedules.flops_cost import Cost, Floats, Reach
 from tpcli.system.ranks import gathered, team
 
-from .budget import constant_chain, family_chain
-from .flops_cost import Cost, Floats, Reach
+from .clock import BenchOptions
+from .stopwatch import Timed, time_parts
 
 LEFT = (0.7, 0.45, 0.25, 0.1, 0.0)
 """Of the default family's schedules from the weakest to the strongest, those that are timed, by the
