@@ -21,7 +21,7 @@ from tpcli.config.choices import (
 )
 from tpcli.errors import TpcliError, UserError, first_line
 from tpcli.surgery.geometry import input_size
-from tpcli.system.files import check_output, replacing
+from tpcli.system.files import MARK, check_output, replacing
 
 
 def write_onnx(
@@ -47,6 +47,7 @@ def write_onnx(
         _optimize(program)
     except Exception as error:
         raise TpcliError(f"the model can't be written as ONNX: {first_line(error)}.") from error
+    program.model.producer_name = MARK
     program.save(str(path))
     return int(program.model.opset_imports[""])
 
@@ -179,7 +180,7 @@ def export_model(
                 opset = write_onnx(traced, sample, fresh, opset, output)
                 got = run_onnx(fresh, images)
             else:
-                torch.export.save(traced, fresh)
+                torch.export.save(traced, fresh, extra_files={MARK: ""})
                 got = torch.export.load(fresh).module()(images)
             error = None if got is None else _difference(got.to(expected), expected, dtype)
             if isinstance(error, str):

@@ -114,17 +114,6 @@ def test_the_command_that_is_proposed_works(run: Run, tmp_path: Path) -> None:
     assert run("eval", "my pooled", "--data", "demo", "--limit", 40, "--workers", 0).code == 0
 
 
-@pytest.mark.parametrize("suffix", ["csv", "json", "md", "html"])
-def test_a_report_does_not_overwrite_what_is_no_report(
-    run: Run, tmp_path: Path, suffix: str
-) -> None:
-    (tmp_path / f"plot.{suffix}").write_text("mine")
-    found = run("pareto", "--out", "plot.png")
-    assert found.code == 2
-    assert f"plot.{suffix} exists and belongs to no report" in found.err
-    assert (tmp_path / f"plot.{suffix}").read_text() == "mine"
-
-
 def test_a_report_replaces_a_report(run: Run, tmp_path: Path) -> None:
     more = ("--limit", 40, "--method", "ward", "--schedule", "r:4", *SWEEP)
     for _ in range(2):

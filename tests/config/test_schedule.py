@@ -11,7 +11,8 @@ import pytest
 from tests.helpers.models import tiny_vit
 from tpcli import count_flops, pool
 from tpcli.config.options import pooling_options
-from tpcli.config.schedule import FORMAT, Budget, Schedule, constant_removal, parse, parse_budget
+from tpcli.config.outputs import SCHEDULE_FORMAT
+from tpcli.config.schedule import Budget, Schedule, constant_removal, parse, parse_budget
 from tpcli.errors import UserError
 from tpcli.schedules.budget import BudgetSolver, constant_chain, family_chain, solve_budget
 from tpcli.surgery import pooling_spec, unpool
@@ -22,9 +23,9 @@ N, DEPTH = 64, 4
 def document(tokens: str | None) -> str:
     """The text of a schedule file with such `tokens`."""
     return (
-        json.dumps({"format": FORMAT})
+        json.dumps({"format": SCHEDULE_FORMAT})
         if tokens is None
-        else (f'{{"format": "{FORMAT}", "tokens": {tokens}}}')
+        else (f'{{"format": "{SCHEDULE_FORMAT}", "tokens": {tokens}}}')
     )
 
 

@@ -16,13 +16,14 @@ import pytest
 from matplotlib.figure import Figure
 
 from tests.helpers.points import point
+from tpcli.config.outputs import check_report
 from tpcli.pareto import SweepResult, compare, frontier, headline
 from tpcli.pareto.headline import answered_alike
 from tpcli.pareto.points import CSV_COLUMNS, FINETUNED
 from tpcli.report import ReportContext, figure_bytes, write_report
 from tpcli.report.family_figure import family_figure
 from tpcli.report.figure import AXES, pareto_figure
-from tpcli.report.pareto import check_report, html
+from tpcli.report.pareto import html
 from tpcli.report.tables import savings_table
 from tpcli.system.files import replacing
 

@@ -9,8 +9,8 @@ import typer
 
 from tpcli.config.choices import ANALYZE_METHODS
 from tpcli.config.options import pooling_options
+from tpcli.config.outputs import ANALYSIS_FORMAT, check_report, report_paths
 from tpcli.config.specs import DEMO, SPLITS
-from tpcli.system.files import check_output
 
 from .groups import DATA_PANEL, JsonOption, ModelArgument, ModelGroup, RunGroup, SourceGroup
 from .option_groups import add
@@ -62,21 +62,19 @@ def analyze(
         tpcli analyze deit_small_patch16_224 --data imagenet/ --out analysis.png
         tpcli analyze vit_small_patch14_dinov2 --data photos/ --method ward,tome
     """
-    check_output(out)
+    check_report(out, ANALYSIS_FORMAT)
     source.require_for(model, split)
     methods = [pooling_options(name) for name in method_names(method) or ANALYZE_METHODS]
 
     from tpcli.analysis import run as measuring
     from tpcli.data import create
-    from tpcli.report.analysis import FORMAT, write_analysis
-    from tpcli.report.pareto import check_report
+    from tpcli.report.analysis import write_analysis
     from tpcli.system.devices import pick_device
 
     from . import render
 
     render.quiet()
     measuring.check_methods(methods)
-    check_report(out, FORMAT)
     device = str(pick_device(run.device))
     loaded = loading.load(model)
     data = create(
@@ -107,7 +105,6 @@ def analyze(
 
 def _print(found: Analysis, title: str, out: Path) -> None:
     from tpcli.analysis.result import verdict
-    from tpcli.report.pareto import report_paths
     from tpcli.report.tables import measures_table
 
     from . import render

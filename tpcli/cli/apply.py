@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from tpcli.config.choices import DEFAULT_SCHEDULE
+from tpcli.config.outputs import POOLED_MODEL_KIND
 from tpcli.config.specs import base_name
-from tpcli.system.files import check_output, check_replaceable
+from tpcli.system.files import check_output
 
 from .groups import ForceOption, JsonOption, ModelArgument, ModelGroup
 from .option_groups import add
@@ -38,18 +39,16 @@ def apply(
         tpcli apply mine/ --schedule searched.json --force
     """
     out = out or Path(f"{base_name(model)}-pooled")
-    check_output(out, force, is_folder=True)
+    check_output(out, force, is_folder=True, kind=POOLED_MODEL_KIND)
     pooling.check(model)
 
     from tpcli.flops import count_flops
-    from tpcli.models.load import MODEL_FILES, save
+    from tpcli.models.load import save
     from tpcli.surgery import pooling_spec, unpooled
 
     from . import render
 
     render.quiet()
-    if out.exists():
-        check_replaceable(out, "a model", MODEL_FILES, mark="config.json")
     loaded = loading.load(model)
     pooling.apply_to(loaded, default_schedule=DEFAULT_SCHEDULE)
     count = count_flops(loaded.model)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tpcli.config.choices import DEFAULT_SCHEDULE, DTYPES
+from tpcli.config.outputs import BENCH_TABLE_KIND, FIGURE_KIND
 from tpcli.config.runtimes import RUNTIMES
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
@@ -227,8 +228,8 @@ def bench(
         tpcli bench --schedule flops:0.6 --schedule flops:0.6@3,6,9
     """
     if out is not None:
-        for path in (out, out.with_suffix(".csv")):
-            check_output(path)
+        check_output(out, kind=FIGURE_KIND)
+        check_output(out.with_suffix(".csv"), kind=BENCH_TABLE_KIND)
     there = None
     if runtime is not None:
         sizes = batch_size or [16]

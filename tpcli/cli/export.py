@@ -14,6 +14,7 @@ from tpcli.config.choices import (
     EXPORT_OUTPUTS,
     LEAST_OPSET,
 )
+from tpcli.config.outputs import PROGRAM_KIND
 from tpcli.config.specs import base_name
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
@@ -95,7 +96,7 @@ def export(
         raise UserError(f"--out {str(out)!r} needs the suffix {suffix} to hold {file_format}.")
     if opset is not None and file_format != "onnx":
         raise UserError(f"--opset {opset} is for ONNX alone; leave it out, or use --format onnx.")
-    check_output(out, force)
+    check_output(out, force, kind=PROGRAM_KIND)
     pooling.check(model)
     if source.data is not None:
         source.require_for(model, split)

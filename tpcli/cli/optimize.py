@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tpcli.config.choices import DEFAULT_MAX_DROP, DTYPES, OPTIMIZE_METHODS, RISKS
+from tpcli.config.outputs import OPTIMIZED_MODEL_KIND
 from tpcli.config.specs import DEMO, base_name
 from tpcli.errors import TpcliError
 from tpcli.optimize.options import Aims
-from tpcli.system.files import check_output, check_replaceable
+from tpcli.system.files import check_output
 
 from .groups import (
     DataGroup,
@@ -137,7 +138,7 @@ def optimize(
         tpcli optimize mine/ --data photos/ --speedup 1.5 --batch-size 1 --out fast/
     """
     out = out or Path(f"{base_name(model)}-optimized")
-    check_output(out, force, is_folder=True)
+    check_output(out, force, is_folder=True, kind=OPTIMIZED_MODEL_KIND)
     aims = wanted.aims
     measuring.check()
     poolings = [pooling.options(name) for name in method_names(method) or OPTIMIZE_METHODS]
@@ -146,14 +147,11 @@ def optimize(
     from tpcli.bench.clock import BenchOptions
     from tpcli.optimize.options import OptimizeOptions
     from tpcli.optimize.run import optimize as run
-    from tpcli.report.optimized import FILES
     from tpcli.system.devices import pick_device
 
     from . import render
 
     render.quiet()
-    if out.exists():
-        check_replaceable(out, "an optimized model", FILES, mark="config.json")
     chosen = str(pick_device(device))
     options = OptimizeOptions(
         poolings=poolings,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tpcli.config.choices import BOTH_FAMILIES, DEFAULT_BUDGETS, FAMILIES, SEARCHED, SWEEP_METHODS
+from tpcli.config.outputs import check_report
 from tpcli.config.specs import DEMO
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
@@ -110,7 +111,7 @@ def pareto(
         tpcli pareto tuned/ mine/ --data test.tar --method ward,tome --budget 0.8,0.6,0.4
         tpcli pareto vit_small_patch14_dinov2 --data photos/ --measure similarity
     """
-    check_output(reporting.out)
+    check_report(reporting.out, is_paper=reporting.is_paper)
     measuring.check()
     poolings = [pooling.options(name) for name in method_names(method) or SWEEP_METHODS]
     recipe = training.recipe
@@ -132,13 +133,11 @@ def pareto(
     from tpcli.pareto.cache import default_folder
     from tpcli.report import write_report
     from tpcli.report.clusters import pooled_strip
-    from tpcli.report.pareto import check_report
     from tpcli.system.devices import pick_device
 
     from . import render
 
     render.quiet()
-    check_report(reporting.out, is_paper=reporting.is_paper)
     cache = cache or default_folder()
     if not (cache / "points").is_dir():  # one that can't be written may have all points
         check_output(cache / "points", is_folder=True)

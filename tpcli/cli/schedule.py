@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tpcli.config.choices import OBJECTIVES, SEARCH_SPACES
+from tpcli.config.outputs import SCHEDULE_KIND
 from tpcli.config.specs import DEMO, base_name
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
@@ -141,7 +142,7 @@ def schedule(
         tpcli schedule mine/ --data photos/ --budget 0.4 --vary options,places --out mine.json
     """
     out = out or Path(f"{base_name(model)}-schedule.json")
-    check_output(out, force)
+    check_output(out, force, kind=SCHEDULE_KIND)
     if budget is not None and speedup is not None:
         raise UserError("--budget and --speedup can't both be held; give one of them.")
     share = 1 / speedup if speedup else budget or DEFAULT

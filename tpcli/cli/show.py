@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tpcli.config.choices import CLUSTER_STYLES, DEFAULT_SCHEDULE
+from tpcli.config.outputs import FIGURE_KIND
 from tpcli.config.specs import DEMO
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
@@ -89,7 +90,10 @@ def show(
     ]
     for group in groups:
         group.check(model)
-    check_output(out)
+    check_output(out, kind=FIGURE_KIND)
+    for path in images or []:
+        if out.exists() and out.samefile(path):
+            raise UserError(f"--out {out} is an image to show; choose another --out.")
 
     from tpcli.analysis.clusters import look
     from tpcli.report import figure_bytes

@@ -12,7 +12,7 @@ from typing import Any
 from tpcli.errors import UserError
 from tpcli.system.files import read_json, write_json
 
-FORMAT = "tpcli-schedule/1"
+from .outputs import SCHEDULE_FORMAT
 
 Tokens = tuple[int, ...]
 """Patch tokens that leave each block."""
@@ -102,7 +102,7 @@ class Schedule:
     def to_dict(self) -> dict[str, object]:
         """Plain values, as a schedule file holds them."""
         return {
-            "format": FORMAT,
+            "format": SCHEDULE_FORMAT,
             "tokens": list(self.tokens),
             "method": self.options or {},
             "made_by": self.made_by or {},
@@ -272,8 +272,8 @@ def file_options(spec: object) -> dict[str, Any] | None:
 
 def _document(path: Path) -> dict[str, Any]:
     document = read_json(path)
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise UserError(f'{path} is no schedule file; it needs "format": "{FORMAT}".')
+    if not isinstance(document, dict) or document.get("format") != SCHEDULE_FORMAT:
+        raise UserError(f'{path} is no schedule file; it needs "format": "{SCHEDULE_FORMAT}".')
     for key in ("method", "made_by"):
         if not isinstance(document.get(key) or {}, dict):
             raise UserError(f'{path}: "{key}" is {document[key]!r}; it must be an object.')

@@ -11,13 +11,16 @@ from typing import Any
 
 import pandas as pd
 
+from tpcli.config.outputs import FINETUNE_FORMAT
 from tpcli.errors import TpcliError, UserError
 from tpcli.system.files import (
     PARTIAL,
     REPLACED,
+    Kind,
     check_output,
-    check_replaceable,
     clear_litter,
+    has_format,
+    holds_only,
     put_back,
     read_json,
     swap,
@@ -38,7 +41,7 @@ PARTS = (
     *(RUN, RESULT, CONFIG, METRICS, CURVE, CHECKPOINTS),
     *("config.json", "model.safetensors", ".model", "tpcli"),  # the model; tensorboard's folder
 )
-FORMAT = "tpcli-finetune/1"
+FINETUNE_RUN = Kind("a fine-tuning run", holds_only(PARTS, RUN, has_format(FINETUNE_FORMAT)))
 COLUMNS = (
     "epoch",
     "step",
@@ -111,7 +114,7 @@ class RunFolder:
             if resume:
                 raise UserError(f"{self.out} holds no run to resume; leave out `resume`.")
         elif force and not self._has_replaced():
-            check_replaceable(self.out, "a fine-tuning run", PARTS, RUN)
+            check_output(self.out, is_folder=True, kind=FINETUNE_RUN)
             self.path = self._beside / self.out.resolve().name
         elif not (self.out / RUN).is_file():
             raise UserError(
@@ -160,7 +163,7 @@ class RunFolder:
         if self.path == self.out:
             return
         if self.out.exists():
-            check_replaceable(self.out, "a fine-tuning run", PARTS, RUN)
+            check_output(self.out, is_folder=True, kind=FINETUNE_RUN)
         try:
             swap(self.path, self.out.resolve(), self._beside / REPLACED)
         except OSError as error:
@@ -191,7 +194,7 @@ class RunFolder:
 
     def write_scores(self, scores: Mapping[str, Any]) -> None:
         """Remember what was measured before training."""
-        document = {"format": FORMAT, "identity": self.identity, "scores": scores}
+        document = {"format": FINETUNE_FORMAT, "identity": self.identity, "scores": scores}
         write_json(self.path / RUN, document)
 
     def write_metrics(self, rows: Sequence[Mapping[str, float]], measure: str) -> None:

@@ -28,7 +28,6 @@ from .weights import load_weights
 DEMO = Path(__file__).parents[1] / "demo" / "model"
 FOREIGN = re.compile(r"\.(base_layer|lora_\w+|parametrizations|_packed_params)(\.|$)")
 """In names of weights that adapters, parametrizations and quantization put into a model."""
-MODEL_FILES = ("config.json", "model.safetensors")
 """What `save` writes."""
 
 

@@ -12,18 +12,18 @@ from urllib.parse import quote
 import numpy as np
 
 from tpcli.analysis.result import Analysis, verdict
+from tpcli.config.outputs import ANALYSIS_FORMAT, report_paths
 from tpcli.system.files import replacing, write_text
 from tpcli.system.text import as_code, as_markdown, visible
 
 from .figure import BASE_COLOUR, COLOURS, PLAIN, figure_bytes
-from .pareto import ReportContext, render, report_paths
+from .pareto import ReportContext, render
 from .tables import analysis_frame, csv_text, kept_table, markdown_table, measures_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMAT = "tpcli-analysis/1"
 ATTENTION, MLP = COLOURS[0], COLOURS[1]
 HALVES = {"attention": 0.5, "mlp": 1.0}
 """Where a stage lies between the input of its block and the next."""
@@ -159,7 +159,7 @@ def write_analysis(
     paths = report_paths(plot)
     figure = analysis_figure(found, context.title)
     document = {
-        "format": FORMAT,
+        "format": ANALYSIS_FORMAT,
         "model": name,
         "data": context.data,
         **found.to_dict(),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tpcli.config.measures import MEASURES
 from tpcli.pareto import Point
 from tpcli.pareto.points import FINETUNED, spoken
+from tpcli.system.files import MARK
 from tpcli.system.text import visible
 
 if TYPE_CHECKING:
@@ -111,13 +112,17 @@ def write_title(axes: Axes, title: str) -> None:
 
 
 def figure_bytes(figure: Figure, suffix: str) -> bytes:
-    """The figure as a file of that suffix (.png, .svg or .pdf), without a date in it."""
+    """The figure as a file of that suffix (.png, .svg or .pdf), marked as ours, without a date."""
     from matplotlib import rc_context
 
     buffer = io.BytesIO()
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix, {})
+    metadata: dict[str, dict[str, str | None]] = {
+        ".png": {"Software": MARK},
+        ".svg": {"Creator": MARK, "Date": None},
+        ".pdf": {"Creator": MARK, "CreationDate": None},
+    }
     with rc_context({"pdf.fonttype": 42}):  # fonts that publishers accept
-        figure.savefig(buffer, format=suffix[1:], dpi=160, metadata=metadata)
+        figure.savefig(buffer, format=suffix[1:], dpi=160, metadata=metadata[suffix])
     return buffer.getvalue()
 
 

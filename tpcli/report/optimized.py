@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from tpcli.config.measures import MEASURES
+from tpcli.config.outputs import OPTIMIZED_DOCUMENT, OPTIMIZED_MODEL_KIND, OPTIMIZED_PAGE
 from tpcli.config.schedule import Schedule
-from tpcli.models.load import MODEL_FILES, save
+from tpcli.models.load import save
 from tpcli.optimize.result import Optimized, Tried
 from tpcli.stats import signed
 from tpcli.surgery import PoolingSpec, insert, unpooled
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DOCUMENT, REPORT = "optimize.json", "report.html"
-FILES = (*MODEL_FILES, DOCUMENT, REPORT)
 CHOSEN = "#B00020"
 
 
@@ -40,15 +39,17 @@ def save_optimized(
         UserError: the folder exists and `force` is off, or the model can't be saved.
     """
     assert result.chosen is not None
-    check_output(folder, force, is_folder=True)
+    check_output(folder, force, is_folder=True, kind=OPTIMIZED_MODEL_KIND)
     chosen = result.chosen.candidate
     schedule = Schedule(chosen.tokens, result.patch_tokens)
     document = {**result.to_dict(), "made_by": asdict(context)}
     with unpooled(model), replacing(folder) as fresh:
         insert(model, PoolingSpec(schedule, chosen.plan.options))
         save(model, fresh)
-        (fresh / DOCUMENT).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        (fresh / REPORT).write_text(optimized_html(result, context), encoding="utf-8")
+        (fresh / OPTIMIZED_DOCUMENT).write_text(
+            json.dumps(document, indent=2) + "\n", encoding="utf-8"
+        )
+        (fresh / OPTIMIZED_PAGE).write_text(optimized_html(result, context), encoding="utf-8")
 
 
 def optimized_html(result: Optimized, context: ReportContext) -> str:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from tpcli.config.measures import MEASURES
-from tpcli.errors import UserError
+from tpcli.config.outputs import PARETO_FORMAT, report_paths
 from tpcli.pareto import Point, Recommendation, SweepResult, recommend
-from tpcli.system.files import check_output, read_json, replacing, write_text
+from tpcli.system.files import replacing, write_text
 from tpcli.system.text import CONVENTION, as_code, as_markdown, visible
 
 from .chart import chart
@@ -137,9 +137,6 @@ def render(name: str, finalize: Callable[[object], object], **values: Any) -> st
     return environment.get_template(name).render(**values)
 
 
-FORMAT = "tpcli-pareto/1"
-
-
 @dataclass(frozen=True)
 class ReportContext:
     """What a reader needs to know about how the points were made."""
@@ -152,38 +149,6 @@ class ReportContext:
     command: str
     versions: dict[str, str]
     date: str
-
-
-def report_paths(plot: Path, is_paper: bool = False) -> dict[str, Path]:
-    """Where a report's files go, beside the figure."""
-    suffixes = ("csv", "json", "md", "html", *(["tex"] if is_paper else []))
-    return {"plot": plot, **{s: plot.with_suffix(f".{s}") for s in suffixes}}
-
-
-def check_report(plot: Path, kind: str = FORMAT, *, is_paper: bool = False) -> None:
-    """Fail now if a report of that kind could not be written later.
-
-    Raises:
-        UserError: its folder is not writable, or a file that is no report's is in the place of one
-            beside the figure.
-    """
-    paths = report_paths(plot, is_paper)
-    for path in paths.values():
-        check_output(path)
-    beside = [path for name, path in paths.items() if name != "plot" and path.exists()]
-    if beside and not _is_report(paths["json"], kind):
-        raise UserError(
-            f"{beside[0]} exists and belongs to no report; choose another `out`, since a report's "
-            "files go beside its figure."
-        )
-
-
-def _is_report(path: Path, kind: str) -> bool:
-    try:
-        document = read_json(path)
-    except UserError:
-        return False
-    return isinstance(document, dict) and document.get("format") == kind
 
 
 def write_report(
@@ -236,7 +201,7 @@ def report_document(
     """Points, frontier and headline as plain values."""
     advice = recommend(result.points)
     return {
-        "format": FORMAT,
+        "format": PARETO_FORMAT,
         "convention": PER_IMAGE,
         "measured": result.measured,
         "measure": result.points[0].measure,

@@ -1,0 +1,94 @@
+"""What each command writes, and how that is told from other people's files; no torch.
+
+A command replaces nothing but outputs of its own kind (`system.files.check_output`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from tpcli.system.files import Kind, check_output, has_format, holds_only, is_marked
+
+SCHEDULE_FORMAT = "tpcli-schedule/1"
+FINETUNE_FORMAT = "tpcli-finetune/1"
+PARETO_FORMAT = "tpcli-pareto/1"
+ANALYSIS_FORMAT = "tpcli-analysis/1"
+
+MODEL_FILES = ("config.json", "model.safetensors")
+OPTIMIZED_DOCUMENT, OPTIMIZED_PAGE = "optimize.json", "report.html"
+BENCH_COLUMNS = ("model", "method", "schedule", "device", "dtype")
+"""The first columns of the table that `bench` writes."""
+
+
+def _has_keys(*keys: str) -> Callable[[Path], bool]:
+    """A test whether a file is a JSON object with these keys."""
+
+    def owns(path: Path) -> bool:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(document, dict) and all(key in document for key in keys)
+
+    return owns
+
+
+def _is_bench_table(path: Path) -> bool:
+    with path.open(encoding="utf-8") as file:
+        return file.readline().startswith(",".join(BENCH_COLUMNS))
+
+
+FIGURE_KIND = Kind("a figure that tpcli drew", is_marked)
+PROGRAM_KIND = Kind("a program that tpcli exported", is_marked)
+SCHEDULE_KIND = Kind("a schedule file", has_format(SCHEDULE_FORMAT))
+BENCH_TABLE_KIND = Kind("a table that tpcli bench wrote", _is_bench_table)
+POOLED_MODEL_KIND = Kind(
+    "a pooled model that tpcli saved",
+    holds_only(MODEL_FILES, "config.json", _has_keys("architecture", "token_pooling")),
+)
+OPTIMIZED_MODEL_KIND = Kind(
+    "a model that tpcli optimize saved",
+    holds_only(
+        (*MODEL_FILES, OPTIMIZED_DOCUMENT, OPTIMIZED_PAGE),
+        OPTIMIZED_DOCUMENT,
+        _has_keys("verdict", "made_by"),
+    ),
+)
+
+
+def report_paths(plot: Path, is_paper: bool = False) -> dict[str, Path]:
+    """Where a report's files go, beside the figure."""
+    suffixes = ("csv", "json", "md", "html", *(["tex"] if is_paper else []))
+    return {"plot": plot, **{s: plot.with_suffix(f".{s}") for s in suffixes}}
+
+
+def check_report(plot: Path, form: str = PARETO_FORMAT, *, is_paper: bool = False) -> None:
+    """Fail now if a report of that format could not be written later.
+
+    Raises:
+        UserError: its folder is not writable, or one of its places is taken by another file.
+    """
+    paths = report_paths(plot, is_paper)
+    kind = _part_of_report(paths, form)
+    for path in paths.values():
+        check_output(path, kind=kind)
+
+
+def _part_of_report(paths: dict[str, Path], form: str) -> Kind:
+    """The files of a report, which its .json names; the figure is also known by its mark.
+
+    Args:
+        paths: where the report's files go, by their role; one of them is "json".
+        form: the format of its .json.
+    """
+    document = paths["json"]
+    is_ours = has_format(form)
+
+    def owns(path: Path) -> bool:
+        if path == paths["plot"] and is_marked(path):
+            return True
+        if not is_ours(document):
+            return False
+        written = json.loads(document.read_text(encoding="utf-8")).get("out", {}).values()
+        return path == document or path.name in {Path(str(name)).name for name in written}
+
+    return Kind(f"a file of a {form.partition('/')[0]} report", owns)
