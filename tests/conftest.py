@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-import tests.helpers.flops_cache  # noqa: F401 - before anything imports `count_flops`
 from tests.helpers.cli import Outcome, Run
 from tests.helpers.images import picture
 from tests.helpers.models import tiny_vit

@@ -9,18 +9,25 @@ sorting and comparing data), or an error.
 from __future__ import annotations
 
 import math
+import types
 import warnings
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import Handle, elementwise_flop_counter, get_shape
+from timm.models.naflexvit import NaFlexVit
 from torch import Tensor, nn
 
-from tpcli.errors import TpcliError, UserError
-from tpcli.surgery import check_supported, find, geometry
+from tpcli.errors import TpcliError, UserError, first_line
+from tpcli.surgery import find, geometry
 from tpcli.surgery.geometry import POOLING_NAME, patch_tokens
 from tpcli.system.text import CONVENTION as MULTIPLY_ADDS
 
@@ -58,36 +65,53 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
     """Count the FLOPs of one image through `model`, pooled or not.
 
     Of a model that holds a Vision Transformer, the FLOPs of that one are counted. It is traced in
-    eval mode on one blank image and left as it was.
+    eval mode on one blank image and left as it was. Counts are remembered by all that they depend
+    on (`_description`), so that the next model of the same build costs milliseconds.
 
     Args:
         input_size: (channels, height, width); the model's own where left out.
 
     Raises:
-        UserError: the model is none that can be pooled, or is quantized.
+        UserError: the model holds no Vision Transformer of timm, is quantized, or can't take images
+            of this size.
         TpcliError: an operator is neither counted nor on the list of free ones.
     """
-    check_supported(model)
     model = find(model)
     if _is_quantized(model):
         raise UserError(
             f"FLOPs of a quantized {type(model).__name__} can't be counted; pool the model first, "
             "then quantize it."
         )
-    parameter = next(model.parameters())
     size = input_size or geometry.input_size(model)
-    image = torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype)
-    training = {module: module.training for module in model.modules()}
-    checkpointing = getattr(model, "grad_checkpointing", False)
-    model.eval()
-    model.grad_checkpointing = False  # type: ignore[assignment]
+    with _plain(model):
+        try:
+            key: Hashable = (size, tuple(_description(model)))
+        except _Undescribed:
+            return _count(model, size)
+        count = COUNTS.pop(key, None) or _count(model, size)
+    COUNTS[key] = count  # the last one is the one used last
+    while len(COUNTS) > MOST_COUNTS:
+        COUNTS.popitem(last=False)
+    return replace(count, by_module=dict(count.by_module), by_op=dict(count.by_op))
+
+
+COUNTS: OrderedDict[Hashable, FlopCount] = OrderedDict()
+"""Counts of this process, the least recently used first."""
+MOST_COUNTS = 512
+
+
+def _count(model: nn.Module, size: tuple[int, int, int]) -> FlopCount:
+    parameter = next(p for p in model.parameters() if p.is_floating_point())
+    # weights that are on meta between the hooks of accelerate: those move the image to them
+    device = "cpu" if hasattr(model, "_hf_hook") and parameter.is_meta else parameter.device
+    image = torch.zeros(1, *size, device=device, dtype=parameter.dtype)
     try:
         with ThreadPoolExecutor(1) as thread:
             analysis = thread.submit(_analyse, model, image).result()
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
-        model.grad_checkpointing = checkpointing  # type: ignore[assignment]
+    except AssertionError as error:  # timm's check of the image size
+        raise UserError(
+            f"the model takes no images of {'x'.join(map(str, size))}: {first_line(error)}."
+        ) from error
     unknown = sorted(analysis.unsupported_ops())
     if unknown:
         raise TpcliError(
@@ -101,6 +125,87 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int] | None = None
     pooling = sum(block.pooling_flops for block in blocks)
     params = sum(p.numel() for p in model.parameters())
     return FlopCount(total, pooling, params, blocks, modules, ops)
+
+
+@contextmanager
+def _plain(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode and without gradient checkpointing, in the body only."""
+    training = {module: module.training for module in model.modules()}
+    blocks: Any = model.blocks
+    inside = dict(zip(blocks._modules, geometry.blocks_of(model), strict=True))
+    wrapped, checkpointing = dict(blocks._modules), getattr(model, "grad_checkpointing", False)
+    model.eval()
+    blocks._modules.update(inside)
+    model.grad_checkpointing = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
+        blocks._modules.update(wrapped)
+        model.grad_checkpointing = checkpointing  # type: ignore[assignment]
+
+
+class _Undescribed(Exception):
+    """Something in a model that may change its count and can't be compared."""
+
+
+IGNORED = frozenset(
+    (
+        *vars(nn.Module()),
+        "token_pooling_spec",
+        "pretrained_cfg",
+        "default_cfg",
+        "_hooks",
+        "_replaced_by_pooling",
+        "_replicate_for_data_parallel",
+    )
+)
+"""Attributes of modules that are described otherwise, or change no count."""
+
+
+def _description(model: nn.Module) -> Iterator[Hashable]:
+    """All that a count depends on: every module's class with its forward, attributes, methods of
+    its own, hooks, and the kind of its tensors.
+
+    Raises:
+        _Undescribed: there is something that can't be compared.
+    """
+    if isinstance(model, NaFlexVit):
+        yield repr(model.pretrained_cfg)
+    for name, module in model.named_modules():
+        yield name, type(module), type(module).forward
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            yield _comparable(hook)
+        for attribute, value in vars(module).items():
+            if attribute not in IGNORED:
+                yield attribute, _comparable(value)
+        own = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+        for part, tensor in own:
+            yield part, type(tensor), tensor.shape, tensor.dtype, tensor.device
+
+
+PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.Size, torch.device, type)
+FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
+
+
+def _comparable(value: Any) -> Hashable:
+    """The value, or what it consists of, such that equal ones do the same."""
+    if isinstance(value, PLAIN + FUNCTIONS):
+        return type(value), value  # 1 == True
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(_comparable, value))
+    if isinstance(value, Mapping):
+        return dict, tuple((key, _comparable(item)) for key, item in value.items())
+    if isinstance(value, frozenset):
+        return frozenset, frozenset(map(_comparable, value))
+    if isinstance(value, partial) and not value.keywords:
+        # bound to the module that has it, whose description stands beside
+        own = (item for item in value.args if not isinstance(item, nn.Module))
+        return partial, value.func, *map(_comparable, own)
+    if is_dataclass(value):
+        return type(value), *(_comparable(getattr(value, f.name)) for f in fields(value))
+    raise _Undescribed
 
 
 def _is_quantized(model: nn.Module) -> bool:
@@ -129,7 +234,8 @@ def _blocks(
 ) -> tuple[BlockFlops, ...]:
     tokens = patch_tokens(model)
     if size != geometry.input_size(model):
-        tokens = math.prod(model.patch_embed.dynamic_feat_size(size[1:]))  # type: ignore[union-attr, operator]
+        stem: Any = getattr(model, "patch_embed", None) or model.embeds
+        tokens = math.prod(stem.dynamic_feat_size(size[1:]))
     rows = []
     for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
         layer = getattr(block, POOLING_NAME, None)

@@ -90,13 +90,13 @@ def test_features_and_head_apart(model: nn.Module, x: Tensor) -> None:
 
 def test_features_of_a_model_taken_apart_say_why_not() -> None:
     hooked = zoo.small("deit_tiny_patch16_224", features_only=True, feature_cls="hook")
-    with pytest.raises(UserError, match="FeatureHookNet takes a model apart"):
+    with pytest.raises(UserError, match="FeatureHookNet"):
         tpcli.pool(hooked, "r:2")
 
 
 def test_attention_that_hides_its_queries_and_keys() -> None:
     model = zoo.small("beit_base_patch16_224")
-    with pytest.raises(UserError, match=r"Beit's attention .* use `weights=size` or uniform"):
+    with pytest.raises(UserError, match="Beit"):
         tpcli.pool(model, KEEP, weights="significance")
 
 
@@ -152,9 +152,7 @@ def test_distributed(model: nn.Module, x: Tensor) -> None:
     wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
     torch.testing.assert_close(wrapped(x), model(x))
     wrapped(x).sum().backward()
-    with pytest.raises(
-        UserError, match="wrapped in DistributedDataParallel; pool the model itself"
-    ):
+    with pytest.raises(UserError, match="DistributedDataParallel"):
         tpcli.pool(wrapped, KEEP)
 
 

@@ -154,7 +154,7 @@ def test_an_attention_pool_that_takes_no_sizes_is_refused_when_it_runs() -> None
 
     model = pool(tiny_vit(), SCHEDULE)
     model.attn_pool = Odd()
-    with pytest.raises(UserError, match=r"the Odd head .* takes no sizes"):
+    with pytest.raises(UserError, match="Odd"):
         output(model)
 
 
@@ -176,7 +176,7 @@ def test_features_and_head_apart(kind: str) -> None:
 def test_features_that_lost_their_sizes_are_refused() -> None:
     model = pool(tiny_vit(global_pool="avg"), SCHEDULE)
     features = model.forward_features(images())
-    with pytest.raises(TpcliError, match="needs the very tensor that its forward_features"):
+    with pytest.raises(TpcliError, match="forward_features"):
         model.forward_head(features * 1)
     model.reset_classifier(6, "token")
     assert model.forward_head(features * 1).shape == (2, 6)
@@ -219,7 +219,7 @@ def test_saved_and_loaded_at_another_size(tmp_path: Path) -> None:
 
 def test_a_tracer_of_torch_fx_is_told_what_to_do() -> None:
     model = pool(tiny_vit(), SCHEDULE)
-    with pytest.raises(TpcliError, match=r"vision_transformer\.Block a leaf module"):
+    with pytest.raises(TpcliError, match=r"vision_transformer\.Block"):
         torch.fx.symbolic_trace(model, concrete_args={"attn_mask": None, "is_causal": False})
 
 

@@ -125,7 +125,7 @@ def test_bad_arguments_are_timms_own_errors(arguments: dict[str, Any]) -> None:
 
 def test_a_mask_is_refused_as_in_the_forward() -> None:
     model = tpcli.pool(tiny_vit(), SCHEDULE)
-    with pytest.raises(TpcliError, match="no attention mask of its own"):
+    with pytest.raises(TpcliError, match="mask"):
         model.forward_intermediates(images(), attn_mask=torch.zeros(65, 65))
 
 
@@ -212,5 +212,5 @@ def test_spread() -> None:
     tokens = torch.arange(8.0).view(1, 4, 2)
     dense = tpcli.spread(tokens, torch.tensor([[3, 0, 0]]))
     assert dense.tolist() == [[[6.0, 7.0], [0.0, 1.0], [0.0, 1.0]]]
-    with pytest.raises(ValueError, match=r"\(1, 4, 2\) and .* \(2, 3\) don't go together"):
+    with pytest.raises(ValueError, match=r"\(1, 4, 2\).*\(2, 3\)"):
         tpcli.spread(tokens, torch.zeros(2, 3, dtype=torch.int64))

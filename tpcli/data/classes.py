@@ -248,7 +248,8 @@ class Head:
         Raises:
             UserError: it answers for each token, not for the image.
         """
-        size = int(model.num_classes)
+        classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
+        size = int(getattr(classifier, "out_features", model.num_classes))  # put on by hand
         if size and getattr(model, "global_pool", None) == "":
             raise UserError(
                 f"{name} has global_pool '', so it answers for each token and not for the image; "

@@ -18,7 +18,8 @@ from torch.utils.data import IterableDataset, Subset
 from tpcli.data import UNREADABLE, Head, ImageData, batches, match_classes
 from tpcli.errors import TpcliError, UserError
 from tpcli.stats import wilson_interval
-from tpcli.surgery.geometry import input_size
+from tpcli.surgery.geometry import CLASSES as VITS
+from tpcli.surgery.geometry import input_size, vit_of
 from tpcli.system.devices import autocast, borrowed, explain_out_of_memory, pick_device, synchronize
 from tpcli.system.ranks import gathered, share
 
@@ -97,13 +98,22 @@ def evaluate(
     if mine is not None:
         found = evaluate(model, mine, run, on_batch=on_batch, sharded=False)
         return combined(gathered(found))
-    if decoded is None and hasattr(model, "num_classes"):
-        data = match_classes(data, Head.of(model))
+    head = _head(model)
+    if decoded is None and head is not None:
+        data = match_classes(data, head)
+    by_position = decoded is None and head is None and data.indices is None
+    answers = head.size if head else len(data.classes) if by_position else 0
     right1: list[Tensor] = []
     right5: list[Tensor] = []
     losses: list[Tensor] = []
 
     def take(logits: Tensor, targets: Tensor) -> None:
+        if answers and logits.shape[1] != answers:
+            raise UserError(
+                f"the model answers with {logits.shape[1]} numbers for an image, and its "
+                f"{'head' if head else 'data'} has {answers} classes; give the model whose answers "
+                "are those of the classes."
+            )
         logits = logits.float()
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets.unsqueeze(1)
         right1.append(best[:, 0])
@@ -197,16 +207,22 @@ def stream(
     return Streamed(timed_images / measured, tuple(unreadable))
 
 
+def _head(model: nn.Module) -> Head | None:
+    """The head of a model of timm, or of the one that `model` holds; None where another answers."""
+    vit = vit_of(model)
+    has_own = vit is not model and not getattr(vit, "num_classes", 0)
+    return Head.of(vit) if hasattr(vit, "num_classes") and not has_own else None
+
+
 def check_size(model: nn.Module, data: ImageData) -> None:
     """Raise where images are of another size than FLOPs are counted at.
 
     Raises:
         UserError: says both sizes.
     """
-    try:
-        own, given = input_size(model), tuple(data.config["input_size"])
-    except (AttributeError, TypeError):  # no Vision Transformer of timm's, or one of any size
+    if not isinstance(vit_of(model), VITS):
         return
+    own, given = input_size(model), tuple(data.config["input_size"])
     if own != given:
         raise UserError(
             f"images of {'x'.join(map(str, given))} don't go with a model of "

@@ -15,6 +15,7 @@ from tpcli.config.options import PoolingOptions
 from tpcli.errors import UserError
 
 from .families import FAMILIES
+from .geometry import blocks_of
 from .positions import rotate
 
 
@@ -82,7 +83,7 @@ def check_shows_attention(model: nn.Module) -> None:
     Raises:
         UserError: names the class and says what to use instead.
     """
-    for block in model.blocks:  # type: ignore[union-attr]
+    for block in blocks_of(model):
         if not hasattr(FAMILIES[type(block)].attention(block), "q_norm"):
             raise UserError(
                 f"{type(model).__name__}'s attention doesn't show its queries and keys; use "
@@ -110,7 +111,7 @@ def significance_scores(model: nn.Module, images: Tensor) -> Tensor:
 @contextmanager
 def _watched(model: nn.Module, scores: list[Tensor]) -> Iterator[None]:
     """Append the scores of each block's tokens, (B, P + N), to `scores` while in the body."""
-    watchers = [_Watcher(block, scores) for block in model.blocks]  # type: ignore[union-attr]
+    watchers = [_Watcher(block, scores) for block in blocks_of(model)]
     try:
         yield
     finally:

@@ -38,8 +38,16 @@ def vit_of(model: nn.Module) -> nn.Module:
     return inside[0] if len(inside) == 1 else model
 
 
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks of the Vision Transformer that `model` is or holds, out of torch's checkpoint
+    wrappers."""
+    blocks = list(vit_of(model).blocks)  # type: ignore[arg-type]
+    return [getattr(block, "_checkpoint_wrapped_module", block) for block in blocks]
+
+
 def input_size(model: nn.Module) -> tuple[int, int, int]:
-    """(channels, height, width) that the model was built for."""
+    """(channels, height, width) that the Vision Transformer in `model` was built for."""
+    model = vit_of(model)
     if isinstance(model, NaFlexVit):  # takes any size; this is the one that it was trained for
         config: Any = model.pretrained_cfg
         _, height, width = config["input_size"]
@@ -52,6 +60,7 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
 
 def patch_grid(model: nn.Module) -> tuple[int, int]:
     """Rows and columns of patches at the model's own image size."""
+    model = vit_of(model)
     if isinstance(model, NaFlexVit):
         _, height, width = input_size(model)
         patch_height, patch_width = model.embeds.patch_size
@@ -74,6 +83,8 @@ def tokens_left(tokens: int, kept: int, of: int) -> int:
     Raises:
         UserError: torch.export leaves open how many there are.
     """
+    if isinstance(tokens, torch.Tensor):  # a tracer of torch.jit makes one of every size
+        tokens = int(tokens)
     if not isinstance(tokens, int) and torch.compiler.is_exporting():
         raise UserError(
             "a pooled model can't be exported for any image size, since how many tokens are left "

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from tpcli.errors import TpcliError, UserError
 
-from .layer import PooledTokens
-from .patching import override, restore
+from .layer import PooledTokens, received
+from .patching import call_original, override, own_method, restore
+from .state import THREAD
 
 MEANS = ("avg", "avgmax")
 """Kinds of `global_pool` in which tokens count by their sizes."""
@@ -23,23 +24,34 @@ def exit_forward(norm: nn.Module, x: Tensor | PooledTokens) -> Tensor:
     The sizes are an attribute of the tensor, for whoever calls `forward_head` with it, now or
     later, in this thread or another.
     """
-    tokens, sizes = (x.x, x.sizes) if isinstance(x, tuple) else (x, None)
-    normalized: Tensor = type(norm).forward(norm, tokens)
-    normalized.token_sizes = sizes  # type: ignore[attr-defined]
+    tokens = received(x)
+    normalized: Tensor = call_original(norm, "forward", tokens.x)
+    normalized.token_sizes = tokens.sizes  # type: ignore[attr-defined]
+    if THREAD.left is not None:
+        THREAD.left.append(tokens.sizes)
     return normalized
 
 
 def pooled_forward_features(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The model's own `forward_features`, through the norm that it has by now."""
     take_over_norm(model)
-    return type(model).forward_features(model, *args, **kwargs)  # type: ignore[attr-defined]
+    outer, THREAD.left = THREAD.left, []
+    try:
+        features = call_original(model, "forward_features", *args, **kwargs)
+        left = THREAD.left
+    finally:
+        THREAD.left = outer
+    # a forward_features that others put on the model may change what left the norm
+    if isinstance(features, Tensor) and left and not hasattr(features, "token_sizes"):
+        sizes = left[-1]
+        if sizes is None or features.shape[1] == sizes.shape[1] + int(model.num_prefix_tokens):  # type: ignore[arg-type]
+            features.token_sizes = sizes  # type: ignore[attr-defined]
+    return features
 
 
 def take_over_norm(model: nn.Module) -> None:
     """Make the norm that the model has by now take pooled tokens."""
-    norm: nn.Module = model.norm  # type: ignore[assignment]
-    if "forward" not in vars(norm):
-        override(norm, "forward", exit_forward)
+    override(model.norm, "forward", exit_forward)  # type: ignore[arg-type]
 
 
 def pooled_head(model: nn.Module, x: Tensor, pool_type: str | None = None, **kwargs: Any) -> Tensor:
@@ -52,7 +64,7 @@ def pooled_head(model: nn.Module, x: Tensor, pool_type: str | None = None, **kwa
     kind = model.global_pool if pool_type is None else pool_type
     sizes = _sizes(x) if model.attn_pool is not None or kind in MEANS else None
     if sizes is None:
-        plain: Tensor = getattr(type(model), _own_pool(model))(model, x, pool_type, **kwargs)
+        plain: Tensor = call_original(model, own_pool(model), x, pool_type, **kwargs)
         return plain
     check_head(model)
     prefix = int(model.num_prefix_tokens)  # type: ignore[arg-type]
@@ -81,7 +93,7 @@ def pooled_forward_head(model: nn.Module, x: Tensor, *args: Any, **kwargs: Any) 
         share = sizes * (sizes.shape[1] / sizes.sum(1, keepdim=True))
         scale = F.pad(share, (prefix, 0), value=1.0).unsqueeze(-1)
         x = x * scale.to(x.dtype)
-    out: Tensor = type(model).forward_head(model, x, *args, **kwargs)  # type: ignore[attr-defined]
+    out: Tensor = call_original(model, "forward_head", x, *args, **kwargs)
     return out
 
 
@@ -89,14 +101,15 @@ def _sizes(x: Tensor) -> Tensor | None:
     """How many patches each token of `x` stands for: (B, N), or None for one each."""
     if not hasattr(x, "token_sizes"):
         raise TpcliError(
-            "forward_head of a pooled model needs the very tensor that its forward_features "
-            "returned, which knows the sizes of its tokens; this one is another."
+            "forward_head of a pooled model needs the tensor that forward_features returned, which "
+            "knows the sizes of its tokens; a copy, a slice or another type of it does not. Call "
+            "forward_head first, and change its result."
         )
     sizes: Tensor | None = x.token_sizes
     return sizes
 
 
-def _own_pool(model: nn.Module) -> str:
+def own_pool(model: nn.Module) -> str:
     """The model's method that turns tokens into one vector; `forward_head` where it has none."""
     return next(name for name in ("pool", "_pool", "forward_head") if hasattr(model, name))
 
@@ -124,6 +137,12 @@ def _reads_prefix(model: nn.Module) -> bool:
 def check_head(model: nn.Module) -> None:
     """Raise where the head can't weight tokens by size."""
     attn_pool = getattr(model, "attn_pool", None)
+    name = own_pool(model)
+    if own_method(model, name) and (attn_pool is not None or model.global_pool in MEANS):
+        raise UserError(
+            f"the model has a {name} of its own, which takes no sizes of tokens; remove it (del "
+            f"model.{name}) before pooling, or use global_pool=token."
+        )
     if attn_pool is None:
         return
     if not isinstance(attn_pool, AttentionPoolLatent | AttentionPoolPrr):
@@ -152,7 +171,7 @@ def last_pooling_is_free(model: nn.Module, position: str | None) -> bool:
 def install(model: nn.Module) -> None:
     """Make the model's norm and head take pooled tokens."""
     take_over_norm(model)
-    own = _own_pool(model)
+    own = own_pool(model)
     override(model, own, pooled_forward_head if own == "forward_head" else pooled_head)
     override(model, "forward_features", pooled_forward_features)
 
@@ -160,4 +179,4 @@ def install(model: nn.Module) -> None:
 def uninstall(model: nn.Module) -> None:
     """Give norm and head their own ways back."""
     restore(model.norm, "forward")  # type: ignore[arg-type]
-    restore(model, "forward_features", _own_pool(model))
+    restore(model, "forward_features", own_pool(model))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MethodType
 from typing import Any, TypeVar
 
 from timm.models._features import FeatureHookNet, FeatureListNet
@@ -18,11 +21,11 @@ from tpcli.pooling import get_method
 from . import head
 from .attention import check_shows_attention
 from .families import FAMILIES
-from .geometry import CLASSES, patch_grid, patch_tokens, vits_in
+from .geometry import CLASSES, POOLING_NAME, blocks_of, patch_grid, patch_tokens, vits_in
 from .head import check_head
 from .intermediates import forward_intermediates
 from .layer import TokenPooling, pooled_forward
-from .patching import override, restore, write_pooling_of_wrapped
+from .patching import call_original, override, own_method, restore
 from .spec import PoolingSpec, pooling_spec
 
 
@@ -61,14 +64,21 @@ def check_supported(model: nn.Module) -> None:
             "feature_cls out."
         )
     vit = find(model)
-    if list(vits_in(model)) in (["module"], ["_orig_mod"]):
+    place = next(iter(vits_in(model)))
+    if place in ("module", "_orig_mod"):
         raise UserError(
             f"the model is wrapped in {type(model).__name__}; pool the model itself, its attribute "
-            f"{next(iter(vits_in(model)))}, then wrap it."
+            f"{place}, then wrap it."
         )
-    for block in vit.blocks:  # type: ignore[union-attr]
+    for i, block in enumerate(blocks_of(vit)):
         if type(block) not in FAMILIES:
-            raise UserError(f"blocks of class {type(block).__name__} can't be pooled.")
+            inside = any(type(module) in FAMILIES for module in block.modules())
+            is_sharded = any(base in FAMILIES for base in type(block).__mro__)
+            advice = "; pool the model first, then wrap or shard its blocks"
+            raise UserError(
+                f"blocks.{i} of class {type(block).__name__} can't be pooled"
+                f"{advice if inside or is_sharded else ''}."
+            )
     check_head(vit)
 
 
@@ -100,8 +110,17 @@ def insert(model: ModelT, spec: PoolingSpec) -> ModelT:
         if before is not None:
             _insert(vit, before)
         raise
-    write_pooling_of_wrapped()
+    for wrapper in model.modules():
+        if getattr(wrapper, "timm_model", None) is vit and hasattr(wrapper, "save_pretrained"):
+            override(wrapper, "save_pretrained", save_pretrained)
     return model
+
+
+def save_pretrained(wrapper: Any, *args: Any, **kwargs: Any) -> Any:
+    """`save_pretrained` of transformers' wrapper of timm models, which writes the pooling too."""
+    spec = pooling_spec(wrapper.timm_model)
+    wrapper.config.token_pooling = None if spec is None else spec.to_dict()
+    return call_original(wrapper, "save_pretrained", *args, **kwargs)
 
 
 def _insert(model: nn.Module, spec: PoolingSpec) -> None:
@@ -110,7 +129,7 @@ def _insert(model: nn.Module, spec: PoolingSpec) -> None:
     if not plan.pools:
         return
     head.install(model)
-    blocks = list(model.blocks)  # type: ignore[arg-type]
+    blocks = blocks_of(model)
     for i, block in enumerate(blocks):
         if plan.tokens[i] == plan.patch_tokens:
             continue
@@ -125,44 +144,58 @@ def with_place(model: nn.Module, options: PoolingOptions) -> PoolingOptions:
     """The options with a place for pooling in this model's blocks: inside, where there is one."""
     if options.position is not None:
         return options
-    has_place = all(FAMILIES[type(b)].halves for b in model.blocks)  # type: ignore[union-attr]
-    return replace(options, position="attention" if has_place else "block")
+    blocks = blocks_of(model)
+    has_place = all(FAMILIES[type(block)].halves for block in blocks)
+    own = [i for i, block in enumerate(blocks) if own_method(block, "forward")]
+    if has_place and own:
+        warnings.warn(
+            f"blocks.{own[0]} has a forward of its own, which is kept, so tokens are pooled after "
+            "the blocks (`position=block`) and not inside them.",
+            stacklevel=2,
+        )
+    return replace(options, position="attention" if has_place and not own else "block")
 
 
 def unpool(model: ModelT) -> ModelT:
     """Take all pooling layers out again; the model behaves exactly as before `pool`."""
     for vit in vits_in(model).values():
-        for block in vit.blocks:  # type: ignore[union-attr]
-            if getattr(block, "token_pooling", None) is not None:
+        for block in blocks_of(vit):
+            if getattr(block, POOLING_NAME, None) is not None:
                 _uninstall(block)
         if pooling_spec(vit) is not None:
             head.uninstall(vit)
             restore(vit, "forward_intermediates", "set_input_size")
             del vit.token_pooling_spec
+    for module in model.modules():
+        if hasattr(module, "timm_model"):
+            restore(module, "save_pretrained")
     return model
 
 
 @contextmanager
 def unpooled(model: nn.Module) -> Iterator[None]:
     """The model without its pooling, in the body only; what the body pools, goes after it."""
-    spec = pooling_spec(model)
+    specs = [(vit, pooling_spec(vit)) for vit in vits_in(model).values()]
     unpool(model)
     try:
         yield
     finally:
         unpool(model)
-        if spec is not None:
-            insert(model, spec)
+        for vit, spec in specs:
+            if spec is not None:
+                insert(vit, spec)
 
 
 def set_input_size(model: nn.Module, *args: Any, **kwargs: Any) -> None:
     """The model's own `set_input_size`; its blocks keep the same shares of their tokens."""
     spec = pooling_spec(model)
-    assert spec is not None
+    if spec is None:  # unpooled, while others had wrapped this method
+        call_original(model, "set_input_size", *args, **kwargs)
+        return
     schedule = spec.schedule
     unpool(model)
     try:
-        type(model).set_input_size(model, *args, **kwargs)  # type: ignore[attr-defined]
+        model.set_input_size(*args, **kwargs)  # type: ignore[operator]
         schedule = schedule.resized(patch_tokens(model))
     finally:
         insert(model, replace(spec, schedule=schedule))
@@ -192,7 +225,9 @@ def _install(
         follows_positions=getattr(model, "rope", None) is not None or family.bias is not None,
     )
     device = next(block.parameters()).device
-    layer.to(device).train(block.training)
+    if device.type != "meta" or not hasattr(model, "_hf_hook"):  # else its weights come and go
+        layer.to(device)
+    layer.train(block.training)
     layer.attach_hooks(attention)
     if family.bias is not None:
         family.bias.attach(attention)
@@ -234,13 +269,35 @@ def _check_options(model: nn.Module, options: PoolingOptions) -> None:
         )
     if options.needs_scores or options.metric == "keys":
         check_shows_attention(model)
-    for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
-        family = FAMILIES[type(block)]
-        if options.position == "attention" and family.halves is None:
+    for i, block in enumerate(blocks_of(model)):
+        family, own = FAMILIES[type(block)], own_method(block, "forward")
+        if options.position == "attention" and (family.halves is None or own):
+            reason = "has a forward of its own" if own else "runs attention and MLP side by side"
             raise UserError(
-                f"`position=attention` is not there in block {i}: {type(block).__name__} runs "
-                "attention and MLP side by side; use `position=block`."
+                f"`position=attention` is not there in blocks.{i}: {type(block).__name__} {reason}"
+                "; use `position=block`."
             )
+        if options.proportional_attention and family.bias is None:
+            _check_takes_mask(f"blocks.{i}", own)
+    own = own_method(model, "forward_intermediates")
+    if own is not None and not isinstance(own, MethodType):
+        raise UserError(
+            "the model has a forward_intermediates of its own, which is bound to its own blocks; "
+            "remove it (del model.forward_intermediates) before pooling."
+        )
+
+
+def _check_takes_mask(name: str, forward: Callable[..., Any] | None) -> None:
+    """Raise where a forward that others wrote can't be handed the sizes of tokens."""
+    if forward is None:
+        return
+    try:
+        inspect.signature(forward).bind(None, attn_mask=None)
+    except TypeError:
+        raise UserError(
+            f"the forward that was put on {name} takes no attn_mask, which tells it the sizes of "
+            "tokens; let it take one, or use `proportional_attention=False`."
+        ) from None
 
 
 def _class_token(model: nn.Module) -> Any:

@@ -21,6 +21,7 @@ from .dense import Patches
 from .geometry import POOLING_NAME
 from .head import take_over_norm
 from .layer import PooledTokens
+from .patching import own_method
 
 
 def forward_intermediates(
@@ -40,10 +41,16 @@ def forward_intermediates(
     A patch has the token that stands for it, plus what set the patch apart from that token when
     they were merged. The final features are K tokens, those of `forward_features`.
     """
+    own = own_method(model, "forward_intermediates")
+    own = type(model).forward_intermediates if own is None else own.__func__  # type: ignore[attr-defined]
+    if not any(hasattr(block, POOLING_NAME) for block in model.blocks):  # type: ignore[union-attr]
+        return own(
+            model, x, indices, return_prefix_tokens, norm, stop_early, output_fmt,
+            intermediates_only, *args, **kwargs,
+        )  # fmt: skip
     _, last = feature_take_indices(len(model.blocks), indices)  # type: ignore[arg-type]
     take_over_norm(model)
     reshape = output_fmt == "NCHW" and isinstance(x, Tensor)
-    own = type(model).forward_intermediates  # type: ignore[attr-defined]
     out = own(
         _Seen(model, last), x, indices, False, False, stop_early,
         "NLC" if reshape else output_fmt, intermediates_only, *args, **kwargs,

@@ -18,7 +18,8 @@ from tpcli.pooling.clusters import medoids_near_mean
 from .attention import AttentionInputs, patch_scores
 from .dense import Patches, merged_patches, stand_ins
 from .families import Family
-from .geometry import tokens_left
+from .geometry import POOLING_NAME, tokens_left
+from .patching import call_original
 from .positions import follow, mean_rotations
 from .state import THREAD, Attending, BlockRun, Merge
 
@@ -250,7 +251,10 @@ class TokenPooling(nn.Module):
             if self.normalizes:
                 metric = F.layer_norm(metric, metric.shape[-1:])
         if self.projection is not None:
-            metric = metric @ self.projection.to(metric.dtype) / self.projection.shape[1] ** 0.5
+            projection = self.projection
+            if projection.device != metric.device:  # weights that hooks bring in block by block
+                projection = projection.to(metric.device)
+            metric = metric @ projection.to(metric.dtype) / projection.shape[1] ** 0.5
         return metric
 
 
@@ -266,11 +270,35 @@ def capture_keys(norm: nn.Module, args: Any, output: Tensor) -> None:
         THREAD.block.keys = output
 
 
+def received(x: Tensor | tuple[Any, ...]) -> PooledTokens:
+    """What a module was handed, as `PooledTokens`: plain tokens, or what the block before returned.
+
+    Raises:
+        TpcliError: in a reentrant checkpoint, where gradients would be lost.
+    """
+    if isinstance(x, PooledTokens):
+        return x
+    if not isinstance(x, tuple):
+        return PooledTokens(x, None)
+    # only autograd's own functions, of which reentrant checkpointing is one, make tuples plain;
+    # they hand on no gradients of what is inside a tuple
+    tokens = PooledTokens(*x)
+    if tokens.x.requires_grad and not torch.is_grad_enabled():
+        raise TpcliError(
+            "reentrant gradient checkpointing loses the gradients of pooled tokens; use "
+            "use_reentrant=False (timm.layers.set_reentrant_ckpt(False), "
+            "CheckpointImpl.NO_REENTRANT)."
+        )
+    return tokens
+
+
 def pooled_forward(block: nn.Module, x: Tensor | PooledTokens, *args: Any, **kwargs: Any) -> Any:
-    """Forward of a block with a pooling layer: timm's own, with the layer at its place."""
-    layer: TokenPooling = block.token_pooling  # type: ignore[assignment]
+    """Forward of a block with a pooling layer: its own, with the layer at its place."""
+    layer: TokenPooling | None = getattr(block, POOLING_NAME, None)
+    if layer is None:  # unpooled, while others had wrapped this forward
+        return call_original(block, "forward", x, *args, **kwargs)
     _check_arguments(block, x, args, kwargs)
-    tokens, sizes, source, patches = x if isinstance(x, tuple) else PooledTokens(x, None)
+    tokens, sizes, source, patches = received(x)
     rope = kwargs.get("rope")
     if rope is not None and source is not None and sizes is not None:
         kwargs["rope"] = rope = mean_rotations(rope, source, sizes)
@@ -278,27 +306,35 @@ def pooled_forward(block: nn.Module, x: Tensor | PooledTokens, *args: Any, **kwa
     attention = family.attention(block)
     mask = layer.attention_mask(tokens, sizes)
     run = BlockRun(Attending(source, sizes, mask, layer.prefix_tokens))
-    attend, transform = type(block).forward, None
-    if layer.options.position == "attention":
-        assert family.halves is not None
-        attend, transform = family.halves
+    is_inside = layer.options.position == "attention"
     outer, THREAD.block = THREAD.block, run
     try:
-        if family.bias is None:
-            kwargs["attn_mask"] = mask
-        else:
+        if family.bias is not None:
             family.bias.prepare(attention, kwargs, run.attending)
             mask = family.bias.total(attention, kwargs) if layer.reads_attention else None
-        tokens = attend(block, tokens, **kwargs)
+        elif mask is not None:
+            kwargs["attn_mask"] = mask
+        if is_inside:
+            assert family.halves is not None
+            tokens = family.halves[0](block, tokens, **kwargs)
+        else:
+            tokens = call_original(block, "forward", tokens, **kwargs)
     finally:
         THREAD.block = outer
     rotate_half = bool(getattr(attention, "rotate_half", False))
     scale = float(attention.scale)  # type: ignore[arg-type]
     queries, keys = family.laid_out(run.queries), family.laid_out(run.keys)
+    if layer.reads_attention and (queries is None or keys is None):
+        raise TpcliError(
+            f"the attention of a block ({type(attention).__name__}) does not run its q_norm and "
+            "k_norm, so its queries and keys can't be seen; use `weights=size` and `metric=tokens`."
+        )
     inputs = AttentionInputs(scale, mask, rope, rotate_half, queries, keys)
     out = layer(tokens, sizes, source, inputs, patches)
-    if transform is None:
+    if not is_inside:
         return out
+    assert family.halves is not None
+    transform = family.halves[1]
     if isinstance(out, PooledTokens):
         return out._replace(x=transform(block, out.x))
     return transform(block, out)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tpcli.pooling import Clusters
 
-from .patching import override, restore
+from .patching import call_original, override, restore
 from .state import THREAD, Attending
 
 
@@ -106,13 +106,14 @@ class PositionBias:
         own = self.own(attention)
         if own is None:
             return shared
-        bias = own_bias(*own)
+        owner, name = own
+        bias: Tensor = getattr(owner, name)()
         return bias if shared is None else bias + shared
 
 
 def own_bias(owner: nn.Module, name: str) -> Tensor:
     """The bias that `owner` makes itself, pooled for the block that runs, with the mask added."""
-    bias: Tensor = getattr(type(owner), name)(owner)
+    bias: Tensor = call_original(owner, name)
     return bias if THREAD.block is None else pooled_bias(bias, THREAD.block.attending)
 
 

@@ -47,11 +47,13 @@ class BlockRun:
 
 
 class _Thread(threading.local):
-    """block: the pooled block that is running. recorded: where `trace` wants what a pooling layer
-    does, by the layer's id."""
+    """block: the pooled block that is running. left: sizes of the tokens that leave the final norm,
+    during a forward_features. recorded: where `trace` wants what a pooling layer does, by the
+    layer's id."""
 
     def __init__(self) -> None:
         self.block: BlockRun | None = None
+        self.left: list[Tensor | None] | None = None
         self.recorded: Mapping[int, list[Merge]] = {}
 
 

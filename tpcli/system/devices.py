@@ -87,16 +87,21 @@ def sixteen_bit_type(device: torch.device) -> torch.dtype:
 
 @contextmanager
 def borrowed(model: ModelT, device: torch.device) -> Iterator[ModelT]:
-    """The model on `device`, in eval mode; afterwards where and in the modes that it was."""
+    """The model on `device`, in eval mode; afterwards where and in the modes that it was.
+
+    A model whose weights hooks bring in block by block (accelerate's offloading) stays where it is.
+    """
     modes = {module: module.training for module in model.modules()}
     tensors = (*model.parameters(), *model.buffers())
+    is_offloaded = any(tensor.is_meta for tensor in tensors)
     home = tensors[0].device if tensors else device
     try:
-        yield model.to(device).eval()
+        yield (model if is_offloaded else model.to(device)).eval()
     finally:
         for module in model.modules():
             module.training = modes.get(module, model.training)
-        model.to(home)
+        if not is_offloaded:
+            model.to(home)
 
 
 @contextmanager
