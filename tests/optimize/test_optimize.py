@@ -25,6 +25,7 @@ from tpcli.optimize.options import Aims, OptimizeOptions
 from tpcli.optimize.result import Optimized
 from tpcli.optimize.run import optimize
 from tpcli.surgery import pooling_spec
+from tpcli.system.resume import Progress
 
 OPTIONS = OptimizeOptions(
     [pooling_options("ward")],
@@ -70,7 +71,7 @@ def test_the_choice_never_sees_what_is_held_back(
     demo: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wrong labels on the held-back half change the check alone."""
-    monkeypatch.setattr("tpcli.optimize.plans.time_parts", known_times)
+    monkeypatch.setattr("tpcli.bench.time_cost.time_parts", known_times)
     plain = run_demo(demo, Aims(budget=0.6))
     order = np.random.default_rng(OPTIONS.seed).permutation(64)
 
@@ -96,7 +97,6 @@ def test_the_choice_never_sees_what_is_held_back(
 
 
 def test_a_run_that_was_stopped_goes_on(demo: LoadedModel, tmp_path: Path) -> None:
-    notes = tmp_path / "notes"
     begun: list[str] = []
 
     def stop(label: str, total: int | None) -> Callable[[int], None]:
@@ -106,7 +106,7 @@ def test_a_run_that_was_stopped_goes_on(demo: LoadedModel, tmp_path: Path) -> No
         return lambda done: None
 
     with pytest.raises(KeyboardInterrupt):
-        run_demo(demo, Aims(budget=0.6), checkpoint=notes, on_pass=stop)
+        run_demo(demo, Aims(budget=0.6), progress=Progress(tmp_path / "notes"), on_pass=stop)
     assert pooling_spec(demo.model) is None
     first = [label for label in begun if "," in label]
     begun.clear()
@@ -115,7 +115,7 @@ def test_a_run_that_was_stopped_goes_on(demo: LoadedModel, tmp_path: Path) -> No
         begun.append(label)
         return lambda done: None
 
-    found = run_demo(demo, Aims(budget=0.6), checkpoint=notes, on_pass=go_on)
+    found = run_demo(demo, Aims(budget=0.6), progress=Progress(tmp_path / "notes"), on_pass=go_on)
     assert found.met
     assert first
     assert not [label for label in begun if "," in label and not label.startswith("timing")]

@@ -9,22 +9,22 @@ from tpcli.optimize.options import Aims
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "named"),
     [
-        ({}, "there is no aim"),
-        ({"max_drop": 1, "speedup": 2, "budget": 0.5}, "can't all be held"),
-        ({"max_drop": -0.1}, "max_drop -0.1 is out of range"),
-        ({"max_drop": float("nan")}, "max_drop nan is out of range"),
-        ({"speedup": 0.9}, "speedup 0.9 is out of range"),
-        ({"speedup": float("inf")}, "speedup inf is out of range"),
-        ({"budget": 0}, "budget 0 leaves nothing"),
-        ({"budget": 1.5}, "budget 1.5 is out of range"),
-        ({"speedup": 1.5, "budget": 1}, "speedup 1.5 can't be had"),
-        ({"max_drop": 1, "risk": "none"}, "risk 'none' is unknown; use upper or mean"),
+        ({}, "max_drop"),
+        ({"max_drop": 1, "speedup": 2, "budget": 0.5}, "speedup"),
+        ({"max_drop": -0.1}, "-0.1"),
+        ({"max_drop": float("nan")}, "nan"),
+        ({"speedup": 0.9}, "0.9"),
+        ({"speedup": float("inf")}, "inf"),
+        ({"budget": 0}, "budget 0"),
+        ({"budget": 1.5}, "1.5"),
+        ({"speedup": 1.5, "budget": 1}, "speedup 1.5"),
+        ({"max_drop": 1, "risk": "none"}, "none"),
     ],
 )
-def test_what_is_refused(values: dict[str, float], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_what_is_refused(values: dict[str, float], named: str) -> None:
+    with pytest.raises(UserError, match=named):
         Aims(**values)  # type: ignore[arg-type]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +14,6 @@ from tpcli.config.options import pooling_options
 from tpcli.config.schedule import Tokens
 from tpcli.schedules.flops_cost import CostModel
 from tpcli.search.pattern import STARTS, fitted, optimise
-from tpcli.system.files import PARTIAL
-from tpcli.system.resume import Key, Memory
 
 
 @pytest.fixture(scope="module")
@@ -84,26 +80,3 @@ def test_the_optimiser_goes_past_its_starts_and_repeats_itself(cost: CostModel) 
     _, better = run(40)
     assert better < 0.5 * start
     assert run(40) == run(40)
-
-
-def test_memory_is_read_again_for_the_same_question_only(tmp_path: Path) -> None:
-    path = tmp_path / "search"
-    calls: list[Key] = []
-
-    def value(memory: Memory, key: Key) -> float:
-        return memory(key, lambda: calls.append(key) or float(len(calls)))  # type: ignore[func-returns-value]
-
-    first = Memory(path, {"images": 1})
-    assert [value(first, key) for key in (("", 3, 2), ("", 3, 2), ("x", 3, 2))] == [1.0, 1.0, 2.0]
-    again = Memory(path, {"images": 1})
-    assert again.remembered == 2
-    assert value(again, ("x", 3, 2)) == 2.0
-    assert len(calls) == 2
-    assert Memory(path, {"images": 2}).remembered == 0
-    path.write_text(json.dumps({"format": "else"}))
-    assert Memory(path, {"images": 1}).remembered == 0
-    path.write_text("{")
-    assert Memory(path, {"images": 1}).remembered == 0
-    (tmp_path / f".search.killed{PARTIAL}").mkdir()
-    again.forget()
-    assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from scipy.optimize import isotonic_regression, nnls
@@ -12,7 +14,9 @@ from tpcli.config.options import PoolingOptions
 from tpcli.config.schedule import Tokens
 from tpcli.schedules.budget import constant_chain, family_chain
 from tpcli.schedules.flops_cost import Cost, Floats, Reach
+from tpcli.system.devices import device_name
 from tpcli.system.ranks import gathered, team
+from tpcli.system.resume import Progress, key
 
 from .clock import BenchOptions
 from .stopwatch import Timed, time_parts
@@ -99,20 +103,40 @@ def time_cost(
     *,
     last_free: bool = False,
     together: bool = False,
+    progress: Progress | None = None,
+    identity: Mapping[str, Any] | None = None,
+    on_round: Callable[[float], None] | None = None,
 ) -> TimeCost:
-    """Time a handful of schedules on the device, and make a cost of them.
+    """Time a handful of schedules on the device, and fit a cost to them.
 
-    together: of the processes that were started for one command the first one's device is timed.
+    Args:
+        together: time on the first rank alone, and have its times on all of them.
+        progress: remembers the times, for the model of this `identity`.
+        on_round: as for `time_parts`.
 
     Raises:
         UserError: as `time_parts`.
     """
-    timed: list[Timed] = []
+    timed: list[dict[str, Any]] = []
     if not together or team().is_first:
-        timed = time_parts(model, pooling, probes(model, pooling), options)
+        wanted = probes(model, pooling)
+        name = key(
+            "time",
+            model=identity,
+            pooling=pooling.to_dict(),
+            schedules=wanted,
+            device=device_name(options.device),
+            dtype=str(next(model.parameters()).dtype),
+            options=asdict(options),
+        )
+        timed = (progress or Progress())(
+            name,
+            lambda: [t.to_dict() for t in time_parts(model, pooling, wanted, options, on_round)],
+        )
     if together:
         timed = gathered(timed)[0]
-    return TimeCost(model, pooling, timed, last_free=last_free)
+    parts = [Timed.from_dict(values) for values in timed]
+    return TimeCost(model, pooling, parts, last_free=last_free)
 
 
 def probes(model: nn.Module, pooling: PoolingOptions) -> list[Tokens]:

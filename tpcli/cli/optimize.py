@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from tpcli.config.specs import DEMO, base_name
 from tpcli.errors import TpcliError
 from tpcli.optimize.options import Aims
 from tpcli.system.files import check_output
+from tpcli.system.resume import resumable
 
 from .groups import (
     DataGroup,
@@ -29,11 +31,10 @@ from .option_groups import add
 from .pooling_options import METHODS_HELP, POOLING_PANEL, MethodGroup, method_names
 from .provenance import report_context
 from .values import BUDGET, FOLDER, SIZE, SOME_METHODS, flag, number, one_of, option, whole
+from .verbosity import note
 
 if TYPE_CHECKING:
-    from tpcli.models.load import LoadedModel
     from tpcli.optimize.result import Optimized
-    from tpcli.report import ReportContext
 
 AIMS_PANEL, SPEED_PANEL = "Aims", "Where it has to be fast"
 
@@ -138,70 +139,57 @@ def optimize(
         tpcli optimize mine/ --data photos/ --speedup 1.5 --batch-size 1 --out fast/
     """
     out = out or Path(f"{base_name(model)}-optimized")
-    check_output(out, force, is_folder=True, kind=OPTIMIZED_MODEL_KIND)
     aims = wanted.aims
     measuring.check()
     poolings = [pooling.options(name) for name in method_names(method) or OPTIMIZE_METHODS]
     source.require_for(model, source.split, train_split)
+    check = partial(check_output, out, force, is_folder=True, kind=OPTIMIZED_MODEL_KIND)
+    with resumable(out, "optimize", check, note) as progress:
+        from tpcli.bench.clock import BenchOptions
+        from tpcli.optimize.options import OptimizeOptions
+        from tpcli.optimize.run import optimize as run
+        from tpcli.system.devices import pick_device
 
-    from tpcli.bench.clock import BenchOptions
-    from tpcli.optimize.options import OptimizeOptions
-    from tpcli.optimize.run import optimize as run
-    from tpcli.system.devices import pick_device
+        from . import render
 
-    from . import render
-
-    render.quiet()
-    chosen = str(pick_device(device))
-    options = OptimizeOptions(
-        poolings=poolings,
-        bench=BenchOptions(batch_size, chosen, dtype, threads, compiled, seconds),
-        workers=workers,
-        measure=measuring.asked,
-        bank=measuring.bank or "pooled",
-        seed=seed,
-    )
-    loaded = loading.load(model)
-    data = source.open(loaded)
-    render.say_left_out(data)
-    checkpoint = out.with_name(f".{out.name}.optimize")
-    with render.progress_bars(loaded.name) as begin:
-        result = run(
-            loaded,
-            data,
-            aims,
-            options,
-            open_bank=measuring.opener(source, loaded, train_split),
-            checkpoint=checkpoint,
-            on_pass=begin,
+        render.quiet()
+        chosen = str(pick_device(device))
+        options = OptimizeOptions(
+            poolings=poolings,
+            bench=BenchOptions(batch_size, chosen, dtype, threads, compiled, seconds),
+            workers=workers,
+            measure=measuring.asked,
+            bank=measuring.bank or "pooled",
+            seed=seed,
         )
-    title = f"{loaded.name}: {aims.words}"
-    images = f"{data.spec}, {data.split}"
-    context = report_context(title, images, sum(result.images), chosen, dtype != "float32")
-    _finish(loaded, result, context, out, force, checkpoint)
-    if as_json:
-        render.print_json({"model": loaded.name, "out": str(out) if result.met else None,
-                           **result.to_dict()})  # fmt: skip
-    else:
-        _print(result, out, DEMO if model == DEMO else "DATA")
-    if not result.met:
-        raise TpcliError(f"{result.reason}; nothing was saved.")
+        loaded = loading.load(model)
+        data = source.open(loaded)
+        render.say_left_out(data)
+        with render.progress_bars(loaded.name) as begin:
+            result = run(
+                loaded,
+                data,
+                aims,
+                options,
+                open_bank=measuring.opener(source, loaded, train_split),
+                progress=progress,
+                on_pass=begin,
+            )
+        title = f"{loaded.name}: {aims.words}"
+        images = f"{data.spec}, {data.split}"
+        context = report_context(title, images, sum(result.images), chosen, dtype != "float32")
+        if result.met:
+            from tpcli.report.optimized import save_optimized
 
-
-def _finish(
-    loaded: LoadedModel,
-    result: Optimized,
-    context: ReportContext,
-    out: Path,
-    force: bool,
-    checkpoint: Path,
-) -> None:
-    """Save what holds the aims; only then is what was measured forgotten."""
-    from tpcli.report.optimized import save_optimized
-
-    if result.met:
-        save_optimized(loaded.model, result, context, out, force=force)
-        checkpoint.unlink(missing_ok=True)
+            with progress.finishing():
+                save_optimized(loaded.model, result, context, out, force=force)
+        if as_json:
+            render.print_json({"model": loaded.name, "out": str(out) if result.met else None,
+                               **result.to_dict()})  # fmt: skip
+        else:
+            _print(result, out, DEMO if model == DEMO else "DATA")
+        if not result.met:
+            raise TpcliError(f"{result.reason}; nothing was saved.")
 
 
 def _print(result: Optimized, out: Path, data: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,7 @@ from tpcli.config.specs import DEMO, base_name
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
 from tpcli.system.ranks import team
+from tpcli.system.resume import Progress, resumable
 
 from .groups import (
     DATA_PANEL,
@@ -43,6 +46,7 @@ from .values import (
     some_of,
     whole,
 )
+from .verbosity import note
 
 if TYPE_CHECKING:
     from tpcli.config.schedule import Schedule, Tokens
@@ -142,80 +146,82 @@ def schedule(
         tpcli schedule mine/ --data photos/ --budget 0.4 --vary options,places --out mine.json
     """
     out = out or Path(f"{base_name(model)}-schedule.json")
-    check_output(out, force, kind=SCHEDULE_KIND)
     if budget is not None and speedup is not None:
         raise UserError("--budget and --speedup can't both be held; give one of them.")
     share = 1 / speedup if speedup else budget or DEFAULT
     chosen = pooling.options(method)
     calibration.require_for(model, calibration.split)
+    check = partial(check_output, out, force, kind=SCHEDULE_KIND)
+    first = resumable(out, "search", check, note)
+    with first if team().is_first else nullcontext(Progress()) as progress:
+        from tpcli.bench.clock import BenchOptions
+        from tpcli.search import SearchOptions, budgets_with, search, trials_in
+        from tpcli.system.devices import pick_device
 
-    from tpcli.bench.clock import BenchOptions
-    from tpcli.search import SearchOptions, budgets_with, search, trials_in
-    from tpcli.system.devices import pick_device
+        from . import render
 
-    from . import render
-
-    render.quiet()
-    pick_device(device)
-    options = SearchOptions(
-        by=by,
-        images=calibration.images,
-        budgets=(share,) if speedup else budgets_with(share),
-        trials=trials,
-        vary=varied(vary) if vary else (),
-        focus=share,
-        timing=BenchOptions(batch_size, device) if speedup else None,
-        last_free=last_free,
-        batch_size=batch_size,
-        device=device,
-    )
-    loaded = loading.load(model)
-    data = calibration.open(loaded)
-    render.say_left_out(data)
-    is_first = team().is_first
-    total = trials_in(options, chosen, len(loaded.model.blocks))  # type: ignore[arg-type]
-    with render.progress_bar(f"schedule {loaded.name}", total) as advance:
-        result = search(
-            loaded.model,
-            data,
-            chosen,
-            options,
-            checkpoint=out.with_name(f".{out.name}.search"),
-            name=loaded.name,
-            on_trial=lambda done, of: advance(1),
-            on_found=lambda result: result.save(out, share, force=force) if is_first else None,
-            together=True,
+        render.quiet()
+        pick_device(device)
+        options = SearchOptions(
+            by=by,
+            images=calibration.images,
+            budgets=(share,) if speedup else budgets_with(share),
+            trials=trials,
+            vary=varied(vary) if vary else (),
+            focus=share,
+            timing=BenchOptions(batch_size, device) if speedup else None,
+            last_free=last_free,
+            batch_size=batch_size,
+            device=device,
         )
-    if not is_first:
-        return
-    found = result.schedule(share)
-    assert found.made_by is not None
-    ratio = float(str(found.made_by["ratio"]))
-    timed: dict[str, float] = {}
-    cost = ("FLOPs", f"{100 * ratio:.2f}% of the base, budget {100 * share:g}%")
-    if speedup:
-        with render.progress_bar("timing", 100) as advance:
-            speed = _speedup(loaded, found, result, options, advance)
-        timed = {"speedup": speed, "forecast_speedup": 1 / ratio}
-        cost = ("speed", f"{speed:.2f}x, by forecast {1 / ratio:.2f}x, asked {speedup:g}x")
-    if as_json:
-        render.print_json({"out": str(out), **result.document(share), **timed})
-        return
-    render.print_facts(
-        [
-            ("model", f"{loaded.name}, pooled by {chosen.method}"),
-            ("tokens", ", ".join(map(str, found.tokens))),
-            cost,
-            (
-                "judged by",
-                f"{result.made_by['by']}, {calibration.images} images of {data.spec}, {data.split}",
-            ),
-            ("family", ", ".join(f"{member.ratio:.2f}" for member in result.members)),
-            *_last_free(result, found.tokens),
-            ("verdict", result.verdict),
-            ("saved", f"{out}  (try: {render.eval_command(model, data.spec, schedule=out)})"),
-        ]
-    )
+        loaded = loading.load(model)
+        data = calibration.open(loaded)
+        render.say_left_out(data)
+        total = trials_in(options, chosen, len(loaded.model.blocks))  # type: ignore[arg-type]
+        with render.progress_bar(f"schedule {loaded.name}", total) as advance:
+            result = search(
+                loaded.model,
+                data,
+                chosen,
+                options,
+                progress=progress,
+                name=loaded.name,
+                on_trial=lambda done, of: advance(1),
+                together=True,
+            )
+        if not team().is_first:
+            return
+        with progress.finishing():
+            result.save(out, share, force=force)
+        found = result.schedule(share)
+        assert found.made_by is not None
+        ratio = float(str(found.made_by["ratio"]))
+        timed: dict[str, float] = {}
+        cost = ("FLOPs", f"{100 * ratio:.2f}% of the base, budget {100 * share:g}%")
+        if speedup:
+            with render.progress_bar("timing", 100) as advance:
+                speed = _speedup(loaded, found, result, options, advance)
+            timed = {"speedup": speed, "forecast_speedup": 1 / ratio}
+            cost = ("speed", f"{speed:.2f}x, by forecast {1 / ratio:.2f}x, asked {speedup:g}x")
+        if as_json:
+            render.print_json({"out": str(out), **result.document(share), **timed})
+            return
+        render.print_facts(
+            [
+                ("model", f"{loaded.name}, pooled by {chosen.method}"),
+                ("tokens", ", ".join(map(str, found.tokens))),
+                cost,
+                (
+                    "judged by",
+                    f"{result.made_by['by']}, {calibration.images} images of {data.spec}, "
+                    f"{data.split}",
+                ),
+                ("family", ", ".join(f"{member.ratio:.2f}" for member in result.members)),
+                *_last_free(result, found.tokens),
+                ("verdict", result.verdict),
+                ("saved", f"{out}  (try: {render.eval_command(model, data.spec, schedule=out)})"),
+            ]
+        )
 
 
 def _speedup(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from tpcli.errors import UserError
 
@@ -143,6 +143,11 @@ class ImageData:
         place = self.root and self.root.resolve()
         what = (self.spec, place, self.split, self.count, config, list(self.classes), self.indices)
         digest.update(repr(what).encode())
+        images: Any = self.images
+        while isinstance(images, Subset | Relabelled):  # names don't say all where there are none
+            chosen = images.indices if isinstance(images, Subset) else images.table
+            digest.update(np.asarray(chosen, dtype=np.int64).tobytes())
+            images = images.dataset if isinstance(images, Subset) else images.images
         digest.update(os.fsencode("\n".join(self.names)))
         if self.root is not None:
             files = [self.root] if self.root.is_file() else (self.root / n for n in self.names)

@@ -18,9 +18,10 @@ from torch import nn
 from tpcli.config import specs
 from tpcli.errors import TpcliError, UserError, did_you_mean, first_line
 from tpcli.schedules.resolve import pool
-from tpcli.surgery import PoolingSpec, check_supported, find, pooling_spec
+from tpcli.surgery import PoolingSpec, check_supported, find, pooling_spec, unpooled
 from tpcli.surgery.geometry import input_size, patch_tokens
 from tpcli.system.files import check_output, read_json, replacing
+from tpcli.version import code_version
 
 from .huggingface import describe
 from .weights import load_weights
@@ -157,6 +158,17 @@ def weights_hash(model: nn.Module) -> str:
         flat = value.detach().cpu().contiguous().reshape(-1)  # 0-dim tensors have no bytes to view
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def model_identity(model: nn.Module) -> dict[str, Any]:
+    """What determines a model's answers: weights, architecture and code, without its pooling."""
+    with unpooled(model):
+        return {
+            "weights": weights_hash(model),
+            "architecture": repr(model),
+            "code": code_version(),
+            "versions": [torch.__version__, timm.__version__],
+        }
 
 
 def _timm_name(spec: str) -> tuple[str, Path | None]:

@@ -7,21 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import nn
 
-from tpcli.bench.clock import BenchOptions, percent
-from tpcli.bench.stopwatch import Timed, time_parts
-from tpcli.bench.time_cost import TimeCost, probes
 from tpcli.config.choices import BUDGET_MARGIN
 from tpcli.config.options import PoolingOptions
 from tpcli.config.schedule import Tokens
 from tpcli.errors import TpcliError
 from tpcli.schedules.budget import constant_chain, family_chain, first_within
-from tpcli.schedules.flops_cost import Cost, CostModel
+from tpcli.schedules.flops_cost import Cost
 from tpcli.schedules.shapes import DEFAULT, Shape
 from tpcli.search.pattern import optimise
 from tpcli.search.trials import smallest
-from tpcli.system.resume import Notebook
 
 from .options import Aims
 
@@ -230,25 +225,3 @@ class Finder:
 
         found = optimise(share, cost, damage, floor=smallest(cost), known=(), trials=TRIALS)
         return replace(plan, shape=found[0])
-
-
-Advance = Callable[[int], None]
-
-
-def costs_of(
-    model: nn.Module,
-    pooling: PoolingOptions,
-    options: BenchOptions,
-    notes: Notebook,
-    advance: Advance,
-) -> Costs:
-    """Time and FLOPs of schedules. advance: called with percent that are done."""
-    wanted = probes(model, pooling)
-    found = notes(
-        f"time {pooling.to_dict()}",
-        lambda: [
-            t.to_dict() for t in time_parts(model, pooling, wanted, options, percent(advance))
-        ],
-    )
-    timed = [Timed.from_dict(values) for values in found]
-    return Costs(TimeCost(model, pooling, timed), CostModel(model, pooling))

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tpcli.bench.clock import percent
 from tpcli.bench.compare import BenchResult, bench
+from tpcli.bench.time_cost import time_cost
 from tpcli.config.schedule import Schedule
 from tpcli.data import ImageData
 from tpcli.errors import UserError
 from tpcli.evaluation.choose import Candidate as Measured
 from tpcli.evaluation.choose import Task, choose
 from tpcli.evaluation.run import RunOptions
-from tpcli.models.load import LoadedModel, weights_hash
+from tpcli.models.load import LoadedModel, model_identity
+from tpcli.schedules.flops_cost import CostModel
 from tpcli.search.search import SearchOptions, calibration_images
 from tpcli.search.trials import Damage
 from tpcli.stats import Each, drop
 from tpcli.surgery import unpooled, with_place
 from tpcli.surgery.geometry import patch_tokens
 from tpcli.system.devices import borrowed, device_name, pick_device
-from tpcli.system.resume import Notebook
-from tpcli.version import __version__
+from tpcli.system.resume import Progress, key
 
 from .options import Aims, OptimizeOptions
-from .plans import Candidate, Costs, Damaged, Finder, costs_of, levels, plans
+from .plans import Candidate, Costs, Damaged, Finder, levels, plans
 from .race import Runner, holds, race, winner
 from .result import Checked, Optimized, Tried, missed, nearest
 from .split import Halves, OnPass, Scoring
@@ -44,7 +45,7 @@ def optimize(
     options: OptimizeOptions,
     *,
     open_bank: Callable[[], ImageData] | None = None,
-    checkpoint: Path | None = None,
+    progress: Progress | None = None,
     on_pass: OnPass | None = None,
 ) -> Optimized:
     """Find the fastest schedule that holds the aims, and check what it promises.
@@ -56,7 +57,7 @@ def optimize(
     Args:
         open_bank: opens the training images: for `knn`, and to choose on where half of `data` is
             too few.
-        checkpoint: file that remembers what was measured; `forget` removes it when all is written.
+        progress: remembers what was measured.
         on_pass: called with what begins and its number of steps; returns what is called with the
             steps done.
 
@@ -66,7 +67,9 @@ def optimize(
     """
     device = pick_device(options.bench.device)
     with borrowed(loaded.model, device), unpooled(loaded.model):
-        return _Search(loaded, data, aims, options, open_bank, checkpoint, on_pass).run()
+        return _Search(
+            loaded, data, aims, options, open_bank, progress or Progress(), on_pass
+        ).run()
 
 
 class _Search:
@@ -79,7 +82,7 @@ class _Search:
         aims: Aims,
         options: OptimizeOptions,
         open_bank: Callable[[], ImageData] | None,
-        checkpoint: Path | None,
+        progress: Progress,
         on_pass: OnPass | None,
     ) -> None:
         self.model: nn.Module = loaded.model
@@ -101,31 +104,31 @@ class _Search:
                 return None
 
         self.halves = Halves(loaded.model, self.task, run, aims, options.seed, training)
-        settings = asdict(replace(options, poolings=()))
-        self.notes = Notebook(
-            checkpoint,
-            {
-                "version": __version__,
-                "torch": torch.__version__,
-                "weights": weights_hash(loaded.model),
-                "data": data.fingerprint,
-                "device": device_name(options.bench.device),
-                "measure": self.task.measure,
-                **settings,
-            },
-        )
+        self.progress = progress
+        self.identity: dict[str, Any] = {
+            "model": model_identity(loaded.model),
+            "run": [device_name(options.bench.device), options.bench.dtype, options.batch_size],
+        }
         self.poolings = [with_place(loaded.model, pooling) for pooling in options.poolings]
         self.patch_tokens = patch_tokens(loaded.model)
-        self.scoring = Scoring(self.model, self.halves, self.notes, self.patch_tokens, on_pass)
+        self.scoring = Scoring(
+            self.model, self.halves, progress, self.identity, self.patch_tokens, on_pass
+        )
         self.costs: dict[str, Costs] = {}
         self.compared: set[str] = set()
 
     def run(self) -> Optimized:
         for pooling in self.poolings:
             advance = self._begin(f"timing {pooling.method}", 100)
-            self.costs[pooling.method] = costs_of(
-                self.model, pooling, self.options.bench, self.notes, advance
+            time = time_cost(
+                self.model,
+                pooling,
+                self.options.bench,
+                progress=self.progress,
+                identity=self.identity["model"],
+                on_round=percent(advance),
             )
+            self.costs[pooling.method] = Costs(time, CostModel(self.model, pooling))
         depth = len(self.model.blocks)  # type: ignore[arg-type]
         every = [plan for pooling in self.poolings for plan in plans(pooling, depth)]
         wanted = levels(self.aims, self.costs, every)
@@ -173,12 +176,18 @@ class _Search:
         images: list[Tensor] = calibration_images(self.halves.choice, wanted, device)
         damage = Damage(self.model, self.poolings[0], images, by)
         advance = self._begin("comparing plans", 0)
+        determinants = {
+            **self.identity,
+            "images": [self.halves.choice.fingerprint, wanted.images, wanted.batch_size],
+            "by": by,
+        }
 
         def damaged(candidate: Candidate) -> float:
             under = damage.under(candidate.plan.options)
             self.compared.add(candidate.key)
             advance(1)
-            return float(self.notes(f"damage {candidate.key}", lambda: under.of(candidate.tokens)))
+            name = key("damage", schedule=candidate.key, **determinants)
+            return float(self.progress(name, lambda: under.of(candidate.tokens)))
 
         return damaged
 

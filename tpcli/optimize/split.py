@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from tpcli.evaluation.scores import Scores
 from tpcli.stats import Each, images_for, narrowest
 from tpcli.surgery import PoolingSpec, insert, unpool
 from tpcli.system.devices import free_memory
-from tpcli.system.resume import Notebook
+from tpcli.system.resume import Progress, key
 
 from .options import Aims
 from .plans import Candidate
@@ -88,6 +90,12 @@ class Halves:
         """What a model, pooled or not, scores on a part."""
         return self._measurers[part].measure(model, on_pass)
 
+    def identity(self, part: int) -> list[Any]:
+        """What is measured on a part, and on which images with which labels."""
+        task = self._measurers[part].task
+        bank = task.bank and task.bank.fingerprint
+        return [task.measure, task.data.fingerprint, bank, task.bank_of]
+
     def _decoder(
         self, data: ImageData, part: int
     ) -> Callable[[ImageData], list[tuple[Tensor, Tensor]] | None]:
@@ -139,13 +147,15 @@ class Scoring:
         self,
         model: nn.Module,
         halves: Halves,
-        notes: Notebook,
+        progress: Progress,
+        identity: Mapping[str, Any],
         patch_tokens: int,
         on_pass: OnPass | None,
     ) -> None:
         self._model = model
         self._halves = halves
-        self._notes = notes
+        self._progress = progress
+        self._identity = identity
         self._patch_tokens = patch_tokens
         self._on_pass = on_pass
         self.so_far = ""
@@ -157,8 +167,11 @@ class Scoring:
     def each(self, candidate: Candidate, part: int) -> Each:
         """The score of each image of a part."""
         label = f"{candidate.plan.label}, {candidate.speedup:.2f}x{self.so_far}"
-        return self._notes.each(
-            f"scores {part} {candidate.key}", lambda: self.scores(candidate, part, label).each
+        name = key(
+            "scores", schedule=candidate.key, images=self._halves.identity(part), **self._identity
+        )
+        return unpacked(
+            self._progress(name, lambda: packed(self.scores(candidate, part, label).each))
         )
 
     def scores(self, candidate: Candidate, part: int, label: str) -> Scores:
@@ -175,3 +188,20 @@ class Scoring:
         if on_pass is None:
             return None
         return lambda more, total: on_pass(f"{label} {more}".strip(), total)
+
+
+def packed(each: Each) -> dict[str, Any]:
+    """Scores of images as JSON holds them."""
+    is_share = each.dtype == bool
+    raw = np.packbits(each) if is_share else each.astype("<f4")
+    text = base64.b64encode(raw.tobytes()).decode()
+    return {"count": len(each), "is_share": is_share, "each": text}
+
+
+def unpacked(values: Mapping[str, Any]) -> Each:
+    """What `packed` was given."""
+    raw = base64.b64decode(values["each"])
+    if not values["is_share"]:
+        return np.frombuffer(raw, dtype="<f4")
+    bits = np.unpackbits(np.frombuffer(raw, dtype=np.uint8), count=values["count"])
+    return bits.astype(bool)

@@ -7,39 +7,20 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tpcli.errors import UserError
 from tpcli.system.files import check_output, clear_litter, write_json
 from tpcli.system.locks import locked
+from tpcli.version import code_version
 
 from .points import Point
-
-SOURCES = (".py", ".c", ".h")
 
 
 def default_folder() -> Path:
     """`$XDG_CACHE_HOME/tpcli`, or `~/.cache/tpcli`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tpcli"
-
-
-@cache
-def code_version(is_trained: bool = False) -> str:
-    """A hash of the sources that decide what a point measures, those of training where it is.
-
-    The loops in C count with whether they run here.
-    """
-    from tpcli.pooling.backends import c as c_kernels
-
-    package = Path(__file__).parents[1]
-    aside = {"cli", "report"} | (set() if is_trained else {"finetune"})
-    digest = hashlib.sha256(b"" if c_kernels.kernels is None else b"loops")
-    for path in sorted(p for p in package.rglob("*") if p.suffix in SOURCES):
-        if path.relative_to(package).parts[0] not in aside:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def point_key(**determinants: Any) -> str:

@@ -29,6 +29,7 @@ from tpcli.surgery import pooling_spec, unpool
 from tpcli.surgery.geometry import patch_tokens
 from tpcli.system.devices import device_name, free_memory
 from tpcli.system.files import read_json, write_json
+from tpcli.system.resume import Progress
 
 from .cache import claimed, point_key
 from .options import ModelSource, SweepOptions
@@ -53,7 +54,7 @@ def searched(
     Raises:
         UserError: as `search`.
     """
-    from tpcli.search import SearchOptions, SearchResult, budgets_with, search
+    from tpcli.search import SearchOptions, budgets_with, search
 
     depth = len(loaded.model.blocks)  # type: ignore[arg-type]
     found = stored(path, budgets, depth)
@@ -70,22 +71,19 @@ def searched(
         )
         if calibration.count is not None:
             options = replace(options, images=min(options.images, calibration.count))
-        tokens: Found = {}
-
-        def write(result: SearchResult) -> None:
-            tokens.update({f"{b:g}": tuple(result.schedule(b).tokens) for b in budgets})
-            write_json(path, {"made_by": result.made_by, "tokens": tokens})
-
-        search(
+        progress = Progress(path.with_suffix(".part"), path)
+        result = search(
             loaded.model,
             calibration,
             method,
             options,
             name=loaded.name,
-            checkpoint=path.with_suffix(".part"),
+            progress=progress,
             on_trial=on_trial,
-            on_found=write,
         )
+        tokens = {f"{b:g}": tuple(result.schedule(b).tokens) for b in budgets}
+        with progress.finishing():
+            write_json(path, {"made_by": result.made_by, "tokens": tokens})
         return tokens
 
 

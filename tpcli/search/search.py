@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +18,12 @@ from tpcli.config.options import PoolingOptions
 from tpcli.config.schedule import Tokens
 from tpcli.data import UNREADABLE, ImageData, batches, create
 from tpcli.errors import UserError
-from tpcli.models.load import weights_hash
+from tpcli.models.load import model_identity
 from tpcli.schedules.flops_cost import Cost, CostModel
 from tpcli.surgery import unpooled, with_place
 from tpcli.surgery.head import last_pooling_is_free
-from tpcli.system.devices import borrowed, explain_out_of_memory, pick_device
-from tpcli.system.ranks import team
+from tpcli.system.devices import borrowed, device_name, explain_out_of_memory, pick_device
+from tpcli.system.resume import Progress
 from tpcli.version import __version__
 
 from .result import Member, SearchResult, Thresholds
@@ -91,9 +90,8 @@ def search(
     options: SearchOptions | None = None,
     *,
     name: str = "",
-    checkpoint: Path | None = None,
+    progress: Progress | None = None,
     on_trial: Callable[[int, int], None] | None = None,
-    on_found: Callable[[SearchResult], None] | None = None,
     together: bool = False,
 ) -> SearchResult:
     """Search tokens per block for `model`, pooled by `pooling`, at several budgets at once.
@@ -104,11 +102,9 @@ def search(
     Args:
         data: calibration images, the first `options.images` of them; labels are not used.
         name: what the model is called in `made_by`.
-        checkpoint: file that remembers what was measured, of the first process; removed when the
-            search is done.
+        progress: remembers damages and times.
         on_trial: called with trials done and trials in all.
-        on_found: called with the result while `checkpoint` is still there, to write it down.
-        together: the processes that were started for one command deal the images out, and all find
+        together: shard the images over the ranks; the first one's `progress` counts, and all find
             the same.
 
     Raises:
@@ -117,20 +113,22 @@ def search(
     """
     options = _settled(options or SearchOptions(), model)
     device = pick_device(options.device)
+    progress = progress or Progress()
+    if together:
+        progress.share()
+    identity = model_identity(model)
     made_by = {
         "command": "tpcli schedule",
         "version": __version__,
         "model": name,
-        "weights": weights_hash(model),
+        "weights": identity["weights"],
         "data": data.spec,
         "split": data.split,
         **asdict(options),
         "budgets": list(options.budgets),
     }
     images = calibration_images(data, options, device)
-    memory, change = None, None
-    if together and not team().is_first:
-        checkpoint = None
+    change = None
     with (
         borrowed(model, device),
         unpooled(model),
@@ -139,11 +137,13 @@ def search(
         way = Way(with_place(model, pooling))
         if options.last_free:
             _check_last_is_free(model, way.options)
-        cost_of = _costs(model, options, together)
+        cost_of = _costs(model, options, together, progress, identity)
         cost = cost_of(way.options)
         least = smallest(cost)
-        # counted apart: so strong a cut would bend the estimates of those that are looked for
-        apart = cost if options.timing else _costs(model, options, together)(way.options)
+        # counted by a model of its own, whose estimates so strong a cut may bend
+        apart = (
+            cost if options.timing else CostModel(model, way.options, last_free=options.last_free)
+        )
         _check_reachable(min(options.budgets), least, apart)
         if options.by == "significance":
             found = _by_threshold(model, images, options.budgets, cost)
@@ -156,12 +156,17 @@ def search(
                 images,
                 options.by,
                 cost_of=cost_of,
-                checkpoint=checkpoint,
-                identity={**made_by, "images": data.fingerprint, "method": way.options.to_dict()},
+                progress=progress,
+                identity={
+                    "model": identity,
+                    "images": [data.fingerprint, options.images, options.batch_size],
+                    "views": VIEWS,
+                    "by": options.by,
+                    "device": device_name(device),
+                },
                 on_trial=_counted(on_trial, trials_in(options, pooling, cost.depth)),
                 together=together,
             )
-            memory = trials.memory
             if options.vary:
                 way = find_way(trials, options.focus or min(options.budgets), options.vary)
                 cost, change = trials.cost(way), way.changes(trials.start)
@@ -170,16 +175,15 @@ def search(
     full = Member((cost.patch_tokens,) * cost.depth, 1.0, 0.0)
     ends = () if found[-1].tokens == least else (least,)
     last = [Member(tokens, cost.exact(tokens), None) for tokens in ends]
-    result = SearchResult((full, *found, *last), way.options, made_by, cost, change)
-    if on_found is not None:
-        on_found(result)
-    if memory is not None:
-        memory.forget()
-    return result
+    return SearchResult((full, *found, *last), way.options, made_by, cost, change)
 
 
 def _costs(
-    model: nn.Module, options: SearchOptions, together: bool
+    model: nn.Module,
+    options: SearchOptions,
+    together: bool,
+    progress: Progress,
+    identity: Mapping[str, Any],
 ) -> Callable[[PoolingOptions], Cost]:
     """What schedules cost, for each way of pooling: FLOPs, or time on this device (the first
     process's)."""
@@ -189,7 +193,13 @@ def _costs(
         if options.timing is None:
             return CostModel(model, pooling, last_free=options.last_free)
         return time_cost(
-            model, pooling, options.timing, last_free=options.last_free, together=together
+            model,
+            pooling,
+            options.timing,
+            last_free=options.last_free,
+            together=together,
+            progress=progress,
+            identity=identity,
         )
 
     return cost_of

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from tpcli.surgery import PoolingSpec, TokenPooling, insert, pooling_spec, unpoo
 from tpcli.surgery.geometry import patch_tokens
 from tpcli.surgery.head import last_pooling_is_free
 from tpcli.system.ranks import gathered, share
-from tpcli.system.resume import Key, Memory
+from tpcli.system.resume import Progress, key
 
 from .pattern import fitted, optimise
 from .result import Member
@@ -185,8 +184,8 @@ class Trials:
     start: the way that others are compared with. images: normalised batches; random crops of them
     are what schedules are chosen on, and other crops settle whether a gain is more than noise.
     cost_of: what schedules cost under some options, the same object each time.
-    checkpoint, identity: of the memory. on_trial: called after each trial. together: as for
-    `Damage`; what the first process remembers counts.
+    progress: remembers damages, for a model and images of this `identity`. on_trial: called after
+    each trial. together: as for `Damage`.
     """
 
     def __init__(
@@ -197,15 +196,14 @@ class Trials:
         by: str,
         *,
         cost_of: Callable[[PoolingOptions], Cost],
-        checkpoint: Path | None,
+        progress: Progress,
         identity: Mapping[str, Any],
         on_trial: Callable[[], None],
         together: bool = False,
     ) -> None:
         self.start = start
-        self.memory = Memory(checkpoint, identity)
-        if together:
-            self.memory.values = gathered(self.memory.values)[0]
+        self._progress = progress
+        self._identity = identity
 
         def damage(views: Sequence[Tensor]) -> Damage:
             return Damage(model, start.options, views, by, together=together)
@@ -221,10 +219,10 @@ class Trials:
 
     def damage(self, way: Way, tokens: Tokens) -> float:
         """Mean damage on the images that schedules are chosen on."""
-        key: Key = (way.changes(self.start), *tokens)
-        value = self.memory(key, lambda: self._damage.under(way.options).of(tokens))
+        name = key("damage", of=self._identity, pooling=way.options.to_dict(), tokens=tokens)
+        value = self._progress(name, lambda: self._damage.under(way.options).of(tokens))
         self._on_trial()
-        return value
+        return float(value)
 
     def beats(self, found: tuple[Way, Tokens], default: tuple[Way, Tokens]) -> bool:
         """Whether one does less damage than the other by more than noise, on other crops."""

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,8 @@ def check_output(
             pass
     except OSError as error:
         raise UserError(
-            f"{path} can't be written: {error.strerror} in {folder}; choose another `out`."
+            f"{_final(path)} can't be written: {error.strerror} in {_final(folder)}; choose "
+            "another `out`."
         ) from None
 
 
@@ -184,9 +186,15 @@ def replacing(path: Path) -> Iterator[Path]:
                 reason = why_not_written(error, work)
                 if reason is None:
                     raise
-                raise TpcliError(f"{path} could not be written: {reason}.") from error
+                raise TpcliError(f"{_final(path)} could not be written: {reason}.") from error
     except OSError as error:
-        raise TpcliError(f"{path} could not be written: {error.strerror or error}.") from error
+        reason = error.strerror or str(error)
+        raise TpcliError(f"{_final(path)} could not be written: {reason}.") from error
+
+
+def _final(path: Path) -> Path:
+    """Where a path in a hidden folder lies once that is in its place; others are as they are."""
+    return Path(*(part for part in path.parts if not fnmatch(part, f".*{PARTIAL}")))
 
 
 @contextmanager

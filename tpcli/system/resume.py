@@ -1,141 +1,211 @@
-"""Remember what was measured, so that a search that was stopped goes on where it was."""
+"""Measured values of an unfinished run, in a file beside its output, to resume from."""
 
 from __future__ import annotations
 
-import base64
+import errno
 import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping
+import os
+import stat
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
+from tpcli.errors import TpcliError, UserError
 
-from tpcli.stats import Each
+from .files import clear_litter, replacing
+from .locks import locked
+from .ranks import gathered
 
-from .files import clear_litter, write_json
+HEAD = '{"format": "tpcli-progress/1"}\n'
+OURS = (
+    '{"format":"tpcli-progress/',
+    '{"format":"tpcli-search/',
+    '{"format":"tpcli-optimize-notes/',
+)
+"""How files of this and of earlier versions begin, without white space."""
 
-FORMAT = "tpcli-search/2"
+FINISHED = "finished"
+"""Key of the last line, written before the output is: from then on the values are not needed."""
 
-
-Key = tuple[int | str, ...]
-"""What a value is of: in words how it was pooled, and tokens per block."""
-
-
-class Memory:
-    """Values that are written down one after another.
-
-    A search asks for the same values in the same order again, so they are all the state there is.
-    What was written for another question (`identity`) is not used.
-    """
-
-    def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
-        self._path = path
-        text = json.dumps(identity, sort_keys=True)
-        self._identity = hashlib.sha256(text.encode()).hexdigest()
-        self.values: dict[Key, float] = {}
-        if path is not None and path.is_file():
-            self.values = self._read(path)
-        self.remembered = len(self.values)
-
-    def __call__(self, key: Key, measure: Callable[[], float]) -> float:
-        """The value of `key`: that which is remembered, or else what `measure` says."""
-        if key not in self.values:
-            self.values[key] = measure()
-            if self._path is not None:
-                measured = [[list(known), value] for known, value in self.values.items()]
-                document = {"format": FORMAT, "identity": self._identity, "measured": measured}
-                write_json(self._path, document)
-        return self.values[key]
-
-    def _read(self, path: Path) -> dict[Key, float]:
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            if document["format"] != FORMAT or document["identity"] != self._identity:
-                return {}
-            found = {tuple(key): float(value) for key, value in document["measured"]}
-            return found if all(map(math.isfinite, found.values())) else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-
-    def forget(self) -> None:
-        """Remove the file, and what killed processes left of writing it; the search is done."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-            clear_litter(self._path.parent, self._path.name)
+Say = Callable[[str], None]
 
 
-NOTEBOOK_FORMAT = "tpcli-optimize-notes/1"
+def key(kind: str, **determinants: Any) -> str:
+    """The key of a value: what it is, and a hash of everything that determines it."""
+    text = json.dumps(determinants, sort_keys=True, default=str)
+    return f"{kind} {hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
-ValueT = TypeVar("ValueT")
 
-
-class Notebook:
+class Progress:
     """Values by their keys, appended to a file as they are measured.
 
-    What was written for another question (`identity`) is not used. A last line that was cut off is
-    measured again.
+    A line is a JSON list of key, value and checksum. Lines that are damaged are dropped, and their
+    values measured again. A file or link that tpcli did not write is left alone, and a full disk
+    stops nothing: in both cases the run can't be resumed, which is said once.
+
+    Args:
+        path: the file; None to remember nothing.
+        output: what the values are measured for, as messages name it.
+        say: called with messages.
     """
 
-    def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path | None = None, output: Path | None = None, say: Say = warnings.warn
+    ) -> None:
         self._path = path
-        text = json.dumps(identity, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        self._head = json.dumps({"format": NOTEBOOK_FORMAT, "identity": digest})
-        self._values: dict[str, Any] = {}
-        lines = self._read()
-        self.remembered = len(self._values)
+        self._output = output or path
+        self._say = say
+        self._is_written = path is not None
+        self.values: dict[str, Any] = {}
         if path is not None:
-            path.write_text("\n".join([self._head, *lines, ""]), encoding="utf-8")
-
-    def _read(self) -> list[str]:
-        """The whole lines after the head, whose values are kept."""
-        if self._path is None or not self._path.is_file():
-            return []
-        head, *lines = self._path.read_text(encoding="utf-8", errors="replace").split("\n")
-        if head != self._head:
-            return []
-        kept = []
-        for line in lines[:-1]:
-            try:
-                key, value = json.loads(line)
-            except ValueError:
-                break
-            self._values[key] = value
-            kept.append(line)
-        return kept
+            self._resume(path)
+        self.remembered = len(self.values)
 
     def __call__(self, key: str, measure: Callable[[], Any]) -> Any:
-        """The value of `key`, plain: that which is remembered, or else what `measure` says."""
-        if key not in self._values:
-            self._values[key] = measure()
-            if self._path is not None:
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps([key, self._values[key]]) + "\n")
-        return self._values[key]
+        """The value of `key`, as JSON holds it: the remembered one, or what `measure` returns."""
+        if key not in self.values:
+            self.values[key] = measure()
+            self._append(key, self.values[key])
+        return self.values[key]
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._values
+    def share(self) -> None:
+        """Have every rank remember what the first one does."""
+        self.values = gathered(self.values)[0]
 
-    def each(self, key: str, measure: Callable[[], Each]) -> Each:
-        """The same for a score of each image."""
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Write the output in the body; then the file is removed."""
+        self._append(FINISHED, None)
+        yield
+        if self._path is not None and _own_text(self._path) is not None:
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
 
-        def plain() -> dict[str, Any]:
-            each = measure()
-            is_share = each.dtype == bool
-            raw = np.packbits(each) if is_share else each.astype("<f4")
-            text = base64.b64encode(raw.tobytes()).decode()
-            return {"count": len(each), "is_share": is_share, "each": text}
+    def _resume(self, path: Path) -> None:
+        text = _own_text(path)
+        if text is None:
+            self._give_up(f"{path} is no file of tpcli's; move it away")
+        elif text:
+            found = [entry for line in text.splitlines() if (entry := _parsed(line)) is not None]
+            self.values = {key: value for key, value in found if key != FINISHED}
+            whole = HEAD + "".join(_line(key, value) for key, value in self.values.items())
+            if whole != text:
+                try:
+                    with replacing(path) as fresh:
+                        fresh.write_text(whole, encoding="utf-8")
+                except TpcliError as error:
+                    self._give_up(str(error.__cause__ or error))
 
-        found = self(key, plain)
-        raw = base64.b64decode(found["each"])
-        if not found["is_share"]:
-            return np.frombuffer(raw, dtype="<f4")
-        bits = np.unpackbits(np.frombuffer(raw, dtype=np.uint8), count=found["count"])
-        return bits.astype(bool)
+    def _append(self, key: str, value: Any) -> None:
+        if self._path is None or not self._is_written:
+            return
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            file = os.open(self._path, flags, 0o666)
+            try:
+                before = os.fstat(file).st_size
+                line = (("" if before else HEAD) + _line(key, value)).encode()
+                if os.write(file, line) < len(line):
+                    os.ftruncate(file, before)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            finally:
+                os.close(file)
+        except OSError as error:
+            self._give_up(error.strerror or str(error))
 
-    def forget(self) -> None:
-        """Remove the file; the work is done."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+    def _give_up(self, reason: str) -> None:
+        self._is_written = False
+        self._say(f"the run for {self._output} can't be resumed if it stops: {reason}")
+
+
+@contextmanager
+def resumable(
+    out: Path, kind: str, check: Callable[[], None], say: Say = warnings.warn
+) -> Iterator[Progress]:
+    """Progress towards `out`, in a hidden file beside it, for the one process that writes `out`.
+
+    Args:
+        kind: last part of the hidden file's name.
+        check: raises UserError where `out` may not be written; called under the lock.
+
+    Raises:
+        UserError: another process writes `out`, or what `check` raises.
+    """
+    path = beside(out, kind)
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, [p for p in path.parents if not p.exists()])
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            holder = stack.enter_context(locked(beside(out, "lock")))
+        except OSError as error:
+            check()
+            raise UserError(
+                f"{out} can't be written ({error.strerror or error}); choose another `out`."
+            ) from error
+        if holder is not None:
+            raise UserError(
+                f"{out} is being written by {holder}; wait for it, or choose another `out`."
+            )
+        try:
+            check()
+        except UserError:
+            _clear_finished(path)
+            raise
+        clear_litter(path.parent, path.name)
+        yield Progress(path, out, say)
+
+
+def beside(out: Path, kind: str) -> Path:
+    """The hidden file of a kind beside an output; a name that would be too long is hashed."""
+    out = out.resolve()
+    name = out.name
+    if len(os.fsencode(name)) > 200:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return out.with_name(f".{name}.{kind}")
+
+
+def _own_text(path: Path) -> str | None:
+    """The content of a file that tpcli wrote, or of none or an empty one; None for any other."""
+    try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            return None
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError:
+        return None
+    start = "".join(text[:200].split())
+    return text if any(start.startswith(own) or own.startswith(start) for own in OURS) else None
+
+
+def _parsed(line: str) -> tuple[str, Any] | None:
+    try:
+        key, value, checksum = json.loads(line)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    is_whole = isinstance(key, str) and line + "\n" == _line(key, value)
+    return (key, value) if is_whole and checksum else None
+
+
+def _line(key: str, value: Any) -> str:
+    text = json.dumps([key, value])
+    return f"{text[:-1]}, {zlib.crc32(text.encode()) or 1}]\n"
+
+
+def _clear_finished(path: Path) -> None:
+    """Remove the progress of a run that was ended between writing its output and removing this."""
+    text = _own_text(path)
+    if text and (last := _parsed(text.rstrip("\n").rpartition("\n")[2])) and last[0] == FINISHED:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
