@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from tpcli.schedules.resolve import pool
 from tpcli.surgery import PoolingSpec, check_supported, find, pooling_spec, unpooled
 from tpcli.surgery.geometry import input_size, patch_tokens
 from tpcli.system.files import check_output, read_json, replacing
-from tpcli.version import code_version
 
 from .huggingface import describe
 from .weights import load_weights
@@ -30,6 +30,9 @@ DEMO = Path(__file__).parents[1] / "demo" / "model"
 FOREIGN = re.compile(r"\.(base_layer|lora_\w+|parametrizations|_packed_params)(\.|$)")
 """In names of weights that adapters, parametrizations and quantization put into a model."""
 """What `save` writes."""
+
+
+SOURCES = (".py", ".c", ".h")
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,23 @@ def weights_hash(model: nn.Module) -> str:
         digest.update(key.encode())
         flat = value.detach().cpu().contiguous().reshape(-1)  # 0-dim tensors have no bytes to view
         digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@cache
+def code_version(is_trained: bool = False) -> str:
+    """A hash of the sources that decide what is measured, with those of training if asked for.
+
+    It differs where C kernels run from where they don't.
+    """
+    from tpcli.pooling.backends import c as c_kernels
+
+    package = Path(__file__).parents[1]
+    aside = {"cli", "report"} | (set() if is_trained else {"finetune"})
+    digest = hashlib.sha256(b"" if c_kernels.kernels is None else b"loops")
+    for path in sorted(p for p in package.rglob("*") if p.suffix in SOURCES):
+        if path.relative_to(package).parts[0] not in aside:
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tpcli.errors import UserError
+from tpcli.models.load import code_version
 from tpcli.system.files import check_output, clear_litter, write_json
 from tpcli.system.locks import locked
-from tpcli.version import code_version
 
 from .points import Point
 
