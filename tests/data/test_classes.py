@@ -36,18 +36,17 @@ def test_a_name_as_it_is_written_comes_before_one_in_other_capitals() -> None:
 
 @pytest.mark.parametrize("odd", ["zebra", ".hidden", "birds"])
 def test_an_odd_folder_is_named(odd: str) -> None:
-    with pytest.raises(UserError, match=rf"^{odd}/ in d is no class of mine, .*`class_map`") as e:
+    with pytest.raises(UserError, match=rf"^{odd}/.*class_map"):
         match("d", ["airplane", "bird", odd], HEAD)
-    assert "num_classes" not in str(e.value)
 
 
 def test_other_classes_altogether() -> None:
-    with pytest.raises(UserError, match=r"cat/, dog/, fox/, \.\.\. in d are no classes of mine"):
+    with pytest.raises(UserError, match=r"cat/.*mine"):
         match("d", ["cat", "dog", "fox", "owl"], HEAD)
 
 
 def test_two_folders_for_one_class() -> None:
-    with pytest.raises(UserError, match="two folders, bird/ and Bird/, for one class"):
+    with pytest.raises(UserError, match="bird/ and Bird/"):
         match("d", ["bird", "Bird"], HEAD)
 
 
@@ -58,9 +57,9 @@ def test_numbered_folders_and_numbered_heads_go_by_position() -> None:
         assert match("d", numbers, UNNAMED) == (0, 1, 2, 3)
     labels = Head("m", 4, tuple(f"LABEL_{i}" for i in range(4)))
     assert match("d", ["a", "b", "c", "d"], labels) == (0, 1, 2, 3)
-    with pytest.raises(UserError, match=r"0/, 1/, 3/, \.\.\. in d are no classes of mine"):
+    with pytest.raises(UserError, match=r"0/ to 4/.*class_map"):
         match("d", ["0", "1", "3", "4"], HEAD)
-    with pytest.raises(UserError, match=r"10/ in d is no class of m"):
+    with pytest.raises(UserError, match="10/"):
         match("d", [str(i + 1) for i in range(10)], Head("m", 10, tuple(map(str, range(10)))))
 
 
@@ -69,7 +68,7 @@ def test_imagenet_by_wordnet_ids() -> None:
     chosen = [synsets[i] for i in (6, 217, 999)]
     assert match("imagenet-a", chosen, IMAGENET) == (6, 217, 999)
     assert match("imagenet", synsets, IMAGENET) == tuple(range(1000))
-    with pytest.raises(UserError, match="n99999999/ in d is no class of deit"):
+    with pytest.raises(UserError, match="n99999999/"):
         match("d", [*chosen, "n99999999"], IMAGENET)
     named = Head("deit", 1000, tuple(f"thing {i}" for i in range(1000)))
     assert match("imagenet-a", chosen, named) == (6, 217, 999)
@@ -77,24 +76,124 @@ def test_imagenet_by_wordnet_ids() -> None:
     assert match("d", large[5:8], Head("m", 11821)) == (5, 6, 7)
 
 
+DESCRIPTIONS = [str(text) for text in ImageNetInfo("imagenet-1k").label_descriptions()]
+FIRST = [text.split(",")[0] for text in DESCRIPTIONS]
+TWINS = ("crane", "cardigan", "maillot")
+"""First names of two classes each, at least without capitals."""
+
+
+def twins(name: str) -> list[int]:
+    return [i for i, first in enumerate(FIRST) if first.casefold() == name]
+
+
+@pytest.mark.parametrize("name", ["crane", "Crane", "crane-"])
+def test_a_name_of_two_classes_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        match("d", ["dog", name], Head("m", 4, ("crane", "dog", "crane", "cat")))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [str, str.upper, lambda name: name.replace(" ", "_"), lambda name: name.replace(" ", "-")],
+    ids=["as it is", "capitals", "underscores", "dashes"],
+)
+def test_imagenet_by_english_names(written: Any) -> None:
+    chosen = [i for i, first in enumerate(FIRST) if first.casefold() not in TWINS]
+    folders = sorted(written(FIRST[i]) for i in chosen)
+    place = {written(FIRST[i]): i for i in chosen}
+    for head in (IMAGENET, Head("deit", 1000, tuple(DESCRIPTIONS))):
+        assert match("d", folders, head) == tuple(place[name] for name in folders)
+    assert match("d", ["Tinca tinca", "goldfish, Carassius auratus"], IMAGENET) == (0, 1)
+
+
+@pytest.mark.parametrize("name", [*TWINS, "Cardigan", "panther", "CRANE"])
+def test_ambiguous_english_names_are_refused(name: str) -> None:
+    for head in (IMAGENET, Head("deit", 1000, tuple(DESCRIPTIONS))):
+        with pytest.raises(UserError, match=name):
+            match("d", ["tench", name], head)
+
+
+def test_one_english_name_that_is_none_is_named() -> None:
+    folders = [*FIRST[:10], "crane 2"]
+    with pytest.raises(UserError, match="crane 2/"):
+        match("d", folders, IMAGENET)
+
+
+def test_data_sets_with_a_heads_own_names_have_its_order() -> None:
+    """As those of ILSVRC on the Hub, where two classes are called crane."""
+    assert match("hfds/x", FIRST, IMAGENET, are_folders=False) == tuple(range(1000))
+    assert match("hfds/x", DESCRIPTIONS, IMAGENET, are_folders=False) == tuple(range(1000))
+    swapped = [FIRST[1], FIRST[0], *FIRST[2:]]
+    with pytest.raises(UserError, match=FIRST[1]):
+        match("hfds/x", swapped, IMAGENET, are_folders=False)
+    large = Head("large", 21841)
+    synsets = ImageNetInfo("imagenet-22k").label_names()
+    assert match("d", [f"{synsets[i]}-{i}" for i in (5, 3)], large) == (5, 3)
+
+
+@pytest.mark.parametrize("between", ["-", "_", " ", "."])
+def test_wordnet_ids_with_a_name_behind_them(between: str) -> None:
+    synsets = ImageNetInfo("imagenet-1k").label_names()
+    folders = [f"{synsets[i]}{between}{FIRST[i]}" for i in (151, 0, 517)]
+    assert match("d", folders, IMAGENET) == (151, 0, 517)
+    with pytest.raises(UserError, match="n02085620"):
+        match("d", ["n02085620-Chihuahua", "n02085620_dog"], IMAGENET)
+
+
+def test_names_in_another_form_of_unicode() -> None:
+    names = ("caf\u00e9", "stra\u00dfe", "\u00c5ngstr\u00f6m")
+    head = Head("m", 3, names)
+    folders = ["cafe\u0301", "STRASSE", "A\u030angstro\u0308m"]
+    assert match("d", folders, head) == (0, 1, 2)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_folders_that_are_indices(padded: bool) -> None:
+    def named(*numbers: int) -> list[str]:
+        return [f"{n:04d}" if padded else str(n) for n in numbers]
+
+    assert match("d", named(0, 217, 482), IMAGENET) == (0, 217, 482)
+    assert match("d", named(0, 2, 3), HEAD) == (0, 2, 3)
+    assert match("d", named(*range(4)), HEAD) == (0, 1, 2, 3)
+    assert match("d", named(1, 2, 3, 4), HEAD) == (0, 1, 2, 3)
+    for odd in ([217, 482], [0, 217, 1000], [5, 6], [0, 1, 2], [1, 2, 4]):
+        with pytest.raises(UserError):
+            match("d", named(*odd), IMAGENET)
+    with pytest.raises(UserError, match="1/ and 01/"):
+        match("d", ["0", "1", "01", "3"], HEAD)
+
+
+def test_positions_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    match("by name", list(NAMES), HEAD)
+    match("by number", ["1", "2", "3", "4"], UNNAMED)
+    assert not caplog.records
+    match("by position", ["a", "b", "c", "e"], UNNAMED)
+    match("by position", ["a", "b", "c", "e"], UNNAMED)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    match("by index", ["0", "2", "3"], UNNAMED)
+    assert len(caplog.records) == 2
+
+
 def test_numbers_of_classes_of_an_unnamed_head() -> None:
     assert match("d", ["a", "b", "c", "e"], UNNAMED) == (0, 1, 2, 3)
-    with pytest.raises(UserError, match=r"has 3 classes, .* has 4; .* `num_classes=3`\."):
+    with pytest.raises(UserError, match="num_classes=3"):
         match("d", ["a", "b", "c"], UNNAMED)
-    with pytest.raises(UserError, match=r"has 4: x/ holds no images; fill or remove") as e:
+    with pytest.raises(UserError, match="x/") as e:
         match("d", ["a", "b", "c"], UNNAMED, ["x"])
     assert "num_classes" not in str(e.value)
-    with pytest.raises(UserError, match=r"all images lie in images/; put the images of each"):
+    with pytest.raises(UserError, match="images/"):
         match("d", ["images"], UNNAMED)
-    with pytest.raises(UserError, match="mine has no head"):
+    with pytest.raises(UserError, match="mine"):
         match("d", ["a", "b"], Head("mine", 0))
 
 
 def test_data_sets_of_timms_keep_their_order_unless_all_names_fit() -> None:
-    for classes in (["plane", "bird", "shark", "frog"], ["bird", "x", "y", "z"]):
+    for classes in (["plane", "bird", "shark", "frog"], ["x", "y", "z", "Tree-Frog"]):
         assert match("torch/x", classes, HEAD, are_folders=False) == (0, 1, 2, 3)
+    with pytest.raises(UserError, match="'bird'"):
+        match("torch/x", ["bird", "x", "y", "z"], HEAD, are_folders=False)
     assert match("torch/x", ["bird", "airplane"], HEAD, are_folders=False) == (1, 0)
-    with pytest.raises(UserError, match="has 3 classes, the head of mine has 4"):
+    with pytest.raises(UserError, match="3 classes"):
         match("torch/x", ["a", "b", "c"], HEAD, are_folders=False)
 
 
@@ -119,7 +218,7 @@ def test_targets_are_indices_into_the_head(tmp_path: Path) -> None:
     assert everything(matched)[1] == [2, 2, -100, 1]
     assert matched.fingerprint != found.fingerprint
     assert match_classes(matched, Head("m", 3)) is matched
-    with pytest.raises(UserError, match="has 2 classes, the head of m has 3: empty/ holds no"):
+    with pytest.raises(UserError, match="empty/"):
         check_classes(found, 3, "m")
 
 

@@ -86,8 +86,8 @@ def test_key_depends_on_every_determinant(
         key(source, poolings=[pooling_options("k-means")]),
         key(source, budgets=[0.5]),
         key(source, run=RunOptions(device="cpu", amp=True)),
-        key(source, strict=True),
-        key(source, batch_size=7),
+        key(source, run=RunOptions(device="cpu", strict=True)),
+        key(source, run=RunOptions(7, "cpu")),
         *(key(other_source(source, what)) for what in ("weights", "preprocessing", "images")),
     ]
     for name, value in (

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import posixpath
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -183,14 +186,16 @@ def by_map(
     Raises:
         UserError: it has none of them.
     """
-    kept = [i for i, name in enumerate(found.names) if name in class_map]
+    class_map = {_composed(name): index for name, index in class_map.items()}
+    kept = [i for i, name in enumerate(found.names) if _composed(name) in class_map]
     if not kept:
         raise UserError(
             f"the class map has none of the class folders of {spec}, such as {found.names[0]!r}; "
             f"it has {', '.join(map(repr, list(class_map)[:3]))}."
         )
-    indices = tuple(class_map[found.names[i]] for i in kept)
-    dropped = [LeftOut(name, NOT_MAPPED) for name in found.names if name not in class_map]
+    indices = tuple(class_map[_composed(found.names[i])] for i in kept)
+    names = [name for name in found.names if _composed(name) not in class_map]
+    dropped = [LeftOut(name, NOT_MAPPED) for name in names]
     return found.of(kept, dropped), indices
 
 
@@ -220,9 +225,12 @@ def _of_json(text: str) -> list[tuple[str, Any]]:
 _PARSERS = {".txt": _of_lines, ".csv": _of_csv, ".json": _of_json}
 
 
-WORDNET = re.compile(r"n\d{8}")
+WORDNET = re.compile(r"(n\d{8})(?:[-_. ].*)?")
+"""A WordNet id, or one with a name behind it, such as n02085620-Chihuahua."""
 PLACEHOLDER = re.compile(r"(LABEL_)?\d+")
 """Label names that say nothing."""
+
+log = logging.getLogger(__name__)
 
 
 class Unmatched(UserError):
@@ -272,37 +280,53 @@ def match(
 ) -> tuple[int, ...]:
     """The index in the head of each class.
 
-    By name where the head's names are known, or where both are ImageNet's (WordNet ids); fewer
-    classes than the head has are fine then. Numbered classes, and those of a head without names,
-    go by position.
+    By name where the head's names are known, or where it is ImageNet's: by WordNet id or English
+    name. Fewer classes than the head has are fine then. Numbers are indices. Names go by position
+    only where the head has none and counts agree, which is logged.
 
     Args:
         odd: folders without images, for the error.
-        are_folders: whether people named them. A data set of timm's has names and an order of its
-            own, which stands where its names are not all the head's.
+        are_folders: whether people named them. A data set of timm's has an order of its own, which
+            stands where none of its names is at another place in the head.
 
     Raises:
         Unmatched: no class is the head's, or numbers of classes differ.
-        UserError: some classes are the head's and others are not.
+        UserError: some classes are the head's and others are not; or a name is that of several.
     """
     if head.size == 0:
         raise no_head(spec, head)
-    for names in _names(classes, head):
-        found = _look_up(classes, names)
-        known = [i for i in found if i is not None]
-        if len(known) == len(found):
+    for names in _vocabularies(classes, head):
+        found = [names.look_up(name) for name in classes]
+        if all(len(indices) == 1 for indices in found):
+            known = [index for (index,) in found]
             _check_distinct(spec, classes, known, head)
             return tuple(known)
-        if known and are_folders:
-            unknown = [c for c, i in zip(classes, found, strict=True) if i is None]
-            raise UserError(_unknown(spec, unknown, names, head))
+        if any(found):
+            if are_folders:
+                raise UserError(_partly(spec, classes, found, names, head))
+            _check_in_place(spec, classes, found, head)
     says_something = any(not PLACEHOLDER.fullmatch(name) for name in head.names)
-    if are_folders and says_something and not _are_numbered(classes):
-        raise Unmatched(_unknown(spec, classes, head.names, head))
+    if are_folders:
+        numbers = _numbers(spec, classes)
+        if numbers is not None and (says_something or len(classes) != head.size):
+            return _by_number(spec, classes, numbers, head, odd)
+        if says_something:
+            raise Unmatched(_unknown(spec, classes, head.names, head))
     if len(classes) != head.size:
         kind = UserError if odd else Unmatched
         raise kind(_wrong_count(spec, classes, head, odd))
+    if not all(name.isdecimal() for name in classes):
+        _warn_once(
+            f"the classes of {spec} and {head.model} are matched by position, from {classes[0]!r} "
+            f"to {classes[-1]!r}, not by name; if the model has them in another order, use a class "
+            "map"
+        )
     return tuple(range(head.size))
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 def no_head(spec: str, head: Head) -> Unmatched:
@@ -327,33 +351,163 @@ def check_indices(indices: Iterable[int], head: Head) -> None:
         )
 
 
-def _names(classes: Sequence[str], head: Head) -> list[Sequence[str]]:
-    """Lists of names that the head's classes may go by, the likeliest first."""
-    lists: list[Sequence[str]] = [head.names] if head.names else []
+class _Vocabulary:
+    """Names that the classes of a head go by; some may be those of several classes.
+
+    shown: a name of each class, for errors. spellings: for each class in which forms it may be
+    written: a name is looked up as it is, then among the first forms, then among all.
+    """
+
+    def __init__(self, shown: Sequence[str], spellings: Sequence[Sequence[str]]) -> None:
+        self.shown = shown
+        self._tables = (
+            _positions([[name] for name in shown], str),
+            _positions([forms[:1] for forms in spellings], _folded),
+            _positions(spellings, _folded),
+        )
+
+    def look_up(self, name: str) -> tuple[int, ...]:
+        """The classes of that name: as it is written, else in another form or other capitals."""
+        keys = (name, _folded(name), _folded(name))
+        found = (table[key] for table, key in zip(self._tables, keys, strict=True) if key in table)
+        return next(found, ())
+
+
+class _Synsets(_Vocabulary):
+    """Classes of ImageNet by their WordNet ids, with or without a name behind them."""
+
+    def look_up(self, name: str) -> tuple[int, ...]:
+        parts = WORDNET.fullmatch(name.lower())
+        return super().look_up(parts[1] if parts else name)
+
+
+class _Descriptions(_Vocabulary):
+    """Classes with several names each, such as "tench, Tinca tinca": one of them, or all."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        parts = [[part.strip() for part in text.split(",")] for text in texts]
+        forms = [[*several, text] for several, text in zip(parts, texts, strict=True)]
+        super().__init__([several[0] for several in parts], forms)
+        # "cardigan" is a jacket, and a dog to whoever writes all names small
+        self._tables = ({}, *self._tables[1:])
+
+
+def _positions(
+    names: Sequence[Sequence[str]], form: Callable[[str], str]
+) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for i, several in enumerate(names):
+        for name in dict.fromkeys(map(form, several)):
+            found[name] = (*found.get(name, ()), i)
+    return found
+
+
+def _vocabularies(classes: Sequence[str], head: Head) -> Iterator[_Vocabulary]:
+    """Names that the head's classes may go by, the likeliest first."""
+    if any("," in name for name in head.names):
+        yield _Descriptions(head.names)
+    elif head.names:
+        yield _Vocabulary(head.names, [[name] for name in head.names])
     subset = infer_imagenet_subset({"num_classes": head.size})
-    if subset and any(map(WORDNET.fullmatch, classes)):
-        lists.append(ImageNetInfo(subset).label_names())
-    return lists
+    if subset is None or all(name.isdecimal() for name in classes):
+        return
+    info = ImageNetInfo(subset)
+    is_imagenet = not head.names or any(map(WORDNET.fullmatch, head.names))
+    if any(WORDNET.fullmatch(name.lower()) for name in classes):
+        yield _Synsets(info.label_names(), [[name] for name in info.label_names()])
+    elif is_imagenet or PLACEHOLDER.fullmatch(head.names[0]):
+        yield _Descriptions(list(info.label_descriptions()))
 
 
-def _look_up(classes: Sequence[str], names: Sequence[str]) -> list[int | None]:
-    """The position of each class in `names`: as it is written, else in any capitals."""
-    exact = {name: i for i, name in enumerate(names)}
-    times = Counter(map(_folded, names))
-    folded = {_folded(name): i for i, name in enumerate(names) if times[_folded(name)] == 1}
-    return [exact.get(name, folded.get(_folded(name))) for name in classes]
+def _composed(name: str) -> str:
+    """In Unicode's composed form, which macOS does not use for names of files."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _folded(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).casefold()
+    """In one form of Unicode, without capitals, and with spaces for - and _."""
+    text = unicodedata.normalize("NFKC", name).casefold()
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", text)).strip()
 
 
-def _are_numbered(classes: Sequence[str]) -> bool:
-    """Whether they are 0, 1, 2, ... or 1, 2, 3, ... in that order."""
+def _numbers(spec: str, classes: Sequence[str]) -> list[int] | None:
+    """The classes as numbers, rising; None where they are none.
+
+    Raises:
+        UserError: two of them are one number, such as 1 and 01.
+    """
     if not all(name.isascii() and name.isdecimal() for name in classes):
-        return False
+        return None
     numbers = [int(name) for name in classes]
-    return numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    for before, after, one, other in zip(numbers, numbers[1:], classes, classes[1:], strict=False):
+        if before == after:
+            raise UserError(
+                f"{spec} has two folders, {one}/ and {other}/, of one number; join them."
+            )
+    return numbers
+
+
+def _by_number(
+    spec: str, classes: Sequence[str], numbers: Sequence[int], head: Head, odd: Sequence[str]
+) -> tuple[int, ...]:
+    """The indices of numbered folders: all of the head's, or some where 0 is among them.
+
+    Raises:
+        Unmatched: they may be numbered for themselves, or from 1.
+        UserError: so many are missing, and folders without images are among them.
+    """
+    first, last, count = numbers[0], numbers[-1], len(numbers)
+    if last - first >= count and first == 0 and last < head.size:
+        _warn_once(
+            f"the folders of {spec}, {classes[0]}/ to {classes[-1]}/, are taken for indices of the "
+            f"{head.size} classes of {head.model}"
+        )
+        return tuple(numbers)
+    if last - first >= count or first > 1:
+        raise Unmatched(
+            f"the folders of {spec}, {classes[0]}/ to {classes[-1]}/, can't be told to be indices "
+            f"of the {head.size} classes of {head.model}, from 0 or from 1; say which is which by "
+            "a `class_map`."
+        )
+    if count == head.size:
+        return tuple(range(count))
+    kind = UserError if odd else Unmatched
+    raise kind(_wrong_count(spec, classes, head, odd))
+
+
+def _check_in_place(
+    spec: str, classes: Sequence[str], found: Sequence[tuple[int, ...]], head: Head
+) -> None:
+    """Raise where names of a data set, of which the head has some, are not in the head's order."""
+    for i, (name, indices) in enumerate(zip(classes, found, strict=True)):
+        if indices and i not in indices:
+            raise UserError(
+                f"class {i} of {spec}, {name!r}, is class {indices[0]} of {head.model}, which does "
+                "not have all of them; use class folders with a `class_map`."
+            )
+
+
+def _partly(
+    spec: str,
+    classes: Sequence[str],
+    found: Sequence[tuple[int, ...]],
+    names: _Vocabulary,
+    head: Head,
+) -> str:
+    """What is wrong with folders of which some can't be told to be one class of the head."""
+    unknown = [name for name, indices in zip(classes, found, strict=True) if not indices]
+    for name, indices in zip(classes, found, strict=True):
+        if len(indices) > 1 and not unknown:
+            return _several(spec, name, indices, head)
+    return _unknown(spec, unknown, names.shown, head)
+
+
+def _several(spec: str, name: str, indices: Sequence[int], head: Head) -> str:
+    places = " and ".join(map(str, indices[:3]))
+    return (
+        f"{name!r} in {spec} is the name of several classes of {head.model}, {places}; say which "
+        "is meant by a `class_map`."
+    )
 
 
 def _check_distinct(spec: str, classes: Sequence[str], indices: Sequence[int], head: Head) -> None:
