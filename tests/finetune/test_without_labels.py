@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -11,26 +12,24 @@ import torch.nn.functional as F
 from tests.helpers.models import images, tiny_vit
 from tpcli import pool, unpool
 from tpcli.finetune import Recipe
-from tpcli.finetune.objective import Objective, feature_distance, final_tokens, soft_divergence
+from tpcli.finetune.objective import (
+    DenseFeatures,
+    Objective,
+    feature_distance,
+    soft_divergence,
+)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"reg_tokens": 2}, {"global_pool": "avg"}])
-def test_tokens_are_spread_back_to_their_patches(arguments: dict[str, int | str]) -> None:
-    model = tiny_vit(depth=3, num_classes=0, **arguments)
+@pytest.mark.parametrize("schedule", ["none", "tokens:30,11,11"])
+def test_dense_features_are_the_models_own(arguments: dict[str, Any], schedule: str) -> None:
+    model = pool(tiny_vit(depth=3, num_classes=0, **arguments), schedule)
     batch = images()
-    with torch.no_grad(), final_tokens(model) as plain:
-        model(batch)
-    prefix = model.num_prefix_tokens
-    assert torch.equal(plain.spread(), model.forward_features(batch)[:, prefix:])
-    pool(model, "tokens:30,11,11")
-    with torch.no_grad(), final_tokens(model) as pooled:
-        model(batch)
-    spread = pooled.spread()
-    assert spread.shape == (2, 64, 48)
-    tokens = pooled.caught[0][:, prefix:]
-    assert all(len(spread[i].unique(dim=0)) == 11 for i in range(2))
-    assert torch.equal(spread[0, 0], tokens[0, 0])  # clusters are in order of their first patch
-    assert not model.norm._forward_hooks
+    with torch.no_grad():
+        features, patches = DenseFeatures(model)(batch)
+        assert torch.equal(features, model(batch))
+        _, (grid,) = model.forward_intermediates(batch, 1, norm=True)
+    assert torch.equal(patches, grid.flatten(2).transpose(1, 2))
 
 
 def test_the_distance_of_features() -> None:
@@ -47,15 +46,14 @@ def test_features_and_tokens_are_held_against_the_teachers() -> None:
     pool(student, "tokens:20,9")
     objective = Objective(Recipe(epochs=1), 0, teacher, nullcontext, "features")
     batch, targets = objective.mix(images(4), torch.full((4,), -1), 0)
-    with objective.watching(student):
-        loss = objective(student(batch), targets, batch)
+    answering = DenseFeatures(student)
+    loss = objective(answering(batch), targets, batch)
     loss.backward()
     assert float(loss.detach()) > 0
     assert student.patch_embed.proj.weight.grad is not None
     assert teacher.patch_embed.proj.weight.grad is None
     unpool(student)
-    with objective.watching(student):
-        same = objective(student(batch), targets, batch).detach()
+    same = objective(answering(batch), targets, batch).detach()
     assert float(same) == pytest.approx(0, abs=1e-6)
 
 

@@ -60,7 +60,8 @@ def finetune(
 ) -> None:
     """Train a model with its pooling in place, and win back the accuracy that pooling cost.
 
-    Without labels, or without a head, it learns from the model before pooling.
+    Without labels, or without a head, it learns from the model before pooling. With --freeze
+    backbone only a linear head is trained, on features that are computed once.
 
     The same command again goes on after an interruption. On 8 GPUs: torchrun --nproc-per-node 8
     -m tpcli finetune ...
@@ -68,6 +69,7 @@ def finetune(
     Examples:
         tpcli finetune deit_small_patch16_224 --data imagenet/ --schedule flops:0.58
         tpcli finetune pooled/ --data imagenet/ --epochs 30 --lr 1e-4 --out tuned/
+        tpcli finetune vit_small_patch14_dinov2 --num-classes 0 --data flowers/ --freeze backbone
         tpcli finetune --config recipe.toml
     """
     recipe = training.recipe
@@ -148,6 +150,7 @@ def finetune(
                 "images/s",
                 f"{result.images_per_second:.0f}  (training, {result.processes} processes)",
             ),
+            *([] if result.held_out else [("not held out", "measured on training images")]),
             *([("unreadable", render.some(unreadable))] if unreadable else []),
             ("saved", f"{out}/  (curve.png, metrics.csv; try: {command})"),
         ]

@@ -127,7 +127,7 @@ def open_training(
 ) -> TrainingData:
     """The images to train on and those to measure on."""
     from tpcli.data import Head
-    from tpcli.finetune import match_data, open_data
+    from tpcli.finetune import give_head, match_data, open_data
 
     data = open_data(
         source.data or DEMO,
@@ -140,4 +140,6 @@ def open_training(
         limit=source.limit,
         class_map=source.read_class_map(),
     )
-    return match_data(data, Head.of(loaded.model, loaded.name))
+    if recipe.freeze:
+        give_head(loaded, data, recipe.seed)
+    return match_data(data, Head.of(loaded.model, loaded.name), recipe)

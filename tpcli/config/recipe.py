@@ -39,6 +39,11 @@ SHORT = 10
 STRONG = {"mix_prob": 0.5, "aa": "rand-m7-mstd0.5-mmax9-inc1", "erasing": 0.1}
 MILD = {"mix_prob": 0.0, "aa": "none", "erasing": 0.0}
 """Augmentation of long runs and of short ones, where nothing is said."""
+NONE = {**MILD, "hflip": 0.0, "crop_scale": 1.0}
+"""Where only the head is trained: features are then computed once."""
+CROP_SCALE = 0.5
+HEAD_LR = 4e-3
+"""`BASE_LR` where only the head is trained."""
 
 
 def knob(
@@ -85,7 +90,8 @@ class Recipe:
     )
     lr: float | None = knob(
         None,
-        f"Peak learning rate (default {BASE_LR:g} x batch / {IMAGES_OF_LR}).",
+        f"Peak learning rate (default {BASE_LR:g} x batch / {IMAGES_OF_LR}, "
+        f"{HEAD_LR:g} where only the head is trained).",
         "Training",
         low=0,
         high=1000,
@@ -133,12 +139,25 @@ class Recipe:
     drop_path: float = knob(
         0.0, "Stochastic depth of the last block.", "Training", low=0, high=0.99
     )
+    freeze: str | None = knob(
+        None,
+        "Weights that stay as they are: the backbone, so that only the head is trained",
+        "Training",
+        choices=("backbone",),
+    )
     seed: int = knob(0, "Seed of everything random.", "Training", low=0, high=2**31 - 1)
 
     distill: bool | None = knob(
         None,
         "Learn from the unpooled model (default: if there is pooling, and that model is good).",
         "Distillation",
+    )
+    distill_target: str | None = knob(
+        None,
+        "What is learned from it (default output): its output beside the labels, or its image and "
+        "patch features alone, without labels",
+        "Distillation",
+        choices=("output", "dense"),
     )
     distill_alpha: float = knob(
         0.9, "Share of the teacher in the loss.", "Distillation", low=0, high=1
@@ -173,16 +192,17 @@ class Recipe:
         low=0,
         high=1,
     )
-    crop_scale: float = knob(
-        0.5,
-        "Smallest area of a random crop; 1 for the whole image.",
+    crop_scale: float | None = knob(
+        None,
+        f"Smallest area of a random crop; 1 for the whole image (default {CROP_SCALE}, 1 with "
+        "freeze).",
         "Augmentation",
         low=0.01,
         high=1,
     )
     hflip: float | None = knob(
         None,
-        "Share of mirrored images (default 0.5, 0 on the demo).",
+        "Share of mirrored images (default 0.5, 0 on the demo and with freeze).",
         "Augmentation",
         low=0,
         high=1,
@@ -207,19 +227,33 @@ class Recipe:
                 f"warmup_epochs {self.warmup_epochs:g} is more than the {self.epochs} epochs there "
                 "are; use fewer."
             )
-        for name, value in (MILD if self.epochs < SHORT else STRONG).items():
+        if self.freeze and (self.distill or self.distill_target == "dense"):
+            raise UserError(
+                "`freeze=backbone` trains a head on labels, so it can't `distill`; use one of them."
+            )
+        usual = {**(MILD if self.epochs < SHORT else STRONG), "crop_scale": CROP_SCALE}
+        for name, value in (NONE if self.freeze else usual).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
     @property
     def peak_lr(self) -> float:
         """The learning rate after warm-up."""
-        return self.lr if self.lr is not None else BASE_LR * self.batch_size / IMAGES_OF_LR
+        if self.lr is not None:
+            return self.lr
+        return (HEAD_LR if self.freeze else BASE_LR) * self.batch_size / IMAGES_OF_LR
 
     @property
     def mixes(self) -> bool:
         """Whether images are mixed in pairs."""
         return bool(self.mix_prob) and (self.mixup > 0 or self.cutmix > 0)
+
+    @property
+    def caches_features(self) -> bool:
+        """Whether an image has the same features in every epoch: only the head is trained, and
+        nothing is random."""
+        random = (self.erasing, self.hflip, self.drop_path, self.crop_scale != 1, self.aa != "none")
+        return self.freeze is not None and not self.mixes and not any(random)
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, with the learning rate that is used."""

@@ -3,6 +3,7 @@
 from tpcli.config.recipe import Recipe
 
 from .data import TrainingData, match_data, open_data
+from .frozen import give_head
 from .result import FinetuneResult
 from .run import finetune, join, leave
 from .setup import Watcher
@@ -15,6 +16,7 @@ __all__ = [
     "TrainingData",
     "Watcher",
     "finetune",
+    "give_head",
     "join",
     "leave",
     "match_data",

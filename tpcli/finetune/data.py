@@ -82,7 +82,9 @@ def open_data(
         limit=limit,
         class_map=class_map,
     )
-    transform = training_transform(config, recipe, is_demo=spec == "demo")
+    transform = None
+    if is_stream or not recipe.caches_features:
+        transform = training_transform(config, recipe, is_demo=spec == "demo")
     if is_stream:
         train = _stream(spec, train_split, config, transform, data_dir, download, recipe.seed)
     else:
@@ -106,16 +108,17 @@ def open_data(
     return TrainingData(train, validation)
 
 
-def match_data(data: TrainingData, head: Head) -> TrainingData:
+def match_data(data: TrainingData, head: Head, recipe: Recipe | None = None) -> TrainingData:
     """The same images, with targets that are indices into a model's head.
 
     Where the head's classes have no names, those of the training split are theirs. Where there is
-    no head, or there are no labels, nothing is matched.
+    no head, or there are no labels or the recipe asks for none, nothing is matched.
 
     Raises:
         UserError: the classes are not the head's; names the odd one.
     """
-    if head.size == 0:  # labels mean nothing to it
+    is_dense = recipe is not None and recipe.distill_target == "dense"
+    if head.size == 0 or is_dense:  # labels mean nothing to it
         return TrainingData(replace(data.train, classes=()), replace(data.validation, classes=()))
     train = data.train if data.train.unlabelled else match_classes(data.train, head)
     if not head.names and len(train.classes) == head.size and train.indices is not None:
@@ -141,14 +144,15 @@ def training_transform(config: dict[str, Any], recipe: Recipe, is_demo: bool = F
     hflip = recipe.hflip if recipe.hflip is not None else 0.0 if is_demo else 0.5
     keys = ("input_size", "interpolation", "mean", "std")
     arguments: dict[str, Any] = {key: config[key] for key in keys} | {"color_jitter": None}
-    if recipe.crop_scale == 1 and hflip == 0 and recipe.aa == "none" and recipe.erasing == 0:
+    smallest = recipe.crop_scale or 1.0
+    if smallest == 1 and hflip == 0 and recipe.aa == "none" and recipe.erasing == 0:
         return create_transform(**arguments, is_training=True, no_aug=True)
     try:
         return create_transform(
             **arguments,
             is_training=True,
-            scale=(recipe.crop_scale, 1.0),
-            ratio=(1 / LARGEST_CROP_RATIO, LARGEST_CROP_RATIO) if recipe.crop_scale < 1 else (1, 1),
+            scale=(smallest, 1.0),
+            ratio=(1 / LARGEST_CROP_RATIO, LARGEST_CROP_RATIO) if smallest < 1 else (1, 1),
             hflip=hflip,
             auto_augment=None if recipe.aa == "none" else recipe.aa,
             re_prob=recipe.erasing or 0.0,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,25 +16,26 @@ from tpcli.config.recipe import Recipe
 from tpcli.data import Head
 from tpcli.errors import UserError
 from tpcli.models.load import LoadedModel
-from tpcli.surgery import pooling_spec, trace
-from tpcli.surgery.trace import Trace
+from tpcli.surgery import pooling_spec
 
 from .data import TrainingData, seeded
 
 LABELS, LOGITS, FEATURES = "labels", "logits", "features"
 """Labels, with the unpooled model beside them or not; what the unpooled model answers, alone; its
-features and patch tokens, where it has no head."""
+image and patch features, alone."""
 
 
-def source_of(data: TrainingData, head: Head) -> str:
+def source_of(data: TrainingData, head: Head, recipe: Recipe) -> str:
     """What there is to learn from."""
-    if head.size == 0:
+    if head.size == 0 or recipe.distill_target == "dense":
         return FEATURES
     return LOGITS if data.train.unlabelled else LABELS
 
 
-def measure_of(data: TrainingData, head: Head) -> str:
+def measure_of(data: TrainingData, head: Head, recipe: Recipe) -> str:
     """What says how good weights are."""
+    if recipe.distill_target == "dense":
+        return "dense"
     if head.size == 0:
         return "similarity"
     return "agreement" if data.validation.unlabelled else "top1"
@@ -48,7 +48,13 @@ def check_distills(loaded: LoadedModel, data: TrainingData, recipe: Recipe, sour
         UserError: nothing is pooled, or distillation is off.
     """
     spec = pooling_spec(loaded.model)
-    why = f"{loaded.name} has no head" if source == FEATURES else f"{data.train.spec} has no labels"
+    why = f"{data.train.spec} has no labels"
+    if recipe.distill_target == "dense":
+        why = "`distill_target=dense` asks for no labels"
+    elif source == FEATURES:
+        why = f"{loaded.name} has no head"
+    if recipe.freeze:
+        raise UserError(f"{why}, and `freeze=backbone` trains a head on labels; leave it out.")
     if recipe.distill is False:
         raise UserError(
             f"{why}, so it can only learn from the model before pooling; leave out `distill=False`."
@@ -59,39 +65,18 @@ def check_distills(loaded: LoadedModel, data: TrainingData, recipe: Recipe, sour
         )
 
 
-@dataclass
-class FinalTokens:
-    """What left the final norm in one forward pass, and where each patch went."""
+class DenseFeatures(nn.Module):
+    """A model that answers with features: what goes into its head, and one for each patch."""
 
-    prefix: int
-    trace: Trace
-    caught: list[Tensor] = field(default_factory=list)
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
 
-    def spread(self) -> Tensor:
-        """For each patch the token that stands for it: (B, N_0, C)."""
-        tokens = self.caught[-1][:, self.prefix :]
-        sources = self.trace.sources
-        if not sources:
-            return tokens
-        index = sources[-1].unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-        return tokens.gather(1, index)
-
-
-@contextmanager
-def final_tokens(model: nn.Module) -> Iterator[FinalTokens]:
-    """Catch the tokens of the one forward pass in the body."""
-    norm: nn.Module = model.norm  # type: ignore[assignment]
-    with trace(model) as traced:
-        found = FinalTokens(int(model.num_prefix_tokens), traced)  # type: ignore[arg-type]
-
-        def catch(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            found.caught.append(output)
-
-        hook = norm.register_forward_hook(catch)
-        try:
-            yield found
-        finally:
-            hook.remove()
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> (B, D), (B, N_0, C), the latter behind the final norm."""
+        model: Any = self.model
+        final, (patches,) = model.forward_intermediates(images, 1, norm=True, output_fmt="NLC")
+        return model.forward_head(final, pre_logits=True), patches
 
 
 COSINE = 0.9
@@ -114,10 +99,11 @@ class Objective:
         source: str = LABELS,
     ) -> None:
         self.recipe = recipe
+        if teacher is not None and source == FEATURES:
+            teacher = DenseFeatures(teacher)
         self.teacher = teacher
         self.autocast = autocast
         self.source = source
-        self.tokens: FinalTokens | None = None
         self.mixup: Mixup | None = None
         self.loss: nn.Module = LabelSmoothingCrossEntropy(recipe.smoothing)
         if recipe.mixes:
@@ -144,46 +130,30 @@ class Objective:
             mixed: tuple[Tensor, Tensor] = self.mixup(images, targets)
         return mixed
 
-    @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """While `model` runs on what is then scored."""
-        if self.source != FEATURES:
-            yield
-            return
-        with final_tokens(model) as self.tokens:
-            yield
-
-    def __call__(self, answer: Tensor, targets: Tensor, images: Tensor) -> Tensor:
-        """The loss of a batch: (B, classes) or (B, D), what `mix` returned -> ()."""
-        if self.source == FEATURES:
-            return self._of_features(answer, images)
+    def __call__(self, answer: Any, targets: Tensor, images: Tensor) -> Tensor:
+        """The loss of a batch: (B, classes) or what `DenseFeatures` returns, what `mix` returned
+        -> ()."""
         wanted = None if self.teacher is None else self._wanted(images)
+        if self.source == FEATURES:
+            assert wanted is not None
+            pairs = zip(answer, wanted, strict=True)
+            return torch.stack([feature_distance(ours, theirs) for ours, theirs in pairs]).sum()
         if self.source == LOGITS:
             assert wanted is not None
-            return soft_divergence(answer.float(), wanted, self.recipe.distill_temperature)
+            return soft_divergence(answer.float(), wanted.float(), self.recipe.distill_temperature)
         loss: Tensor = self.loss(answer.float(), targets)
         if wanted is None:
             return loss
         alpha = self.recipe.distill_alpha
         return (1 - alpha) * loss + alpha * soft_divergence(
-            answer.float(), wanted, self.recipe.distill_temperature
+            answer.float(), wanted.float(), self.recipe.distill_temperature
         )
 
-    def _wanted(self, images: Tensor) -> Tensor:
-        """What the teacher answers."""
+    def _wanted(self, images: Tensor) -> Any:
+        """What the teacher answers: logits, or features."""
         assert self.teacher is not None
         with torch.no_grad(), self.autocast():
-            wanted: Tensor = self.teacher(images)
-        return wanted.float()
-
-    def _of_features(self, features: Tensor, images: Tensor) -> Tensor:
-        assert self.teacher is not None
-        assert self.tokens is not None
-        with final_tokens(self.teacher) as theirs:
-            wanted = self._wanted(images)
-        return feature_distance(features, wanted) + feature_distance(
-            self.tokens.spread(), theirs.spread()
-        )
+            return self.teacher(images)
 
 
 def feature_distance(ours: Tensor, wanted: Tensor) -> Tensor:

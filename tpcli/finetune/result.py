@@ -1,4 +1,4 @@
-"""What a run is, and what came of it."""
+"""What identifies a run, and its result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import nn
@@ -25,13 +24,14 @@ from .data import TrainingData
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What came of a run. Scores in percent, by `measure`; FLOPs per image.
+    """The result of a run. Scores in percent, by `measure`; FLOPs per image.
 
     base_score: the unpooled model before training. start_score: right after pooling. best_score: of
     the weights that were saved, after `best_epoch` (0: as they were before training), "model" or
     "average". final_score: after the last epoch. count: images measured on. ratio: FLOPs over base
     FLOPs. images_per_second: of training, over all processes, loading included, measuring not.
-    seconds: of training. unreadable: names of images that could not be read, by split.
+    seconds: of training. held_out: whether no image that was measured on was trained on too.
+    unreadable: names of images that could not be read, by split.
     """
 
     out: str
@@ -56,6 +56,7 @@ class FinetuneResult:
     images_per_second: float
     seconds: float
     processes: int
+    held_out: bool = True
     unreadable: dict[str, list[str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,7 +68,7 @@ class FinetuneResult:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FinetuneResult:
         """What `to_dict` wrote, also before there were other measures than top-1."""
-        known = {"measure": "top1", **values}
+        known = {"measure": "top1", "held_out": True, **values}
         names = [f.name for f in fields(cls)]
         own: dict[str, Any] = {
             name: known[name if name in known else name.replace("score", "top1")] for name in names
@@ -98,9 +99,11 @@ def summarise(
     measure: str,
     scores: Mapping[str, Any],
     progress: Progress,
+    *,
     distilled: bool,
-    accelerator: Accelerator,
+    processes: int,
     out: Path,
+    held_out: bool,
 ) -> FinetuneResult:
     """The result of a run whose best weights are in `best`."""
     spec = pooling_spec(best)
@@ -132,7 +135,8 @@ def summarise(
         distilled=distilled,
         images_per_second=images / seconds,
         seconds=seconds,
-        processes=accelerator.num_processes,
+        processes=processes,
+        held_out=held_out,
         unreadable={
             "train": list(progress.unreadable),
             "validation": list(scores.get("unreadable", ())),

@@ -1,4 +1,4 @@
-"""`finetune`: checks, the parts of a run, its start, its end."""
+"""`finetune`: checks, setup, start and end of a run."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import copy
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from tpcli.config.recipe import Recipe
-from tpcli.data import Head
+from tpcli.data import Head, overlap
 from tpcli.errors import UserError
+from tpcli.evaluation.answers import collect, features_of
 from tpcli.evaluation.choose import Task
 from tpcli.evaluation.measurer import Measurer
 from tpcli.evaluation.run import RunOptions
@@ -29,7 +32,16 @@ from tpcli.system.files import write_json
 from .checkpoint import Checkpoints, Progress
 from .data import Batches, TrainingData, check_data, label_names, match_data
 from .folder import CHECKPOINTS, CURVE, RESULT, RunFolder
-from .objective import LABELS, Objective, check_distills, measure_of, source_of
+from .frozen import FeatureRows, HeadMeasurer, freeze_backbone, give_head, linear_head
+from .objective import (
+    FEATURES,
+    LABELS,
+    DenseFeatures,
+    Objective,
+    check_distills,
+    measure_of,
+    source_of,
+)
 from .result import FinetuneResult, draw_curve, identity, summarise
 from .setup import (
     Watcher,
@@ -76,10 +88,14 @@ def finetune(
         TpcliError: the loss is not finite, or something can't be written.
     """
     recipe = settle_precision(recipe or Recipe(), device)
+    loaded.model.float()  # of 16 bits too: what is trained in less is `precision`
     spec = pooling_spec(loaded.model)
+    if recipe.freeze:
+        give_head(loaded, data, recipe.seed)
+        freeze_backbone(loaded)
     head = Head.of(loaded.model, loaded.name)
-    data = match_data(data, head)
-    source = source_of(data, head)
+    data = match_data(data, head, recipe)
+    source = source_of(data, head, recipe)
     if source != LABELS:
         check_distills(loaded, data, recipe, source)
     if recipe.distill and not (spec is not None and spec.schedule.pools):
@@ -115,7 +131,7 @@ def _run(
     is_main = accelerator.is_main_process
     head = Head.of(model, loaded.name)
     check_data(data, recipe, accelerator.num_processes)
-    optimizer = make_optimizer(model, recipe)
+    optimizer = make_optimizer(loaded, recipe)
     scheduler = make_scheduler(optimizer, recipe, (data.train.count or 0) // recipe.batch_size)
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
     if is_main:
@@ -133,7 +149,7 @@ def _run(
 
     set_seed(recipe.seed, device_specific=True)
     teacher = unpool(copy.deepcopy(model)).eval().requires_grad_(False).to(accelerator.device)
-    task = Task(measure_of(data, head), data.validation)
+    task = Task(measure_of(data, head, recipe), data.validation)
     measure = task.measure
     run = RunOptions(
         recipe.eval_batch_size,
@@ -142,18 +158,27 @@ def _run(
         sharded=True,
         start_worker=outlive_signals,
     )
-    measurer = Measurer(teacher, task, run)
+    base = Measurer(teacher, task, run)
+    measurer: Measurer | HeadMeasurer = base
+    answering = DenseFeatures(model) if source == FEATURES else model
+    held_out = not overlap(data.train, data.validation)
+    model.to(accelerator.device)
+    if recipe.caches_features and not data.is_stream:
+        watcher.note("computing the features of all images, once")
+        answering, measurer = linear_head(loaded), HeadMeasurer(model, task, run)
+        rows = FeatureRows(collect(model, data.train, features_of, run), data.train)
+        data = replace(data, train=replace(data.train, images=rows))
+        recipe = replace(recipe, workers=0)
     scores = folder.scores()
     if f"start_{measure}_ci95" not in scores:  # none, or of an older version
-        scores = _scores_before(measurer, model, teacher, pools)
+        scores = _scores_before(base, measurer, model, pools)
     if is_main:
         folder.write_scores(scores)
-    distills = pools if recipe.distill is None else recipe.distill
+    distills = pools and not recipe.freeze if recipe.distill is None else recipe.distill
     if source == LABELS and recipe.distill is None and measure == "top1":
         distills = distills and scores["base_top1"] >= 100 / head.size + TEACHER_ABOVE_CHANCE
 
     set_drop_path(model, recipe.drop_path)
-    model.to(accelerator.device)
     spare = copy.deepcopy(model)
     average = (
         ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
@@ -165,7 +190,7 @@ def _run(
         accelerator.process_index,
         accelerator.device.type == "cuda",
     )
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    prepared, optimizer = accelerator.prepare(answering, optimizer)
     checkpoints = Checkpoints(
         out / CHECKPOINTS, accelerator, model, average.module if average else None
     )
@@ -218,7 +243,16 @@ def _run(
         tracker.finish()
     spare.load_state_dict(checkpoints.load_best(progress))
     result = summarise(
-        loaded, spare, recipe, measure, scores, progress, distills, accelerator, folder.out
+        loaded,
+        spare,
+        recipe,
+        measure,
+        scores,
+        progress,
+        distilled=distills,
+        processes=accelerator.num_processes,
+        out=folder.out,
+        held_out=held_out,
     )
     if is_main:
         set_drop_path(spare, 0.0)
@@ -246,11 +280,11 @@ def leave() -> None:
 
 
 def _scores_before(
-    measurer: Measurer, model: nn.Module, teacher: nn.Module, pools: bool
+    unpooled: Measurer, measurer: Measurer | HeadMeasurer, model: nn.Module, pools: bool
 ) -> dict[str, Any]:
     measure = measurer.task.measure
-    base = measurer.measure(teacher)
-    start = measurer.measure(model) if pools else base
+    start = measurer.measure(model)
+    base = unpooled.measure(unpooled.model) if pools else start
     return {
         f"base_{measure}": base.score,
         f"start_{measure}": start.score,
@@ -265,7 +299,7 @@ def _write_model(model: nn.Module, out: Path, classes: Any) -> None:
     fresh = out / ".model"
     shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed right here
     names: dict[str, Any] = {"label_names": list(classes)} if classes else {}
-    save(model.cpu(), fresh, **names)
+    save(model.cpu().to(memory_format=torch.contiguous_format), fresh, **names)
     for file in sorted(fresh.iterdir(), key=lambda f: f.name == "config.json"):
         file.replace(out / file.name)
     fresh.rmdir()

@@ -1,4 +1,4 @@
-"""The parts of a run that come from accelerate and timm, made to a recipe."""
+"""What a run takes from accelerate and timm, built to a recipe."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import nn
 
 from tpcli.config.recipe import Recipe
 from tpcli.errors import UserError
+from tpcli.models.load import LoadedModel
 from tpcli.system.devices import pick_device, sixteen_bit_type
 
 
@@ -79,7 +80,12 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
         accelerator.init_trackers("tpcli", config=config)
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(loaded: LoadedModel, recipe: Recipe) -> torch.optim.Optimizer:
+    model = loaded.model
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            f"no weight of {loaded.name} is trained: all have requires_grad False; set it for some."
+        )
     try:
         return create_optimizer_v2(
             model,

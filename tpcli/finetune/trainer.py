@@ -24,6 +24,7 @@ from tpcli.system.devices import explain_out_of_memory, is_out_of_memory
 from .checkpoint import Checkpoints, Progress
 from .data import Batches
 from .folder import RunFolder
+from .frozen import HeadMeasurer
 from .objective import Objective
 from .setup import Watcher
 from .stop import Interrupted, StopRequest
@@ -33,8 +34,9 @@ from .stop import Interrupted, StopRequest
 class Trainer:
     """Trains `model` from wherever `progress` is to the last epoch.
 
-    model: unwrapped; prepared: the same, as accelerate returned it. average: moving average of the
-    weights, or None. copy: a spare of the model, for measuring in float32 what is trained in less.
+    model: unwrapped; prepared: what answers to a batch, as accelerate returned it. average: moving
+    average of the weights, or None. copy: a spare of the model, for measuring in float32 what is
+    trained in less.
     """
 
     recipe: Recipe
@@ -47,7 +49,7 @@ class Trainer:
     scheduler: Scheduler
     objective: Objective
     batches: Batches
-    measurer: Measurer
+    measurer: Measurer | HeadMeasurer
     folder: RunFolder
     checkpoints: Checkpoints
     progress: Progress
@@ -100,8 +102,7 @@ class Trainer:
             images, targets = (t.to(accelerator.device, non_blocking=True) for t in next(batches))
             images, targets = self.objective.mix(images, targets, self.progress.step)
             with accelerator.accumulate(self.prepared):
-                with self.objective.watching(self.model):
-                    loss = self.objective(self.forward(images), targets, images)
+                loss = self.objective(self.forward(images), targets, images)
                 accelerator.backward(loss)
                 total += loss.detach() / recipe.grad_accumulation
                 if accelerator.sync_gradients:
@@ -116,10 +117,10 @@ class Trainer:
             self.average.update(self.model, self.progress.step + 1)
         return loss_value
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         """Logits or features; says so where tokens are not finite and so can't be clustered."""
         try:
-            logits: Tensor = self.prepared(images)
+            return self.prepared(images)
         except (RuntimeError, IndexError) as error:
             if is_out_of_memory(error):  # the look at it below takes more
                 raise
@@ -127,7 +128,6 @@ class Trainer:
                 if not self.model(images).isfinite().all():
                     self.check_finite(math.nan, None)
             raise
-        return logits
 
     def check_finite(self, loss: float, norm: Tensor | None) -> None:
         """Raise before a step that would spoil the weights (fp16's scaler skips such steps)."""
