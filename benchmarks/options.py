@@ -67,10 +67,9 @@ def measure(arguments: argparse.Namespace) -> Found:
     found: Found = {}
     poolings = dict(variants(arguments.method))
     options = SweepOptions(list(poolings.values()), arguments.budget)
-    result = sweep(sources, options, arguments.cache)
-    measured = [*result.points, *result.others]  # of one method the best are the points
+    points = sweep(sources, options, arguments.cache).points
     for changed, pooling in poolings.items():
-        for point in measured:
+        for point in points:
             if point.options == pooling.to_dict():
                 found[changed, point.model, point.asked] = point
     depth = min(len(source.loaded.model.blocks) for source in sources)  # type: ignore[arg-type]

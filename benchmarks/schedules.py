@@ -120,7 +120,7 @@ def headlines(results: dict[str, SweepResult]) -> Iterator[str]:
             ]
             gain = headline.same_flops_accuracy_gain
             more = "" if gain is None else f"; gain {gain.value:+.2f} ({gain.ci95})"
-            yield f"- {family}, {headline.method}, {headline.model}: {', '.join(saved)}{more}"
+            yield f"- {family}, {headline.curve}, {headline.model}: {', '.join(saved)}{more}"
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.helpers.machines import machine
 from tests.helpers.models import tiny_vit
 from tpcli.bench.clock import BenchOptions
-from tpcli.bench.stopwatch import Timed, time_parts
+from tpcli.bench.stopwatch import PartTimes, time_parts
 from tpcli.bench.time_cost import TimeCost, probes
 from tpcli.config.options import pooling_options
 from tpcli.config.schedule import Tokens
@@ -97,7 +97,7 @@ class Clock(TorchDispatchMode):
 
 def parts(
     model: nn.Module, schedule: Tokens, position: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> list[Timed]:
+) -> list[PartTimes]:
     """`time_parts` by this clock, which tells its progress to the end."""
     shares: list[float] = []
     monkeypatch.setattr("time.perf_counter", clock.read)
@@ -109,9 +109,7 @@ def parts(
     return found
 
 
-def test_what_watching_takes_is_taken_off(
-    model: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hook_overhead_is_subtracted(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = (64, 40, 40, 20)
     truth = parts(model, schedule, "attention", Clock(), monkeypatch)
     found = parts(model, schedule, "attention", Clock(look=0.5), monkeypatch)
@@ -135,6 +133,6 @@ def test_parts_add_up_and_nothing_is_left_behind(
         inner = np.add(timed.mlps, timed.poolings)
         assert (np.array(timed.blocks) > inner).all()
         assert min(timed.mlps) > 0
-        assert Timed.from_dict(timed.to_dict()) == timed
+        assert PartTimes.from_dict(timed.to_dict()) == timed
     assert {name: len(m._forward_hooks) for name, m in model.named_modules()} == before
     assert not torch.is_inference_mode_enabled()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from tests.helpers.cli import Run
 from tests.helpers.points import point, swept
 from tpcli.cli import bench, render
 from tpcli.cli import main as main_module
-from tpcli.cli import progress as live
 from tpcli.cli import progress as training_progress
+from tpcli.cli import sweep_progress as live
 from tpcli.cli.main import with_flags
 from tpcli.cli.render import print_sweep
 from tpcli.report import ReportContext
@@ -118,12 +119,13 @@ def test_what_a_table_shows_is_whole(
         bench._print(LONG, RESULTS)
         numbers = r" \d\.\d\dx"
     elif what == "pareto":
-        print_sweep(SWEPT, CONTEXT, ["plot.png"], lambda point: f"tpcli apply {point.model}")
+        context = replace(CONTEXT, command_for=lambda point: f"tpcli apply {point.model}")
+        print_sweep(SWEPT, context, ["plot.png"])
         rows, numbers = 8, r" \d\d\.\d% .* \d\d\.\d\d\b"
     else:
-        with live.LiveSweep(9) as sweep:
+        with live.LiveSweep(lambda result: None) as sweep:
             for p in SWEPT.points:
-                sweep.add(p)
+                sweep.point(p)
             sweep._console.print(sweep._render())
         rows, numbers = 8, r" \d\d\.\d% .* \d\d\.\d\d\b"
     said = plain("".join(capsys.readouterr()))
@@ -166,9 +168,9 @@ def test_bars_are_no_markup(
     with render.progress_bar(ALL, 1):
         pass
     assert ALL_SHOWN in plain(capsys.readouterr().err)
-    with live.LiveSweep(2) as sweep:
-        sweep.start(ALL, 3)(1)
-        sweep.add(point(0.5, 80.0, "ward", model=ALL))
+    with live.LiveSweep(lambda result: None) as sweep:
+        sweep.begin(ALL, 3)(1)
+        sweep.point(point(0.5, 80.0, "ward", model=ALL))
     assert ALL_SHOWN in plain(capsys.readouterr().err)
     with training_progress.TrainingProgress(ALL, 3, quiet=False) as watcher:
         watcher.note(ALL)

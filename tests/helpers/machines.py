@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tpcli.bench.stopwatch import Timed
+from tpcli.bench.stopwatch import PartTimes
 from tpcli.config.schedule import Tokens
 
 
@@ -14,7 +14,7 @@ def machine(
     mlp: Callable[[int], float],
     inside: bool,
     sizes: float = 0.0,
-) -> Timed:
+) -> PartTimes:
     """A forward of 64 tokens on a machine with these times, in shares of the unpooled one.
 
     sizes: what attention takes more once tokens have sizes.
@@ -26,4 +26,4 @@ def machine(
         poolings.append((0.2 + 1e-4 * before**2) / base if after < before else 0.0)
         own = attention(before) + (sizes if before < 64 else 0)
         blocks.append(own / base + mlps[-1] + poolings[-1])
-    return Timed(tokens, 0.5 / base + sum(blocks), tuple(blocks), tuple(mlps), tuple(poolings))
+    return PartTimes(tokens, 0.5 / base + sum(blocks), tuple(blocks), tuple(mlps), tuple(poolings))

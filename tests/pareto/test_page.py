@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.points import point, swept
-from tpcli.pareto import Point, SweepResult, compare, frontier, headline, recommend
+from tpcli.pareto import Point, SweepResult, recommend
+from tpcli.pareto.points import PointTime
 from tpcli.report import write_report
-from tpcli.report.chart import chart
 from tpcli.report.figure import axis_for
+from tpcli.report.pareto import chart
 from tpcli.stats import drop
 
 from .test_report import CONTEXT
@@ -34,18 +35,11 @@ def many(timed: bool = False) -> SweepResult:
         for b in budgets
     ]
     if timed:
-        times = {"speedup": 1.5, "bench_batch_size": 16}
-        points = [
-            replace(p, more={**p.more, **times, "latency_ms": 100 * p.gflops}) for p in points
-        ]
-    heads = tuple(headline(points, m) for m in METHODS)
-    best = frontier(points)
-    points = [replace(p, on_frontier=p in best) for p in points]
-    comparisons = tuple(compare(points, "ward"))
-    return SweepResult(tuple(points), (), tuple(best), heads, comparisons, 31)
+        points = [replace(p, time=PointTime(100 * p.gflops, 1.5, 16)) for p in points]
+    return SweepResult(tuple(points), 31)
 
 
-def command_of(p: Point) -> str:
+def command_for(p: Point) -> str:
     return "" if p.is_base else f"tpcli apply m --schedule 'x & y' --method {p.method}"
 
 
@@ -53,7 +47,8 @@ def command_of(p: Point) -> str:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of 31 points, with commands, times and a picture as large as they get."""
     folder = tmp_path_factory.mktemp("page")
-    write_report(many(timed=True), CONTEXT, folder / "plot.png", command_of=command_of)
+    context = replace(CONTEXT, command_for=command_for)
+    write_report(many(timed=True), context, folder / "plot.png")
     return folder / "plot.html"
 
 
@@ -78,10 +73,7 @@ def test_where_points_were_timed_the_fastest_is() -> None:
     """One that saves GFLOPs and no time is none."""
     base, ward, tome = point(1.0, 80), point(0.4, 80, "ward"), point(0.6, 80, "tome")
     times = [(base, 10.0), (ward, 11.0), (tome, 8.0)]
-    points = [
-        replace(p, more={**p.more, "latency_ms": t, "speedup": 10 / t, "bench_batch_size": 1})
-        for p, t in times
-    ]
+    points = [replace(p, time=PointTime(t, 10 / t, 1)) for p, t in times]
     advice = recommend(points)
     assert advice is not None
     assert advice.point == points[2]
@@ -111,7 +103,7 @@ def test_the_page_begins_with_the_verdict_and_its_command(page: Path) -> None:
     advice = recommend(many(timed=True).points)
     assert advice is not None
     assert advice.point is not None
-    command = command_of(advice.point)
+    command = command_for(advice.point)
     assert 0 < text.index(advice.words) < text.index(f"<code>{command}</code>")
     assert text.index(command) < text.index('<svg class="plot"')
     document = json.loads(page.with_suffix(".json").read_text())

@@ -17,15 +17,14 @@ from matplotlib.figure import Figure
 
 from tests.helpers.points import point
 from tpcli.config.outputs import check_report
-from tpcli.pareto import SweepResult, compare, frontier, headline
-from tpcli.pareto.headline import answered_alike
+from tpcli.pareto import SweepResult, headline
 from tpcli.pareto.points import CSV_COLUMNS, FINETUNED
 from tpcli.report import ReportContext, figure_bytes, write_report
 from tpcli.report.family_figure import family_figure
 from tpcli.report.figure import AXES, pareto_figure
 from tpcli.report.pareto import html
 from tpcli.report.tables import savings_table
-from tpcli.system.files import replacing
+from tpcli.system.files import is_marked, replacing
 
 CONTEXT = ReportContext(
     title="A <title> & more",
@@ -42,14 +41,7 @@ CONTEXT = ReportContext(
 @pytest.fixture
 def result() -> SweepResult:
     points = (point(1.0, 80), point(0.5, 80, "ward"), point(0.3, 75, "k-means"))
-    return SweepResult(
-        points,
-        (),
-        tuple(frontier(points)),
-        (headline(points, "ward"), headline(points, "k-means")),
-        tuple(compare(points, "ward")),
-        3,
-    )
+    return SweepResult(points, 3)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +156,7 @@ def test_fine_tuned_points_are_held_against_the_model_before_training_too() -> N
     assert before.same_accuracy_flops_saving["1.0"].value == pytest.approx(0.45)  # type: ignore[union-attr]
     entry = trained.to_dict()["untrained"]["same_accuracy_flops_saving"]["1.0"]
     assert entry["value"] == pytest.approx(0.45)
-    found = SweepResult(tuple(points), (), (), answered_alike([plain, trained]), (), 5)
+    found = SweepResult(tuple(points))
     assert list(savings_table(found)["method"]) == [
         "ward", "ward, fine-tuned", "ward, fine-tuned, against the model before training",
     ]  # fmt: skip
@@ -193,7 +185,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         p for name in HOSTILE for p in (point(1, 80, model=name), point(0.5, 79, "ward", name))
     ]
     points[0] = replace(points[0], unreadable=tuple(HOSTILE))
-    found = SweepResult(tuple(points), (), (), (headline(points, "ward"),), (), 1)
+    found = SweepResult(tuple(points), 1)
     words = {"title": " ".join(HOSTILE), "data": HOSTILE[5], "command": " ".join(HOSTILE)}
     write_report(found, replace(CONTEXT, **words), folder / "p l(o)t.svg")
     return folder / "p l(o)t.svg"
@@ -260,13 +252,30 @@ def test_the_file_that_says_whose_a_report_is_comes_first(
         write_report(result, CONTEXT, out)
 
 
+def test_an_unfinished_report_says_so_in_all_its_forms(result: SweepResult, tmp_path: Path) -> None:
+    for suffix in (".svg", ".pdf"):
+        out = tmp_path / f"plot{suffix}"
+        document = write_report(replace(result, left=5), CONTEXT, out, is_paper=True)
+        assert not document["finished"]
+        suffixes = [".md", ".html", ".json", *([suffix] if suffix == ".svg" else [])]
+        told = [out.with_suffix(s).read_text() for s in suffixes]
+        assert all("unfinished" in text and "3 of 8" in text for text in told)
+    assert write_report(result, CONTEXT, tmp_path / "plot.svg")["finished"]
+    assert "unfinished" not in (tmp_path / "plot.html").read_text()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_a_figure_is_known_as_ours(result: SweepResult, tmp_path: Path, suffix: str) -> None:
+    write_report(result, CONTEXT, tmp_path / f"plot{suffix}")
+    assert is_marked(tmp_path / f"plot{suffix}")
+
+
 def test_several_models_are_told_one_by_one(tmp_path: Path) -> None:
     points = (
         point(3.0, 80, model="large", base=3.0), point(2.0, 79.5, "ward", "large", 3.0),
         point(1.0, 70, model="small"), point(0.5, 69.5, "ward", "small"),
     )  # fmt: skip
-    by_model = tuple(headline(points, "ward", model) for model in ("large", "small"))
-    result = SweepResult(points, (), points, (headline(points, "ward"),), (), 4, (), by_model)
+    result = SweepResult(points, 4)
     document = write_report(result, CONTEXT, tmp_path / "plot.png")
     large, small = document["by_model"]
     assert (large["model"], small["model"]) == ("large", "small")

@@ -13,7 +13,7 @@ from tests.helpers.points import point
 from tpcli import data
 from tpcli.config.options import pooling_options
 from tpcli.models.load import LoadedModel, data_config
-from tpcli.pareto import ModelSource, SweepResult, frontier, headline
+from tpcli.pareto import ModelSource, SweepResult
 from tpcli.pareto.points import FINETUNED
 from tpcli.report import clusters as strip
 from tpcli.report import write_report
@@ -38,8 +38,7 @@ def swept(*tokens: tuple[int, ...]) -> SweepResult:
         replace(point(gflops, 80, "ward"), tokens=t, options=OPTIONS)
         for gflops, t in zip((0.8, 0.5), tokens, strict=False)
     ]
-    heads = (headline(points, "ward"),)
-    return SweepResult(tuple(points), (), tuple(frontier(points)), heads, (), 3)
+    return SweepResult(tuple(points), 3)
 
 
 def test_the_point_of_the_headline_on_images_that_can_be_read(
@@ -61,6 +60,6 @@ def test_the_point_of_the_headline_on_images_that_can_be_read(
 
 def test_nothing_where_there_is_nothing_to_show(source: ModelSource) -> None:
     assert strip.pooled_strip([source], swept((64, 64, 64, 64))) is None
-    result = swept((50, 40, 30, 20))
-    tuned = replace(result.headlines[0], method="ward" + FINETUNED)
-    assert strip.pooled_strip([source], replace(result, headlines=(tuned,))) is None
+    base, pooled = swept((50, 40, 30, 20)).points
+    tuned = [replace(p, method=p.method + FINETUNED, curve="", epochs=1) for p in (base, pooled)]
+    assert strip.pooled_strip([source], SweepResult((base, *tuned))) is None

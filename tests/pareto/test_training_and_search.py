@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from tpcli.config.recipe import Recipe
 from tpcli.evaluation.run import RunOptions
 from tpcli.finetune import open_data
 from tpcli.models.load import load
-from tpcli.pareto import ModelSource, SweepOptions, sweep
+from tpcli.pareto import ModelSource, SweepOptions, SweepProgress, sweep
 from tpcli.pareto.points import FINETUNED
 from tpcli.search import SearchOptions, calibration_data
 
@@ -40,11 +41,12 @@ def test_every_point_is_trained_once(source: ModelSource, tmp_path: Path) -> Non
     )
     started: list[str] = []
 
-    def on_job(label: str, total: int | None) -> object:
-        started.append(label)
-        return lambda done: None
+    class Labels(SweepProgress):
+        def begin(self, what: str, steps: int | None) -> Callable[[int], None]:
+            started.append(what)
+            return super().begin(what, steps)
 
-    result = sweep([source], options, tmp_path, on_job=on_job)  # type: ignore[arg-type]
+    result = sweep([source], options, tmp_path, Labels())
     assert [p.method for p in result.points] == [
         "none", "ward", "none" + FINETUNED, "ward" + FINETUNED,
     ]  # fmt: skip
@@ -53,14 +55,15 @@ def test_every_point_is_trained_once(source: ModelSource, tmp_path: Path) -> Non
     assert (plain.tokens, plain.gflops) == (trained.tokens, trained.gflops)
     assert plain.more["loss"] != trained.more["loss"]
     assert [label for label in started if label.endswith("training")] == [
-        "mine none+finetuned none training",
-        "mine ward+finetuned flops:0.4 training",
+        "mine none+finetuned none: training",
+        "mine ward+finetuned flops:0.4: training",
     ]
-    assert {h.method for h in result.headlines} == {"ward", "ward" + FINETUNED}
+    assert {h.curve for h in result.headlines} == {"ward", "ward" + FINETUNED}
     assert len(list((tmp_path / "finetuned").glob("*/model.safetensors"))) == 2
     started.clear()
-    again = sweep([source], options, tmp_path, on_job=on_job)  # type: ignore[arg-type]
-    assert (again.measured, started) == (0, [])
+    again = sweep([source], options, tmp_path, Labels())
+    assert again.measured == 0
+    assert not any(":" in label for label in started)
     longer = replace(options, recipe=replace(RECIPE, epochs=2))
     assert sweep([source], longer, tmp_path).measured == 2
 

@@ -14,7 +14,7 @@ from tpcli import data, evaluate, pool
 from tpcli.config.options import pooling_options
 from tpcli.evaluation.run import RunOptions
 from tpcli.models.load import LoadedModel, load
-from tpcli.pareto import ModelSource, SweepOptions, sweep
+from tpcli.pareto import ModelSource, Point, SweepOptions, SweepProgress, sweep
 from tpcli.search import SearchOptions, search
 from tpcli.surgery import pooling_spec, unpooled
 from tpcli.system.devices import borrowed
@@ -49,7 +49,12 @@ def use_search(loaded: LoadedModel, images: data.ImageData, stop: Callable[[], N
 def use_sweep(loaded: LoadedModel, images: data.ImageData, stop: Callable[[], None]) -> None:
     options = SweepOptions([pooling_options("ward")], budgets=[0.6], run=RunOptions(device="cpu"))
     cache = Path(stop())  # type: ignore[arg-type, func-returns-value]
-    sweep([ModelSource(loaded, images)], options, cache, on_point=lambda point: stop())
+
+    class Stopped(SweepProgress):
+        def point(self, point: Point) -> None:
+            stop()
+
+    sweep([ModelSource(loaded, images)], options, cache, Stopped())
 
 
 USES = [use_evaluate, use_search, use_sweep]

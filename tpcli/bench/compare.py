@@ -1,8 +1,8 @@
 """Throughput and latency of a model and its pooled versions, in one interleaved run.
 
-The machine's speed drifts, so what is compared is timed in turn: one forward of each version, again
-and again. Beside the pooled models runs the *ideal*: the same schedule with tokens cut off by
-slicing, which costs nothing. Data loading is not part of it.
+The machine's speed drifts, so versions are timed in turn: one forward of each, round after round.
+Beside the pooled models runs the *ideal*: the same schedule with tokens sliced off, which costs
+nothing. Data loading is not timed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from tpcli.config.options import PoolingOptions
 from tpcli.config.schedule import Schedule
-from tpcli.evaluation.run import floating_dtype
 from tpcli.schedules.resolve import pool
 from tpcli.surgery import PooledTokens, TokenPooling, pooling_spec, unpool
-from tpcli.surgery.geometry import input_size
-from tpcli.system.devices import explain_out_of_memory, pick_device, synchronize
+from tpcli.system.devices import pick_device, synchronize
 
-from .clock import BenchOptions, Timing, forward, interleaved, kept_heap, timing
+from .clock import (
+    BenchOptions,
+    Timing,
+    forward,
+    interleaved,
+    random_images,
+    timing,
+    timing_setup,
+)
 
 POOLING_LABEL = "tpcli::token_pooling"
 
@@ -75,7 +81,7 @@ def bench(
         on_round: called with the share of the time that has passed.
 
     Raises:
-        UserError: the device is not there, or its memory runs out (says the batch size to try).
+        UserError: the device is missing, or its memory runs out; names the batch size to try.
     """
     device = pick_device(options.device)
     base = unpool(copy.deepcopy(model)).to(device).eval()
@@ -84,22 +90,16 @@ def bench(
     assert spec is not None
     ideal = cut(pool(copy.deepcopy(base), spec.schedule, spec.options))
     versions = [base, pooled, ideal]
-    size, dtype = input_size(model), floating_dtype(model)
-    images = torch.randn(options.batch_size, *size, device=device, dtype=dtype)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(options.threads or threads)
-    try:
-        with kept_heap(), torch.inference_mode(), explain_out_of_memory(options.batch_size):
-            share = pooling_share(pooled, images, options)
-            memory = [
-                peak_memory(partial(forward, version, images, options), device)
-                for version in (pooled, base)
-            ]
-            if options.compile:
-                versions = [torch.compile(version) for version in versions]  # type: ignore[misc]
-            times = interleaved(versions, images, options, on_round)  # (rounds, versions)
-    finally:
-        torch.set_num_threads(threads)
+    with timing_setup(options):
+        images = random_images(model, options, device)
+        share = pooling_share(pooled, images, options)
+        memory = [
+            peak_memory(partial(forward, version, images, options), device)
+            for version in (pooled, base)
+        ]
+        if options.compile:
+            versions = [torch.compile(version) for version in versions]  # type: ignore[misc]
+        times = interleaved(versions, images, options, on_round)  # (rounds, versions)
     timings = [timing(column, options.batch_size) for column in times.T]
     return BenchResult(
         method=pooling.method,
@@ -152,9 +152,9 @@ def pooling_share(model: nn.Module, images: Tensor, options: BenchOptions) -> fl
     layers = [layer for layer in model.modules() if isinstance(layer, TokenPooling)]
     on_cuda = images.device.type == "cuda"
     inside: list[float] = []
-    watched = _recorded if on_cuda else partial(_clocked, inside)
+    timed = _recorded if on_cuda else partial(_clocked, inside)
     for layer in layers:
-        layer.forward = partial(watched, layer)  # type: ignore[method-assign]
+        layer.forward = partial(timed, layer)  # type: ignore[method-assign]
     try:
         for _ in range(2):
             forward(model, images, options)
@@ -199,7 +199,8 @@ def _profiled_share(model: nn.Module, images: Tensor, options: BenchOptions) -> 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
     """Bytes that a call allocates at most beyond what is there before it.
 
-    From the allocator on CUDA devices, from torch's profiler on the CPU; None on other devices.
+    From the allocator on CUDA devices, from torch's profiler on the CPU; None on other devices, and
+    where this torch's profiler does not tell.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -210,7 +211,9 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
         return None
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
-    assert profiler.profiler is not None
-    events: list[Any] = profiler.profiler.kineto_results.events()
+    kineto = getattr(profiler.profiler, "kineto_results", None)  # private: it may go
+    if kineto is None:
+        return None
+    events: list[Any] = kineto.events()
     changes = [(e.start_ns(), int(e.nbytes())) for e in events if e.name() == "[memory]"]
     return max(itertools.accumulate((size for _, size in sorted(changes)), initial=0))

@@ -22,13 +22,19 @@ from tpcli.config.options import PoolingOptions
 from tpcli.config.runtimes import RUNTIMES
 from tpcli.config.schedule import Schedule
 from tpcli.errors import UserError
-from tpcli.evaluation.run import floating_dtype
 from tpcli.export import export_model, quantize_onnx
 from tpcli.schedules.resolve import pool
 from tpcli.surgery import pooling_spec, unpool
-from tpcli.surgery.geometry import input_size
 
-from .clock import BenchOptions, Timing, interleaved, timing
+from .clock import (
+    BenchOptions,
+    Timing,
+    cpu_threads,
+    interleaved,
+    random_images,
+    timing,
+    timing_setup,
+)
 
 Call = Callable[[Tensor], Tensor]
 
@@ -146,27 +152,26 @@ def bench_runtimes(
     pooled = pool(copy.deepcopy(base), schedule, pooling)
     spec = pooling_spec(pooled)
     assert spec is not None
-    images = torch.randn(options.batch_size, *input_size(base), dtype=floating_dtype(base))
-    before = torch.get_num_threads()
-    threads = options.threads or before
-    torch.set_num_threads(threads)
-    try:
-        with tempfile.TemporaryDirectory(prefix="tpcli-") as folder, _hushed():
-            calls: list[Call] = []
-            took: list[float] = []
-            for name in runtimes:
-                for kind, version in (("base", base), ("pooled", pooled)):
-                    began = time.perf_counter()
-                    place = Path(folder) / kind
-                    place.mkdir(exist_ok=True)
-                    calls.append(prepare(name, version, images, threads, place))
-                    took.append(time.perf_counter() - began)
-                    on_step()
-            with torch.inference_mode():
-                apart = _differences(calls, (base, pooled), images)
-                seconds = interleaved(calls, images, _for_all(options, len(runtimes)))
-    finally:
-        torch.set_num_threads(before)
+    images = random_images(base, options, torch.device("cpu"))
+    with (
+        cpu_threads(options.threads) as threads,
+        tempfile.TemporaryDirectory(prefix="tpcli-") as folder,
+        _hushed(),
+    ):
+        calls: list[Call] = []
+        took: list[float] = []
+        for name in runtimes:
+            for kind, version in (("base", base), ("pooled", pooled)):
+                began = time.perf_counter()
+                place = Path(folder) / kind
+                place.mkdir(exist_ok=True)
+                calls.append(prepare(name, version, images, threads, place))
+                took.append(time.perf_counter() - began)
+                on_step()
+        whole = BenchOptions(options.batch_size, "cpu", seconds=options.seconds * len(runtimes))
+        with timing_setup(whole):
+            apart = _differences(calls, (base, pooled), images)
+            seconds = interleaved(calls, images, whole)
     return [
         RuntimeResult(
             runtime=name,
@@ -188,7 +193,7 @@ def bench_runtimes(
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """Without the warnings that compilers and quantizers log and raise."""
+    """Silence the warnings of compilers and quantizers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -200,14 +205,9 @@ def _hushed() -> Iterator[None]:
 
 
 def _differences(calls: Sequence[Call], models: Sequence[nn.Module], images: Tensor) -> list[float]:
-    """Largest difference of each call's answer to that of the model that it stands for."""
+    """Largest difference of each call's output to that of its model in torch."""
     expected = [model(images) for model in models]
     return [
         float((call(images).to(expected[i % 2]) - expected[i % 2]).abs().max())
         for i, call in enumerate(calls)
     ]
-
-
-def _for_all(options: BenchOptions, runtimes: int) -> BenchOptions:
-    """As long for each runtime as is asked for one."""
-    return BenchOptions(options.batch_size, "cpu", seconds=options.seconds * runtimes)

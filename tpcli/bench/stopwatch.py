@@ -15,23 +15,22 @@ from torch import Tensor, nn
 
 from tpcli.config.options import PoolingOptions
 from tpcli.config.schedule import Schedule, Tokens
-from tpcli.evaluation.run import floating_dtype
 from tpcli.schedules.flops_cost import sharing_weights
 from tpcli.surgery import PoolingSpec, TokenPooling, insert, unpool
-from tpcli.surgery.geometry import input_size, patch_tokens
-from tpcli.system.devices import explain_out_of_memory, pick_device, synchronize
+from tpcli.surgery.geometry import patch_tokens
+from tpcli.system.devices import pick_device, synchronize
 
-from .clock import BenchOptions, forward, kept_heap, passed
+from .clock import BenchOptions, forward, random_images, shuffled_rounds, timing_setup
 
 LEAST_ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class Timed:
-    """One schedule's forward, in shares of the unpooled one that was timed right beside it.
+class PartTimes:
+    """One schedule's forward, in shares of the unpooled one of the same round.
 
-    total: the whole of it. blocks, mlps, poolings: for each block, what all of it takes, its MLP
-    and its pooling; 0 where there is none.
+    total: all of it. blocks, mlps, poolings: for each block its whole, its MLP and its pooling; 0
+    where there is none.
     """
 
     tokens: Tokens
@@ -45,7 +44,7 @@ class Timed:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Timed:
+    def from_dict(cls, values: dict[str, Any]) -> PartTimes:
         """What `to_dict` gave, from JSON."""
         parts = (tuple(values[name]) for name in ("blocks", "mlps", "poolings"))
         return cls(tuple(values["tokens"]), values["total"], *parts)
@@ -57,38 +56,37 @@ def time_parts(
     schedules: Sequence[Tokens],
     options: BenchOptions,
     on_round: Callable[[float], None] | None = None,
-) -> list[Timed]:
+) -> list[PartTimes]:
     """Time the unpooled model and each of `schedules`, in turn, for `options.seconds`.
 
-    Each figure is the median of its ratios to the unpooled forward of the same round, as the
-    machine's speed drifts. What watching the parts takes is measured, by forwards that nobody
-    watches, and taken off. Nothing is compiled: parts can't be told apart in a compiled graph.
+    Each figure is the median of its ratios to the unpooled forward of the same round. Hook overhead
+    is estimated from forwards without hooks and subtracted. Nothing is compiled: a compiled graph
+    has no parts.
 
     Args:
         on_round: called with the share of the time that has passed.
 
     Raises:
-        UserError: the device is not there, or its memory runs out (says the batch size to try).
+        UserError: the device is missing, or its memory runs out; names the batch size to try.
     """
     device = pick_device(options.device)
     base = unpool(copy.deepcopy(model)).to(device).eval()
-    size, dtype = input_size(base), floating_dtype(base)
-    images = torch.randn(options.batch_size, *size, device=device, dtype=dtype)
+    images = random_images(base, options, device)
     versions = [base, *(_pooled(base, tokens, pooling) for tokens in schedules)]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(options.threads or threads)
     rounds: list[list[_Forward]] = []
-    try:
-        with kept_heap(), torch.inference_mode(), explain_out_of_memory(options.batch_size):
-            for version in versions:
-                forward(version, images, options)
-            began = time.perf_counter()
-            while len(rounds) < LEAST_ROUNDS or time.perf_counter() - began < options.seconds:
-                rounds.append([_timed(version, images, options) for version in versions])
-                if on_round is not None:
-                    on_round(passed(began, options.seconds))
-    finally:
-        torch.set_num_threads(threads)
+    with timing_setup(options):
+        for version in versions:
+            forward(version, images, options)
+        # each version twice, without hooks and with them
+        for order in shuffled_rounds(2 * len(versions), options.seconds, LEAST_ROUNDS, on_round):
+            totals, hooked = [0.0] * len(versions), [_NOTHING] * len(versions)
+            for i in order:
+                number, has_hooks = divmod(i, 2)
+                if has_hooks:
+                    hooked[number] = _hooked(versions[number], images, options)
+                else:
+                    totals[number] = _plain(versions[number], images, options)
+            rounds.append([_Forward(t, *h) for t, h in zip(totals, hooked, strict=True)])
     unpooled = (patch_tokens(base),) * len(rounds[0][0].blocks)
     wanted = [unpooled, *schedules]
     return [_median(tokens, rounds, version) for version, tokens in enumerate(wanted)]
@@ -99,17 +97,29 @@ def _pooled(base: nn.Module, tokens: Tokens, pooling: PoolingOptions) -> nn.Modu
     return insert(sharing_weights(base), PoolingSpec(schedule, pooling))
 
 
-class _Forward(NamedTuple):
-    """Seconds of a forward that nobody watches, of one that is watched, and of that one's parts."""
+class _Parts(NamedTuple):
+    """Seconds of a forward with hooks, and of its parts."""
 
-    total: float
-    watched: float
+    hooked: float
     blocks: tuple[float, ...]
     mlps: tuple[float, ...]
     poolings: tuple[float, ...]
 
 
-def _median(tokens: Tokens, rounds: Sequence[Sequence[_Forward]], version: int) -> Timed:
+_NOTHING = _Parts(0.0, (), (), ())
+
+
+class _Forward(NamedTuple):
+    """Seconds of a forward without hooks, and `_Parts` of one with them."""
+
+    total: float
+    hooked: float
+    blocks: tuple[float, ...]
+    mlps: tuple[float, ...]
+    poolings: tuple[float, ...]
+
+
+def _median(tokens: Tokens, rounds: Sequence[Sequence[_Forward]], version: int) -> PartTimes:
     """One version over all rounds, in shares of the first version's total."""
     base = np.array([each[0].total for each in rounds])
 
@@ -119,32 +129,37 @@ def _median(tokens: Tokens, rounds: Sequence[Sequence[_Forward]], version: int) 
 
     total, mlps, poolings = float(share("total")), share("mlps"), share("poolings")
     rest = np.maximum(share("blocks") - mlps - poolings, 0)
-    inside = (mlps > 0).astype(int) + (poolings > 0)  # parts that are watched inside each block
-    watching = max(0.0, float(share("watched")) - total) / (len(inside) + inside.sum())
-    blocks = mlps + poolings + np.maximum(rest - watching * inside, rest / 2)
-    return Timed(tokens, total, *(tuple(map(float, part)) for part in (blocks, mlps, poolings)))
+    inside = (mlps > 0).astype(int) + (poolings > 0)  # hooked parts inside each block
+    overhead = max(0.0, float(share("hooked")) - total) / (len(inside) + inside.sum())
+    blocks = mlps + poolings + np.maximum(rest - overhead * inside, rest / 2)
+    return PartTimes(tokens, total, *(tuple(map(float, part)) for part in (blocks, mlps, poolings)))
 
 
-def _timed(model: nn.Module, images: Tensor, options: BenchOptions) -> _Forward:
-    """Two forwards, in seconds."""
+def _plain(model: nn.Module, images: Tensor, options: BenchOptions) -> float:
+    """Seconds of a forward without hooks."""
+    stamps = _Stamps(images.device)
+    first, last = stamps.around(lambda: forward(model, images, options))
+    synchronize(images.device)
+    return stamps.between(first, last)
+
+
+def _hooked(model: nn.Module, images: Tensor, options: BenchOptions) -> _Parts:
+    """Seconds of a forward with hooks, and of its parts."""
     blocks: list[nn.Module] = list(model.blocks)  # type: ignore[arg-type]
     mlps = [getattr(block, "mlp", None) for block in blocks]
     poolings = [
         next((m for m in block.modules() if isinstance(m, TokenPooling)), None) for block in blocks
     ]
-    alone, watch = _Watch(images.device), _Watch(images.device)
-    total = alone.time(lambda: forward(model, images, options))
-    with watch.on([*blocks, *mlps, *poolings]):
-        watched = watch.time(lambda: forward(model, images, options))
+    stamps = _Stamps(images.device)
+    with stamps.on([*blocks, *mlps, *poolings]):
+        first, last = stamps.around(lambda: forward(model, images, options))
     synchronize(images.device)
-    taken = [watch.taken(module) for module in (*blocks, *mlps, *poolings)]
-    depth = len(blocks)
-    parts = (tuple(taken[i * depth : (i + 1) * depth]) for i in range(3))
-    return _Forward(alone.between(*total), watch.between(*watched), *parts)
+    kinds = ([stamps.inside(module) for module in kind] for kind in (blocks, mlps, poolings))
+    return _Parts(stamps.between(first, last), *map(tuple, kinds))
 
 
-class _Watch:
-    """Stamps before and after modules; on CUDA devices on their own clock, so nothing waits."""
+class _Stamps:
+    """Times before and after modules; on CUDA devices by their own clock, without waiting."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -158,7 +173,7 @@ class _Watch:
         synchronize(self._device)
         return time.perf_counter()
 
-    def time(self, call: Callable[[], object]) -> tuple[Any, Any]:
+    def around(self, call: Callable[[], object]) -> tuple[Any, Any]:
         """Stamps before and after a call."""
         synchronize(self._device)
         began = self.now()
@@ -171,7 +186,7 @@ class _Watch:
             return float(first.elapsed_time(last)) / 1000
         return float(last - first)
 
-    def taken(self, module: nn.Module | None) -> float:
+    def inside(self, module: nn.Module | None) -> float:
         """Seconds inside a module; 0 where there is none."""
         stamps = self._stamps.get(module, []) if module is not None else []
         return sum(self.between(*pair) for pair in zip(stamps[::2], stamps[1::2], strict=True))

@@ -19,7 +19,7 @@ from tpcli.system.ranks import gathered, team
 from tpcli.system.resume import Progress, key
 
 from .clock import BenchOptions
-from .stopwatch import Timed, time_parts
+from .stopwatch import PartTimes, time_parts
 
 LEFT = (0.7, 0.45, 0.25, 0.1, 0.0)
 """Of the default family's schedules from the weakest to the strongest, those that are timed, by the
@@ -44,7 +44,7 @@ class TimeCost(Cost):
         self,
         model: nn.Module,
         options: PoolingOptions,
-        timed: Sequence[Timed],
+        timed: Sequence[PartTimes],
         *,
         last_free: bool = False,
     ) -> None:
@@ -135,7 +135,7 @@ def time_cost(
         )
     if together:
         timed = gathered(timed)[0]
-    parts = [Timed.from_dict(values) for values in timed]
+    parts = [PartTimes.from_dict(values) for values in timed]
     return TimeCost(model, pooling, parts, last_free=last_free)
 
 

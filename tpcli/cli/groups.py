@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,10 +34,10 @@ from .values import (
 if TYPE_CHECKING:
     import torch
 
+    from tpcli.bench.clock import BenchOptions
     from tpcli.data import ImageData
     from tpcli.evaluation.run import RunOptions
     from tpcli.models.load import LoadedModel
-    from tpcli.pareto import ModelSource, SweepOptions, SweepResult
 
 
 MODEL_PANEL, DATA_PANEL, RUN_PANEL = "Model", "Data", "Run"
@@ -327,22 +327,14 @@ class ReportGroup:
         """Whether points are timed; a batch size asks for it."""
         return self.bench or self.bench_batch_size is not None
 
-    def timed(
-        self, result: SweepResult, sources: Sequence[ModelSource], options: SweepOptions
-    ) -> SweepResult:
-        """The result with a time for each point."""
+    def timing(self, device: str, amp: bool) -> BenchOptions | None:
+        """How each point is timed, if at all."""
         from tpcli.bench.clock import BenchOptions
-        from tpcli.pareto.timing import timed
         from tpcli.system.devices import pick_device, sixteen_bit_type
 
-        from . import render
-
-        kind = sixteen_bit_type(pick_device(options.run.device)) if options.run.amp else "float32"
-        bench = BenchOptions(
-            self.bench_batch_size or BATCH_SIZE,
-            str(options.run.device),
-            str(kind).removeprefix("torch."),
-            seconds=SECONDS,
-        )
-        with render.progress_bar("bench, all points in turn", None):
-            return timed(result, sources, bench)
+        if not self.is_timed:
+            return None
+        kind = sixteen_bit_type(pick_device(device)) if amp else "float32"
+        dtype = str(kind).removeprefix("torch.")
+        size = self.bench_batch_size or BATCH_SIZE
+        return BenchOptions(size, device, dtype, seconds=SECONDS)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpcli.config.choices import BOTH_FAMILIES, DEFAULT_BUDGETS, FAMILIES, SEARCHED, SWEEP_METHODS
+from tpcli.config.choices import (
+    BOTH_FAMILIES,
+    DEFAULT_BUDGETS,
+    DEFAULT_FAMILY,
+    FAMILIES,
+    SEARCHED,
+    SWEEP_METHODS,
+)
 from tpcli.config.outputs import check_report
 from tpcli.config.specs import DEMO
 from tpcli.errors import UserError
@@ -18,7 +25,7 @@ from tpcli.system.ranks import team
 from .groups import DataGroup, JsonOption, MeasureGroup, ModelGroup, ReportGroup, RunGroup
 from .option_groups import add
 from .pooling_options import METHODS_HELP, POOLING_PANEL, MethodGroup, method_names
-from .provenance import Maker, report_context
+from .provenance import CommandFor, report_context
 from .recipe_options import FinetuneGroup
 from .render import print_sweep
 from .values import BUDGETS, FOLDER, MODEL, SCHEDULE, SOME_METHODS, Value, budgets, one_of, option
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
     from tpcli.evaluation.choose import Task
     from tpcli.finetune import TrainingData
     from tpcli.models.load import LoadedModel
-    from tpcli.pareto import ModelSource, SweepOptions, SweepResult
+    from tpcli.pareto import ModelSource, Point, SweepResult
     from tpcli.report import ReportContext
 
 SCHEDULES = Value(
@@ -81,11 +88,11 @@ def pareto(
         str,
         option(
             one_of((BOTH_FAMILIES, *FAMILIES)),
-            "Schedules that budgets are met in: the default family, constant r, or both, where the "
-            "better one is the method's entry.",
+            "Schedules that meet the budgets: the default family, constant r, or both, a curve "
+            "each.",
             panel=POOLING_PANEL,
         ),
-    ] = BOTH_FAMILIES,
+    ] = DEFAULT_FAMILY,
     pooling: MethodGroup,
     source: DataGroup,
     measuring: MeasureGroup,
@@ -102,8 +109,8 @@ def pareto(
 
     Without a head or labels, draws how near the pooled model is to the unpooled one (--measure).
 
-    Points are measured once and kept: a sweep that was stopped goes on where it was, and several
-    processes with the same --cache share the work.
+    Points are measured once and kept: a stopped sweep resumes, and several processes with the same
+    --cache share the work. The report is written after every curve.
 
     Examples:
         tpcli pareto --out plot.png
@@ -129,13 +136,14 @@ def pareto(
             raise UserError(f"model {model!r} is there twice; name each model once.")
 
     from tpcli.models.load import told_apart
-    from tpcli.pareto import ModelSource, SweepOptions
+    from tpcli.pareto import ModelSource, SweepOptions, sweep
     from tpcli.pareto.cache import default_folder
     from tpcli.report import write_report
     from tpcli.report.clusters import pooled_strip
     from tpcli.system.devices import pick_device
 
     from . import render
+    from .sweep_progress import LiveSweep
 
     render.quiet()
     cache = cache or default_folder()
@@ -151,6 +159,7 @@ def pareto(
         run=run.options(device),
         measure=measuring.asked,
         bank=measuring.bank or "pooled",
+        timing=reporting.timing(device, run.amp),
     )
     sources: list[ModelSource] = []
     for loaded in told_apart({model: loading.load(model) for model in specs}):
@@ -165,27 +174,36 @@ def pareto(
         )
     first = sources[0]
     render.say_left_out(first.data, first.training.train if first.training else None)
-    result = _run(sources, options, cache)
-    if not team().is_first:
-        return
-    if reporting.is_timed:
-        result = reporting.timed(result, sources, options)
-    context = _context(sources, options, result, device)
     named = {source.loaded.name: spec for source, spec in zip(sources, specs, strict=True)}
-    command_of = Maker(named, loading, pooling, source, training).command
-    document = write_report(
-        result,
-        context,
-        reporting.out,
-        reporting.x,
-        pooled_strip(sources, result),
-        is_paper=reporting.is_paper,
-        command_of=command_of,
-    )
+    command_for = CommandFor(named, loading, pooling, source, training)
+
+    def context(result: SweepResult) -> ReportContext:
+        return _context(sources, result, device, run.amp, command_for)
+
+    def write(result: SweepResult, strip: bytes | None = None) -> dict[str, Any]:
+        return write_report(
+            result,
+            context(result),
+            reporting.out,
+            reporting.x,
+            strip,
+            is_paper=reporting.is_paper,
+        )
+
+    def write_unfinished(result: SweepResult) -> None:
+        if team().is_first:
+            write(result)
+
+    with LiveSweep(write_unfinished) as live:
+        result = sweep(sources, options, cache, live)
+        if not team().is_first:
+            return
+        live.begin("writing the report", None)
+        document = write(result, pooled_strip(sources, result))
     if as_json:
         render.print_json(document)
     else:
-        print_sweep(result, context, list(document["out"].values()), command_of)
+        print_sweep(result, context(result), list(document["out"].values()))
 
 
 def _training(
@@ -213,33 +231,19 @@ def _calibration(loaded: LoadedModel, source: DataGroup) -> ImageData:
     )
 
 
-def _run(sources: list[ModelSource], options: SweepOptions, cache: Path) -> SweepResult:
-    """The sweep with a live table of points on stderr."""
-    from tpcli.pareto import sweep
-
-    from . import render
-    from .progress import LiveSweep
-
-    def say(tasks: Sequence[Task]) -> None:
-        render.say_passed_over(tasks[0])
-
-    budgets, others = len(options.budgets), len(options.schedules)
-    points = 1 + len(options.poolings) * (budgets * len(options.families) + others)
-    if options.recipe is not None:
-        points += 1 + len(options.poolings) * (budgets + others)
-    with LiveSweep(len(sources) * points) as live:
-        return sweep(sources, options, cache, on_job=live.start, on_point=live.add, on_tasks=say)
-
-
 def _context(
-    sources: list[ModelSource], options: SweepOptions, result: SweepResult, device: str
+    sources: list[ModelSource],
+    result: SweepResult,
+    device: str,
+    amp: bool,
+    command_for: Callable[[Point], str],
 ) -> ReportContext:
     data = sources[0].data
     names = ", ".join(s.loaded.name for s in sources)
     title = f"Token Pooling of {names} on {Path(data.spec).name}"
     count = result.points[0].count
     images = f"{data.spec}, {data.split}{_bank(result.tasks[0])}"
-    return report_context(title, images, count, device, options.run.amp)
+    return report_context(title, images, count, device, amp, command_for)
 
 
 def _bank(task: Task) -> str:

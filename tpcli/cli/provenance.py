@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from tpcli.config import specs
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from tpcli.report import ReportContext
 
 
-def report_context(title: str, data: str, count: int, device: str, amp: bool) -> ReportContext:
+def report_context(
+    title: str,
+    data: str,
+    count: int,
+    device: str,
+    amp: bool,
+    command_for: Callable[[Point], str] | None = None,
+) -> ReportContext:
     """What a reader of a report needs to know of this run."""
     import datetime
     import platform
@@ -30,7 +37,7 @@ def report_context(title: str, data: str, count: int, device: str, amp: bool) ->
     from tpcli.report import ReportContext
     from tpcli.version import __version__
 
-    return ReportContext(
+    context = ReportContext(
         title=title,
         data=data,
         count=count,
@@ -45,13 +52,14 @@ def report_context(title: str, data: str, count: int, device: str, amp: bool) ->
         },
         date=datetime.date.today().isoformat(),
     )
+    return context if command_for is None else replace(context, command_for=command_for)
 
 
 @dataclass(frozen=True)
-class Maker:
-    """Writes the command that makes a point: `tpcli apply`, or `finetune` of one that was trained.
+class CommandFor:
+    """The command that makes a point: `tpcli apply`, or `finetune` of one that was trained.
 
-    specs: what each model of the sweep was given as, by its name in it.
+    specs: the MODEL argument of each model of the sweep, by its name.
     """
 
     specs: Mapping[str, str]
@@ -60,7 +68,7 @@ class Maker:
     source: DataGroup
     training: FinetuneGroup
 
-    def command(self, point: Point) -> str:
+    def __call__(self, point: Point) -> str:
         """The command, or nothing for a model as it came."""
         from tpcli.pareto.points import FINETUNED
 

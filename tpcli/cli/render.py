@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tpcli.data import ImageData
     from tpcli.evaluation.choose import Task
-    from tpcli.pareto import Point, SweepResult
+    from tpcli.pareto import SweepResult
     from tpcli.report import ReportContext
 
 
@@ -233,14 +233,8 @@ def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int]
         yield lambda amount: bar.advance(task, amount)
 
 
-def print_sweep(
-    result: SweepResult,
-    context: ReportContext,
-    written: Sequence[str],
-    command_of: Callable[[Point], str],
-) -> None:
+def print_sweep(result: SweepResult, context: ReportContext, written: Sequence[str]) -> None:
     """A table for each model, the headlines, commands of the frontier, and the verdict."""
-    from tpcli.pareto import recommend
     from tpcli.report.pareto import table_rows
 
     measure = MEASURES[result.points[0].measure]
@@ -268,17 +262,17 @@ def print_sweep(
         for headline in entry.both:
             say(headline.words)
     cheap_first = sorted(result.frontier, key=lambda p: p.gflops)
-    commands = {command_of(p): p for p in cheap_first if not p.is_base}
+    commands = {context.command_for(p): p for p in cheap_first if not p.is_base}
     if commands:
         print("\nThe frontier, from cheap to dear:")
     for command, p in commands.items():
         share = f"{100 * p.gflops_ratio:.0f}% of the GFLOPs"
-        say(f"# {p.model}, {p.method}: {share}, {measure.label} {p.score:.2f}%")
+        say(f"# {p.model}, {p.curve}: {share}, {measure.label} {p.score:.2f}%")
         say(command)
-    advice = recommend(result.points)
+    advice = result.recommendation
     if advice is not None:
         print()
         say(advice.words)
         if advice.point is not None:
-            say(command_of(advice.point))
+            say(context.command_for(advice.point))
     say("written: " + ", ".join(written))

@@ -26,7 +26,7 @@ SEARCHED = "search"
 """In place of a schedule: one that is searched for each method."""
 
 # Which methods are compared, the recommended one first
-SWEEP_METHODS = ("ward", "k-medoids", "k-means", "wk-medoids")
+SWEEP_METHODS = ("ward", "tome")
 OPTIMIZE_METHODS = ("ward", "tome")
 ANALYZE_METHODS = ("ward", "tome", "random")
 

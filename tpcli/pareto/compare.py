@@ -11,17 +11,17 @@ import numpy as np
 from tpcli.config.measures import MEASURES
 from tpcli.stats import drop, holm, paired_p_value
 
-from .points import FINETUNED, Point
+from .points import FINETUNED, Point, spoken
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A point of one method against the reference method's point at the same budget.
+    """A point of one curve against the reference curve's point at the same budget.
 
-    difference: points that `method` is above `reference`, with its 95% interval for pairs. p_value:
+    difference: points that `method` is above `reference`, with its paired 95% interval. p_value:
     exact McNemar test of shares, paired t-test of means. p_holm: the same, corrected by Holm's rule
-    for the number of comparisons made together. gflops_ratio, reference_gflops_ratio: what the two
-    really cost, as budgets are met from below.
+    for the number of comparisons made together. gflops_ratio, reference_gflops_ratio: measured
+    costs, as budgets are met from below.
     """
 
     model: str
@@ -41,28 +41,28 @@ class Comparison:
 
 
 def compare(points: Sequence[Point], reference: str) -> list[Comparison]:
-    """Every pooled point against the one of `reference` with the same model and budget.
+    """Every pooled point against that of the curve `reference` with the same model and budget.
 
-    Fine-tuned points are held against the fine-tuned ones of `reference`.
+    Fine-tuned points are compared with the fine-tuned ones of `reference`.
     """
     pooled = [p for p in points if not p.is_base]
     anchors = {
         (p.model, p.asked, p.epochs): p
         for p in pooled
-        if p.method.removesuffix(FINETUNED) == reference
+        if p.curve.removesuffix(FINETUNED) == reference
     }
     pairs = [
         (p, anchors[p.model, p.asked, p.epochs])
         for p in pooled
-        if p.method.removesuffix(FINETUNED) != reference and (p.model, p.asked, p.epochs) in anchors
+        if p.curve.removesuffix(FINETUNED) != reference and (p.model, p.asked, p.epochs) in anchors
     ]
     p_values = [paired_p_value(anchor.each, point.each) for point, anchor in pairs]
     return [
         Comparison(
             model=point.model,
             schedule=point.asked,
-            method=point.method,
-            reference=anchor.method,
+            method=point.curve,
+            reference=anchor.curve,
             difference=-lost.points,
             ci95=(-lost.high, -lost.low),
             p_value=p_value,
@@ -80,29 +80,28 @@ def compare(points: Sequence[Point], reference: str) -> list[Comparison]:
     ]
 
 
-def score_at(points: Sequence[Point], method: str, model: str, ratio: float) -> float | None:
-    """Score of a method's curve at a share of the base FLOPs; None outside the measured points."""
-    own = [p for p in points if p.model == model and p.method == method]
+def score_at(points: Sequence[Point], curve: str, model: str, ratio: float) -> float | None:
+    """Score of a curve at a share of the base FLOPs; None outside the measured points."""
+    own = [p for p in points if p.model == model and p.curve == curve]
     bases = [p for p in points if own and p.is_base_of(own[0])]
-    curve = sorted([*own, *bases], key=lambda p: p.gflops_ratio)
-    ratios = [p.gflops_ratio for p in curve]
+    measured = sorted([*own, *bases], key=lambda p: p.gflops_ratio)
+    ratios = [p.gflops_ratio for p in measured]
     if not ratios or not ratios[0] <= ratio <= ratios[-1]:
         return None
-    return float(np.interp(ratio, ratios, [p.score for p in curve]))
+    return float(np.interp(ratio, ratios, [p.score for p in measured]))
 
 
 CHEAPER = 0.99
-"""Share of what the base costs below which a point saves anything."""
+"""A point saves computation if it costs less than this share of the base."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The cheapest point that loses little, held against the best model without pooling.
+    """The cheapest point that loses little against the best model without pooling.
 
-    Where points were timed, cheap are those that take little time; else those of few GFLOPs.
-
-    point: None where every point loses more. allowed: points of the measure that it may lose, as
-    measured. difference: of the point to the base, with its 95% interval on the same images.
+    Cost is time where points were timed, else GFLOPs. point: None where every point loses more.
+    allowed: measured points of the measure that it may lose. difference: of the point to the base,
+    with its paired 95% interval.
     """
 
     base: Point
@@ -121,10 +120,11 @@ class Recommendation:
                 "1, or fine-tune with pooling in place."
             )
         p = self.point
-        what = "without pooling" if p.is_base else f"pooled by {p.method.removesuffix(FINETUNED)}"
+        curve = spoken(p.curve.removesuffix(FINETUNED))
+        what = "without pooling" if p.is_base else f"pooled by {curve}"
         trained = " and fine-tuned" if p.epochs else ""
         whose = "its" if p.model == self.base.model else f"{self.base.model}'s"
-        faster = f", {p.more['speedup']:.2f} times as fast" if "speedup" in p.more else ""
+        faster = f", {p.time.speedup:.2f} times as fast" if p.time else ""
         verdict = (
             f"Take {p.model} {what}{trained}, at {100 * p.gflops / self.base.gflops:.0f}% of "
             f"{whose} GFLOPs{faster}: {p.score:.2f}% {measure.label}"
@@ -140,7 +140,7 @@ class Recommendation:
     @property
     def rule(self) -> str:
         """How the point was chosen."""
-        cheapest = "fastest" if "latency_ms" in self.base.more else "cheapest"
+        cheapest = "fastest" if self.base.time else "cheapest"
         return f"The {cheapest} point measured that loses at most {self._lost} on these images."
 
     @property
@@ -178,8 +178,8 @@ def recommend(points: Sequence[Point]) -> Recommendation | None:
 
     def cost(p: Point) -> float:
         """As a share of the base's; costs nearer than a hundredth count as equal."""
-        if "latency_ms" in p.more and "latency_ms" in base.more:
-            return round(p.more["latency_ms"] / base.more["latency_ms"], 2)
+        if p.time and base.time:
+            return round(p.time.latency_ms / base.time.latency_ms, 2)
         return round(p.gflops / base.gflops, 2)
 
     cheaper = [p for p in points if cost(p) < CHEAPER]

@@ -55,11 +55,11 @@ class Headline:
     same_flops_accuracy_gain: points over the unpooled models' own curve, at the GFLOPs where the
     gain is largest; None with fewer than two models, and where all of them have 100. asked: at how
     many points below the base the sentence tells what is saved; None for the first where there is
-    something to tell. untrained: of a method that was fine-tuned, the same against the unpooled
+    something to tell. untrained: of a fine-tuned curve, the same against the unpooled
     models before any training. is_against_untrained: whether this is such a one.
     """
 
-    method: str
+    curve: str
     model: str
     same_accuracy_flops_saving: dict[str, Saving | None]
     same_flops_accuracy_gain: Saving | None
@@ -75,9 +75,9 @@ class Headline:
         return (self,) if self.untrained is None else (self, self.untrained)
 
     @property
-    def curve(self) -> str:
-        """The method, and what it is held against, for people."""
-        name = spoken(self.method)
+    def label(self) -> str:
+        """The curve, and what it is compared with, for people."""
+        name = spoken(self.curve)
         return name + (", against the model before training" if self.is_against_untrained else "")
 
     @property
@@ -103,7 +103,7 @@ class Headline:
     @property
     def words(self) -> str:
         """The headline as a sentence."""
-        name, noun = self.curve, MEASURES[self.measure].noun
+        name, noun = self.label, MEASURES[self.measure].noun
         is_of_unpooled = MEASURES[self.measure].is_of_unpooled
         if self.told is None:
             below = self.asked or self.steps[-1]
@@ -152,29 +152,29 @@ def kept(below: str) -> str:
     return f"{100 - float(below):g}%"
 
 
-def headline(points: Sequence[Point], method: str, model: str | None = None) -> Headline:
-    """The headline of `method`.
+def headline(points: Sequence[Point], curve: str, model: str | None = None) -> Headline:
+    """The headline of a curve.
 
-    Interpolates linearly on measured points, never beyond them. A method that was fine-tuned is
-    held against the models that were fine-tuned as long, and against those before training.
+    Interpolates linearly on measured points, never beyond them. A fine-tuned curve is
+    compared with models that were fine-tuned as long, and with those before training.
 
     Args:
         model: whose savings these are, and whose pooled points may gain; left out, savings are the
             best model's, and any model's points may gain.
     """
-    pooled = [p for p in points if p.method == method and model in (None, p.model)]
+    pooled = [p for p in points if p.curve == curve and model in (None, p.model)]
     epochs = {p.epochs for p in pooled}
     bases = [p for p in points if p.is_base and p.epochs in epochs]
-    found = _against(bases, pooled, method, model)
+    found = _against(bases, pooled, curve, model)
     untrained = [p for p in points if p.is_base and not p.epochs]
     if not any(epochs) or not untrained or MEASURES[found.measure].is_of_unpooled:
         return found
-    before = _against(untrained, pooled, method, model)
+    before = _against(untrained, pooled, curve, model)
     return replace(found, untrained=replace(before, is_against_untrained=True))
 
 
 def _against(
-    bases: Sequence[Point], pooled: Sequence[Point], method: str, model: str | None
+    bases: Sequence[Point], pooled: Sequence[Point], curve: str, model: str | None
 ) -> Headline:
     """The headline of pooled points against models without pooling."""
     base = max((b for b in bases if model in (None, b.model)), key=lambda p: p.score)
@@ -195,8 +195,8 @@ def _against(
     for below in measure.steps:
         value = flops_saving(ratios, scores, top - below)
         draws = [
-            flops_saving(ratios, curve, float(target[0]) - below)
-            for curve, target in zip(curves, reference, strict=True)
+            flops_saving(ratios, drawn, float(target[0]) - below)
+            for drawn, target in zip(curves, reference, strict=True)
         ]
         interval = _interval(draws)
         savings[f"{below:.1f}"] = None if value is None else Saving(value, interval, most)
@@ -204,7 +204,7 @@ def _against(
     if len(bases) > 1 and not measure.is_of_unpooled:
         pooled_curves = resampled[:, len(own) + len(bases) :]
         gain, where = _accuracy_gain(bases, pooled, base_curves, pooled_curves)
-    return Headline(method, base.model, savings, gain, where, measure.name)
+    return Headline(curve, base.model, savings, gain, where, measure.name)
 
 
 def flops_saving(ratios: Floats, scores: Floats, target: float) -> float | None:

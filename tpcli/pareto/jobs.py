@@ -1,11 +1,11 @@
-"""What is swept: models with what their points share, and the points that are measured."""
+"""The points of a sweep: which there are, and how one is measured."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -110,14 +110,28 @@ class Job:
 
     @property
     def method(self) -> str:
-        """The name of the curve that the point is on."""
+        """The method, and whether it is fine-tuned."""
         method = self.options.method if self.options else BASE
         return method + FINETUNED if self.recipe else method
+
+    @property
+    def curve(self) -> str:
+        """The name of the curve that the point is on: of a further family, with its name."""
+        return self.method + (f"/{self.family}" if self.is_further else "")
 
     @property
     def label(self) -> str:
         """Model, method and schedule, for people."""
         return f"{self.subject.name} {self.method} {self.schedule}"
+
+    @property
+    def work(self) -> float:
+        """Images to run through the unpooled model that take about as long."""
+        data, training = self.subject.task.data, self.subject.given.training
+        images = data.count or 0
+        if self.recipe is not None and training is not None:
+            images += 3 * self.recipe.epochs * (training.train.count or 0)
+        return images * (self.budget or 1.0)
 
     @cached_property
     def key(self) -> str:
@@ -156,8 +170,8 @@ class Job:
         return self.budget is None or self.budget == min(self.subject.options.budgets)
 
     @property
-    def is_spare(self) -> bool:
-        """Whether another family's point stands in where this one's budget can't be reached."""
+    def is_further(self) -> bool:
+        """Whether it is of a further family, which may not reach every budget."""
         return self.family not in ("", self.subject.options.families[0])
 
     @property
@@ -167,7 +181,7 @@ class Job:
 
 
 class Subject:
-    """A model of the sweep with what its points share: hashes, images, FLOPs counts, searches."""
+    """A model of the sweep with everything that its points share: hashes, images, counts."""
 
     def __init__(self, source: ModelSource, task: Task, options: SweepOptions, cache: Path) -> None:
         self.given = source
@@ -288,26 +302,32 @@ def jobs(sources: Sequence[ModelSource], options: SweepOptions, cache: Path) -> 
             ]
             wanted += [Job(subject, method, schedule, None) for schedule in options.schedules]
     if options.recipe is not None:
-        wanted += [replace(job, recipe=options.recipe) for job in wanted if not job.is_spare]
+        wanted += [replace(job, recipe=options.recipe) for job in wanted if not job.is_further]
     return wanted
 
 
-OnJob = Callable[[str, int | None], Callable[[int], None]]
-"""Called with a label and a number of steps where something begins; returns what is called with the
+Begin = Callable[[str, int | None], Callable[[int], None]]
+"""Called with what begins and its number of steps, where known; returns what is called with the
 steps done."""
 
 
-def measure(job: Job, on_job: OnJob | None = None) -> Point:
+def measure(job: Job, begin: Begin) -> Point:
     """One point; the subject's model is left unpooled and as it was trained before."""
     subject = job.subject
+
+    def begin_pass(what: str, images: int | None) -> Callable[[int], None]:
+        return begin(f"{job.label}: evaluating {what}".strip(), images)
+
     try:
-        model = _pooled(job, on_job)
+        model = _pooled(job, begin)
         spec = pooling_spec(model)
         tokens = spec.schedule.tokens if spec else ()
         if job.recipe is not None:
-            model = _trained(job, model, on_job)
+            model = _trained(job, model, begin)
+        begin(f"{job.label}: counting FLOPs", None)
         count = count_flops(model)
-        found = subject.measurer.measure(model, partial(_begin, job, on_job) if on_job else None)
+        begin_pass("", subject.task.data.count)
+        found = subject.measurer.measure(model, begin_pass)
     finally:
         unpool(subject.model)
     return Point(
@@ -332,15 +352,11 @@ def measure(job: Job, on_job: OnJob | None = None) -> Point:
         family=job.family,
         more=found.more,
         each=found.each,
+        curve=job.curve,
     )
 
 
-def _begin(job: Job, on_job: OnJob, label: str, images: int | None) -> Callable[[int], None]:
-    """Say that a model begins to run over images."""
-    return on_job(f"{job.label} {label}".strip(), images)
-
-
-def _pooled(job: Job, on_job: OnJob | None) -> nn.Module:
+def _pooled(job: Job, begin: Begin) -> nn.Module:
     """The subject's own model, pooled as the job says."""
     model = job.subject.model
     if job.options is None:
@@ -349,22 +365,22 @@ def _pooled(job: Job, on_job: OnJob | None) -> nn.Module:
 
     def on_trial(done: int, total: int) -> None:
         nonlocal advance
-        if on_job is not None and advance is None:
-            advance = on_job(f"{job.subject.name} {job.method} searching schedules", total)
-        if advance is not None:
-            advance(1)
+        if advance is None:
+            advance = begin(f"{job.subject.name} {job.method}: searching schedules", total)
+        advance(1)
 
+    begin(f"{job.label}: solving the budget" if job.budget else f"{job.label}: pooling", None)
     return pool(model, job.subject.schedule(job, on_trial), job.options)
 
 
-def _trained(job: Job, model: nn.Module, on_job: OnJob | None) -> nn.Module:
-    """A copy of `model` after fine-tuning; a run that was stopped goes on."""
+def _trained(job: Job, model: nn.Module, begin: Begin) -> nn.Module:
+    """A copy of `model` after fine-tuning; a run that was stopped resumes."""
     from tpcli.finetune import Watcher, finetune
 
     subject, recipe = job.subject, job.recipe
     assert recipe is not None
     if job.options is None and subject.learns_from_itself:
-        return model  # it is what it would learn from
+        return model  # it would learn from itself
     assert subject.given.training is not None
 
     class Images(Watcher):
@@ -385,9 +401,7 @@ def _trained(job: Job, model: nn.Module, on_job: OnJob | None) -> nn.Module:
     folder = subject.cache / "finetuned" / job.key
     images = subject.given.training.train.count
     total = None if images is None else recipe.epochs * images
-    watcher = None
-    if on_job is not None:
-        watcher = Images(on_job(f"{job.label} training", total), recipe.batch_size)
+    watcher = Images(begin(f"{job.label}: training", total), recipe.batch_size)
     finetune(
         replace(subject.given.loaded, model=copy.deepcopy(model)),
         subject.given.training,

@@ -1,4 +1,4 @@
-"""What a sweep is asked for: models with their images, and the curves that are wanted."""
+"""Options of a sweep: models with their images, and curves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tpcli.bench.clock import BenchOptions
 from tpcli.config.choices import DEFAULT_FAMILY
 from tpcli.config.options import PoolingOptions
 from tpcli.config.recipe import Recipe
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 class ModelSource:
     """A model of the sweep and the images it is measured on.
 
-    training: what it is fine-tuned on. calibration: what schedules are searched on. Both only where
-    the sweep asks for it. open_bank: opens the training images for `knn`.
+    training: images to fine-tune on. calibration: images to search schedules on. Both only where
+    the sweep needs them. open_bank: opens the training images for `knn`.
     """
 
     loaded: LoadedModel
@@ -34,7 +35,7 @@ class ModelSource:
 
     @property
     def candidate(self) -> Candidate:
-        """What measures are chosen for."""
+        """For the choice of a measure."""
         return Candidate(self.loaded.model, self.loaded.name, self.data, self.open_bank)
 
 
@@ -42,12 +43,12 @@ class ModelSource:
 class SweepOptions:
     """What to measure besides the models.
 
-    poolings: how to pool, one curve each. budgets: shares of the base FLOPs, one point each.
-    schedules: further schedule specs, one point each. families: that each budget is measured in;
-    the best of them is its method's entry. search stands for one that is found by a search, one for
-    each method. recipe: fine-tune every point of the first family, the models without pooling too,
-    and measure it before and after. measure: by its name; None for the first that all models and
-    data allow. bank: whose features `knn` seeks neighbours among, "pooled" or "unpooled".
+    poolings: one curve each. budgets: shares of the base FLOPs, one point each. schedules: further
+    schedule specs, one point each. families: of schedules that budgets are met in, one curve of
+    each method for each; "search" searches schedules for each method. recipe: fine-tune every
+    point of the first family, and the models without pooling, and measure before and after. run:
+    how models run over images. measure: by its name; None for the first that all models and data
+    allow. bank: whose features `knn` searches, "pooled" or "unpooled". timing: time all points too.
     """
 
     poolings: Sequence[PoolingOptions]
@@ -58,3 +59,4 @@ class SweepOptions:
     run: RunOptions = field(default_factory=RunOptions)
     measure: str | None = None
     bank: str = "pooled"
+    timing: BenchOptions | None = None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tpcli.config.measures import MEASURES
+from tpcli.config.schedule import CONSTANT
 from tpcli.stats import Each, mean
 
 BASE = "none"
@@ -19,8 +20,6 @@ BASE = "none"
 
 FINETUNED = "+finetuned"
 """What is added to the method of a point that was measured after fine-tuning."""
-
-"""Families of schedules that a budget is met in; the last is what `tpcli.search` finds."""
 
 NUMBERS = [
     *("gflops", "gflops_ratio", "pooling_gflops", "score", "score_lo", "score_hi"),
@@ -52,9 +51,22 @@ CSV_COLUMNS = [
 """Of a report; top1 to top5 only where they are measured, and behind these what a measure adds."""
 
 
-def spoken(method: str) -> str:
+def spoken(curve: str) -> str:
     """The name of a curve, for people."""
-    return method.replace(FINETUNED, ", fine-tuned")
+    return curve.replace(CONSTANT, ", constant r").replace(FINETUNED, ", fine-tuned")
+
+
+@dataclass(frozen=True)
+class PointTime:
+    """Time of a point's forward on random images, all points of its model timed in turn.
+
+    latency_ms: median of a batch. speedup: median ratio to the model without pooling in the same
+    round.
+    """
+
+    latency_ms: float
+    speedup: float
+    bench_batch_size: int
 
 
 @dataclass(frozen=True)
@@ -62,11 +74,12 @@ class Point:
     """A model under one method and schedule.
 
     budget: the share of the base's FLOPs that was asked for, None for other schedules. gflops:
-    multiply-adds per image. measure: what score is, in percent, with its 95% interval. more: what
-    was measured beside it, by its name in files, top1 too where that is the measure. each: (count,)
-    the score of each image, for paired comparisons. epochs: of fine-tuning; `method` then ends in
-    FINETUNED. family: of schedules that the budget was met in ("default", "constant", "search"),
-    nothing for other schedules.
+    multiply-adds per image. measure: what score is, in percent, with its 95% interval. more: other
+    values of the measure by their names in files, top1 too where that is the measure. each:
+    (count,) the score of each image, for paired comparisons. epochs: of fine-tuning; `method` then
+    ends in FINETUNED. family: of schedules that the budget was met in ("default", "constant",
+    "search"), nothing for other schedules. curve: the method, and behind it the family where a
+    sweep has several. time: where the point was timed.
     """
 
     model: str
@@ -91,6 +104,11 @@ class Point:
     on_frontier: bool = False
     more: Mapping[str, float] = field(default_factory=dict)
     each: Each = field(default_factory=lambda: np.zeros(0, bool), repr=False, compare=False)
+    curve: str = ""
+    time: PointTime | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "curve", self.curve or self.method)
 
     @property
     def is_base(self) -> bool:
@@ -107,11 +125,11 @@ class Point:
         return f"{self.budget:g}" if self.budget is not None else self.schedule
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, those of `more` beside the others, without the score of each image."""
+        """Plain values, those of `more` and `time` among them; not the score of each image."""
         values = asdict(self)
         del values["each"]
-        more = values.pop("more")
-        return {**values, **more}
+        more, time = values.pop("more"), values.pop("time")
+        return {**values, **more, **(time or {})}
 
     def to_file(self) -> dict[str, Any]:
         """Plain values, with the score of each image as base64: packed bits, or float32."""
@@ -126,12 +144,12 @@ class Point:
         Raises:
             ValueError, KeyError, TypeError: it is not whole, or does not agree with itself.
         """
-        values = {f.name: document[f.name] for f in fields(cls)}
+        values = {f.name: document[f.name] for f in fields(cls) if f.name != "time"}
         numbers = [*NUMBERS, *values["more"]]
         for name in numbers if values["budget"] is None else [*numbers, "budget"]:
             if isinstance(document[name], bool) or not math.isfinite(document[name]):
                 raise ValueError(f"{name} is {document[name]!r}")
-        for name in ("model", "method", "schedule", "measure"):
+        for name in ("model", "method", "schedule", "measure", "curve"):
             if not isinstance(values[name], str):
                 raise ValueError(f"{name} is {values[name]!r}")
         count = values["count"]
@@ -149,16 +167,6 @@ class Point:
         values["tokens"] = tuple(map(operator.index, values["tokens"]))
         values["unreadable"] = tuple(map(str, values["unreadable"]))
         return cls(**values)
-
-
-def entries(points: Iterable[Point]) -> list[Point]:
-    """Of points that differ in their family alone, the best; the first where several are."""
-    best: dict[tuple[str, str, str, int], Point] = {}
-    for point in points:
-        key = (point.model, point.method, point.asked, point.epochs)
-        if key not in best or point.score > best[key].score:
-            best[key] = point
-    return list(best.values())
 
 
 def frontier(points: Iterable[Point]) -> list[Point]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -16,8 +15,9 @@ from tpcli.config.outputs import ANALYSIS_FORMAT, report_paths
 from tpcli.system.files import replacing, write_text
 from tpcli.system.text import as_code, as_markdown, visible
 
+from .context import ReportContext
 from .figure import BASE_COLOUR, COLOURS, PLAIN, figure_bytes
-from .pareto import ReportContext, render
+from .pareto import render
 from .tables import analysis_frame, csv_text, kept_table, markdown_table, measures_table
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def write_analysis(
         **found.to_dict(),
         "verdict": list(verdict(found)),
         "out": {kind: str(path) for kind, path in paths.items() if kind != "json"},
-        "made_by": asdict(context),
+        "made_by": context.to_dict(),
     }
     write_text(paths["json"], json.dumps(document, indent=2) + "\n")
     with replacing(plot) as fresh:

@@ -281,10 +281,10 @@ def pooled_strip(sources: Sequence[ModelSource], result: SweepResult) -> bytes |
 def _headline_point(result: SweepResult) -> Point | None:
     """The pooled point whose FLOPs are nearest to those of the first headline."""
     for headline in result.headlines:
-        if headline.method.endswith(FINETUNED):
+        if headline.curve.endswith(FINETUNED):
             continue
         wanted = 1 - headline.told[1].value if headline.told else ELSEWHERE
-        own = [p for p in result.points if (p.method, p.model) == (headline.method, headline.model)]
+        own = [p for p in result.points if (p.curve, p.model) == (headline.curve, headline.model)]
         if own:
             return min(own, key=lambda p: abs(p.gflops_ratio - wanted))
     return None

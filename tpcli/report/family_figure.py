@@ -9,7 +9,7 @@ import numpy as np
 
 from tpcli.config.measures import MEASURES
 from tpcli.pareto import Headline, Point, frontier
-from tpcli.pareto.points import FINETUNED
+from tpcli.pareto.points import FINETUNED, spoken
 from tpcli.system.text import visible
 
 from .figure import BASE_COLOUR, COLOURS, MARKERS, Axis, axis_for, write_title
@@ -46,17 +46,17 @@ def family_figure(
     axes = figure.add_subplot()
     axis = axis_for(x, points)
     bases = [p for p in points if p.is_base]
-    methods = list(dict.fromkeys(p.method.removesuffix(FINETUNED) for p in points if not p.is_base))
+    methods = list(dict.fromkeys(p.curve.removesuffix(FINETUNED) for p in points if not p.is_base))
     _draw_frontier(axes, points, axis)
     for i, model in enumerate(dict.fromkeys(p.model for p in points)):
-        for curve in dict.fromkeys(p.method for p in points if not p.is_base):
-            own = [p for p in points if p.model == model and p.method == curve]
+        for curve in dict.fromkeys(p.curve for p in points if not p.is_base):
+            own = [p for p in points if p.model == model and p.curve == curve]
             base = next((b for b in bases if own and b.is_base_of(own[0])), None)
             if base is not None:
                 rank = methods.index(curve.removesuffix(FINETUNED))
                 _draw_curve(axes, own, base, COLOURS[i % len(COLOURS)], rank, axis)
     _draw_baseline(axes, bases, axis)
-    told = [h for h in headlines if h.method.removesuffix(FINETUNED) in methods[:1]]
+    told = [h for h in headlines if h.curve.removesuffix(FINETUNED) in methods[:1]]
     if x == "gflops" and told:
         _draw_arrows(axes, points, told[-1])
     axes.set_xlabel(axis.label)
@@ -148,7 +148,7 @@ def _leave_out_the_depths(axes: Axes, points: Sequence[Point], bases: Sequence[P
 
 def _draw_arrows(axes: Axes, points: Sequence[Point], told: Headline) -> None:
     """Left: less computation at equal score. Up: a higher score for equal computation."""
-    epochs = next(p.epochs for p in points if p.method == told.method)
+    epochs = next(p.epochs for p in points if p.curve == told.curve)
     bases = sorted((p for p in points if p.is_base and p.epochs == epochs), key=lambda p: p.gflops)
     own = next(b for b in bases if b.model == told.model)
     style: dict[str, Any] = {"arrowstyle": "-|>", "color": ARROW, "linewidth": 1.8, "shrinkA": 0}
@@ -195,7 +195,7 @@ def _draw_legend(
         ),
         *(
             Line2D([], [], color="#777777", marker=MARKERS[i % len(MARKERS)], linestyle="none",
-                   markersize=5.5 if i == 0 else 4, label=method)
+                   markersize=5.5 if i == 0 else 4, label=spoken(method))
             for i, method in enumerate(methods)
         ),
         Line2D([], [], color="#777777", linewidth=7, alpha=0.3, label="frontier"),

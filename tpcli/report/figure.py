@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 BASE_COLOUR = "#222222"
 PAPER, PAPER_FONT = (3.4, 2.5), 7
 """Inches of a figure in one of two columns, and points of its letters."""
-TITLE_WIDTH = 72
+TITLE_WIDTH, PAPER_TITLE_WIDTH = 72, 56
 """Characters in a line of a title."""
 
 PLAIN: dict[str, Any] = {"parse_math": False, "usetex": False}
@@ -59,12 +60,12 @@ TIMED = {
 
 
 def _timed_ms(p: Point) -> float:
-    return p.more["latency_ms"] / p.more["bench_batch_size"]
+    return p.time.latency_ms / p.time.bench_batch_size if p.time else math.nan
 
 
 def axis_for(x: str, points: Sequence[Point]) -> Axis:
     """The axis of that name in `AXES`; speed by the clock of the benchmark where there is one."""
-    timed = all("latency_ms" in p.more for p in points)
+    timed = all(p.time is not None for p in points)
     return TIMED[x] if timed and x in TIMED else AXES[x]
 
 
@@ -83,11 +84,11 @@ def pareto_figure(points: Sequence[Point], title: str, x: str = "gflops") -> Fig
     axes = figure.add_subplot()
     axis = axis_for(x, points)
     bases = [p for p in points if p.is_base]
-    curves = list(dict.fromkeys(p.method for p in points if not p.is_base))
+    curves = list(dict.fromkeys(p.curve for p in points if not p.is_base))
     names = list(dict.fromkeys(curve.removesuffix(FINETUNED) for curve in curves))
     for curve in curves:
         style = names.index(curve.removesuffix(FINETUNED))
-        own = sorted((p for p in points if p.method == curve), key=lambda p: p.gflops)
+        own = sorted((p for p in points if p.curve == curve), key=lambda p: p.gflops)
         base = next(b for b in bases if b.is_base_of(own[0]))
         _draw_curve(axes, own, base, style, spoken(curve), axis)
     _draw_bases(axes, bases, axis)
@@ -112,7 +113,7 @@ def write_title(axes: Axes, title: str) -> None:
 
 
 def figure_bytes(figure: Figure, suffix: str) -> bytes:
-    """The figure as a file of that suffix (.png, .svg or .pdf), marked as ours, without a date."""
+    """The figure as a file of that suffix (.png, .svg or .pdf), marked as ours and undated."""
     from matplotlib import rc_context
 
     buffer = io.BytesIO()
@@ -133,14 +134,18 @@ def small_picture(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def as_paper(figure: Figure) -> None:
-    """Make a figure as wide as a column of a paper, where its caption is its title."""
+def as_paper(figure: Figure, *, has_title: bool = False) -> None:
+    """Make a figure as wide as a column of a paper, where its caption is its title.
+
+    has_title: keep the title all the same.
+    """
     from matplotlib.lines import Line2D
     from matplotlib.text import Text
 
     figure.set_size_inches(PAPER)
     for axes in figure.axes:
-        axes.set_title("", loc="left")
+        title = " ".join(axes.get_title(loc="left").split()) if has_title else ""
+        axes.set_title("\n".join(textwrap.wrap(title, PAPER_TITLE_WIDTH)), loc="left", **PLAIN)
     for text in figure.findobj(Text):
         text.set_fontsize(PAPER_FONT)
     for line in figure.findobj(Line2D):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,9 @@ from tpcli.surgery import PoolingSpec, insert, unpooled
 from tpcli.system.files import check_output, replacing
 from tpcli.system.text import visible
 
+from .context import ReportContext
 from .figure import BASE_COLOUR, COLOURS, MARKERS, figure_bytes, write_title
-from .pareto import PER_IMAGE, ReportContext, render
+from .pareto import PER_IMAGE, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def save_optimized(
     check_output(folder, force, is_folder=True, kind=OPTIMIZED_MODEL_KIND)
     chosen = result.chosen.candidate
     schedule = Schedule(chosen.tokens, result.patch_tokens)
-    document = {**result.to_dict(), "made_by": asdict(context)}
+    document = {**result.to_dict(), "made_by": context.to_dict()}
     with unpooled(model), replacing(folder) as fresh:
         insert(model, PoolingSpec(schedule, chosen.plan.options))
         save(model, fresh)

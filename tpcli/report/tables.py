@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from pandas import DataFrame
 
 from tpcli.analysis.result import KEEP, STAGE_MEASURES, Analysis
-from tpcli.config.choices import CONSTANT_FAMILY
 from tpcli.config.measures import MEASURES
 from tpcli.pareto import Point, SweepResult
 from tpcli.pareto.compare import score_at
 from tpcli.pareto.headline import Headline, Saving, kept
-from tpcli.pareto.points import CSV_COLUMNS, FINETUNED, spoken
+from tpcli.pareto.points import CSV_COLUMNS, PointTime, spoken
 from tpcli.stats import signed
 from tpcli.system.text import as_cell, as_markdown, visible
 
@@ -28,10 +28,6 @@ HEADINGS = {
     **{name: heading for m in MEASURES.values() for name, heading in m.more},
 }
 """What columns are headed by, where it is not their name."""
-
-
-TIMED = ("latency_ms", "speedup", "bench_batch_size")
-"""Columns of points that were timed."""
 
 
 def csv_text(frame: DataFrame) -> str:
@@ -56,15 +52,17 @@ def points_frame(result: SweepResult) -> DataFrame:
     """One row per point, with the columns that scripts rely on, as far as they are measured."""
     rows = [p.to_dict() for p in result.points]
     more = MEASURES[result.points[0].measure].more
-    names = dict.fromkeys([*CSV_COLUMNS, *(name for name, _ in more), *TIMED])
+    names = dict.fromkeys(
+        [*CSV_COLUMNS, *(name for name, _ in more), *(f.name for f in fields(PointTime))]
+    )
     return _frame(rows, [name for name in names if any(name in row for row in rows)])
 
 
 def points_table(result: SweepResult) -> DataFrame:
     """All points, from dear to cheap within each model and method; frontier: "yes" or nothing."""
     bases = {p.model: p for p in result.points if p.is_base and not p.epochs}
-    order = {(p.model, p.method): i for i, p in enumerate(result.points)}
-    ordered = sorted(result.points, key=lambda p: (order[p.model, p.method], -p.gflops))
+    order = {(p.model, p.curve): i for i, p in enumerate(result.points)}
+    ordered = sorted(result.points, key=lambda p: (order[p.model, p.curve], -p.gflops))
     return _frame([_row(p, bases[p.model]) for p in ordered])
 
 
@@ -72,9 +70,7 @@ def _row(p: Point, base: Point) -> dict[str, str]:
     return {
         "model": p.model,
         "method": _curve(p),
-        "budget": ""
-        if p.is_base
-        else p.asked + (", constant r" if p.family == CONSTANT_FAMILY else ""),
+        "budget": "" if p.is_base else p.asked,
         "gflops": f"{p.gflops:.3f}" if p.gflops >= 0.1 else f"{p.gflops:.4f}",
         "ratio": f"{100 * p.gflops_ratio:.1f}%",
         p.measure: f"{p.score:.2f}",
@@ -90,9 +86,9 @@ def _row(p: Point, base: Point) -> dict[str, str]:
 
 def _timing(p: Point) -> dict[str, str]:
     """Where it was timed: milliseconds of a batch, and the speed-up."""
-    if "latency_ms" not in p.more:
+    if p.time is None:
         return {}
-    return {"latency_ms": f"{p.more['latency_ms']:.1f}", "speedup": f"{p.more['speedup']:.2f}x"}
+    return {"latency_ms": f"{p.time.latency_ms:.1f}", "speedup": f"{p.time.speedup:.2f}x"}
 
 
 def _more(p: Point, name: str) -> str:
@@ -104,7 +100,7 @@ def savings_table(result: SweepResult) -> DataFrame:
     return _frame(
         [
             ({"model": h.model} if result.by_model else {})
-            | {"method": h.curve}
+            | {"method": h.label}
             | {
                 _step(h, below): _saved(saving)
                 for below, saving in h.same_accuracy_flops_saving.items()
@@ -146,8 +142,8 @@ def equal_flops_table(result: SweepResult) -> DataFrame:
         for budget in budgets:
             row = {"model": model, "of base FLOPs": f"{100 * budget:g}%"}
             for h in result.headlines:
-                value = score_at(result.points, h.method, model, budget)
-                row[spoken(h.method)] = "" if value is None else f"{value:.2f}"
+                value = score_at(result.points, h.curve, model, budget)
+                row[spoken(h.curve)] = "" if value is None else f"{value:.2f}"
             rows.append(row)
     return _frame(rows)
 
@@ -170,8 +166,9 @@ def comparisons_table(result: SweepResult) -> DataFrame:
 
 
 def _curve(p: Point) -> str:
-    method = "without pooling" if p.is_base else p.method.removesuffix(FINETUNED)
-    return f"{method}, fine-tuned" if p.epochs else method
+    if not p.is_base:
+        return spoken(p.curve)
+    return "without pooling, fine-tuned" if p.epochs else "without pooling"
 
 
 def latex_table(result: SweepResult) -> str:
