@@ -17,9 +17,23 @@ class UserError(TpcliError):
     exit_code = 2
 
 
+LONGEST = 200
+
+
 def first_line(error: Exception) -> str:
-    """What an error of another library says first, to stand inside a sentence of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """What an error of another library says first, to stand inside a sentence of ours.
+
+    Lines are joined while they end in a colon; what is longer than 200 characters is cut.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = lines or [type(error).__name__]
+    text = lines[0]
+    for line in lines[1:]:
+        if not text.rstrip(".").endswith(":"):
+            break
+        text = f"{text.rstrip('.')} {line}"
+    text = text.rstrip(".:")
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def quoted(value: object, most: int = 60) -> str:

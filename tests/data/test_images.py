@@ -60,6 +60,93 @@ def test_values_that_are_no_picture_are_unreadable(tmp_path: Path, values: list[
     assert unreadable(create(str(folder), CONFIG)) == ["cat/z.tif"]
 
 
+def sensor(bits: int, seed: int) -> np.ndarray:
+    """Grey of so many bits, in 16."""
+    return np.asarray(picture(seed).convert("L")).astype(np.uint16) << (bits - 8)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sensors_have_one_scale(tmp_path: Path, bits: int, suffix: str) -> None:
+    folder = tmp_path / "cat"
+    folder.mkdir()
+    images = [sensor(bits, seed) for seed in range(3)]
+    images[1] //= 8  # a dark picture stays dark
+    images[2][0] = 2**bits - 1
+    for i, values in enumerate(images):
+        Image.fromarray(values).save(folder / f"{i}{suffix}")
+    found, _ = everything(create(str(tmp_path), CONFIG))
+    for i, values in enumerate(images):
+        eight = np.rint(values * (255 / (2**bits - 1))).astype(np.uint8)
+        Image.fromarray(eight).save(folder / f"{i}{suffix}")
+    assert torch.equal(found, everything(create(str(tmp_path), CONFIG))[0])
+
+
+def test_the_scale_is_told_and_can_be_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(sensor(12, 0)).save(tmp_path / "cat" / "0.png")
+    found = create(str(tmp_path), CONFIG)
+    assert "4095" in caplog.text
+    given = create(str(tmp_path), CONFIG, pixel_max=65535)
+    assert everything(given)[0].float().mean() < everything(found)[0].float().mean() / 8
+    assert given.fingerprint != found.fingerprint
+    same = create(str(tmp_path), CONFIG, pixel_max=4095)
+    assert torch.equal(everything(same)[0], everything(found)[0])
+
+
+def floats(low: float, high: float) -> np.ndarray:
+    return np.linspace(low, high, 32 * 32, dtype=np.float32).reshape(32, 32)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        floats(0, 1.3),  # where 255 would make it black
+        floats(0, 12),
+        floats(0, 1e6),
+        floats(-1000, 3000),
+        floats(0, 2**24).astype(np.int32),
+        (sensor(8, 0).astype(np.int32) - 300).astype(np.int16),
+    ],
+)
+def test_ranges_that_nobody_knows_are_left_out_with_the_reason(
+    tmp_path: Path, values: np.ndarray
+) -> None:
+    (tmp_path / "cat").mkdir()
+    picture(0).save(tmp_path / "cat" / "0.png")
+    Image.fromarray(values).save(tmp_path / "cat" / "1.tif")
+    data = create(str(tmp_path), CONFIG)
+    assert unreadable(data) == ["cat/1.tif"]
+    assert f"{values.max():g}" in data.why_unreadable(1)
+    if values.min() >= 0:
+        data = create(str(tmp_path), CONFIG, pixel_max=float(values.max()))
+        assert unreadable(data) == []
+
+
+def test_kinds_of_tiff_without_a_decoder_are_named(tmp_path: Path) -> None:
+    import struct
+
+    (tmp_path / "cat").mkdir()
+    picture(0).save(tmp_path / "cat" / "0.png")
+    entries = [(256, 4, 2), (257, 4, 2), (258, 3, 8), (259, 3, 1), (262, 3, 1), (277, 3, 5),
+               (273, 4, 200), (278, 4, 2), (279, 4, 20)]  # fmt: skip
+    body = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + b"\0" * 4
+    (tmp_path / "cat" / "1.tif").write_bytes(head.ljust(200, b"\0") + b"\1" * 20)
+    data = create(str(tmp_path), CONFIG)
+    assert unreadable(data) == ["cat/1.tif"]
+    assert "5 bands" in data.why_unreadable(1)
+
+
+def test_a_palette_with_transparency_is_read_as_its_colours(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    image = picture(0).convert("RGB").quantize(64)
+    image.save(tmp_path / "cat" / "0.png")
+    plain = everything(create(str(tmp_path), CONFIG))[0]
+    image.save(tmp_path / "cat" / "0.png", transparency=3)
+    assert torch.equal(everything(create(str(tmp_path), CONFIG))[0], plain)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
 def test_other_modes_are_converted(tmp_path: Path, mode: str) -> None:
     suffix = ".tif" if mode in ("CMYK", "YCbCr") else ".png"

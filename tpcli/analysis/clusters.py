@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import Tensor, nn
 
 from tpcli.data import Head
-from tpcli.data.images import decode, mode_for, normalize
-from tpcli.errors import UserError
+from tpcli.data.images import mode_for, normalize
+from tpcli.data.pixels import decode, found_scale
+from tpcli.errors import UserError, first_line
 from tpcli.evaluation.run import floating_dtype
 from tpcli.surgery import pooling_spec, trace, unpooled
 from tpcli.surgery.geometry import patch_grid
@@ -75,13 +77,16 @@ def read_images(paths: Sequence[Path], config: dict[str, Any]) -> Tensor:
     keys = ("input_size", "interpolation", "crop_pct", "crop_mode")
     prepared = {key: config[key] for key in keys if key in config}
     transform: Any = create_transform(**prepared, is_training=False, use_prefetcher=True)
+    opens = [(path.name, partial(path.open, "rb")) for path in paths]
+    scale = found_scale(str(paths[0].parent), opens)
     images = []
     for path in paths:
         try:
-            image = decode(path.open("rb"), mode)
-        except Exception:  # Pillow's decoders raise almost anything
+            image = decode(path.open("rb"), mode, scale)
+        except Exception as error:  # Pillow's decoders raise almost anything
             raise UserError(
-                f"image {str(path)!r} can't be read; give a picture such as a .jpg or .png."
+                f"image {str(path)!r} can't be read ({first_line(error)}); give a picture such as "
+                "a .jpg or .png."
             ) from None
         images.append(torch.as_tensor(transform(image)))
     return torch.stack(images)

@@ -81,8 +81,7 @@ def analyze(
         source.data or DEMO,
         loaded.data_config,
         split=split,
-        data_dir=None if source.data_dir is None else str(source.data_dir),
-        download=source.download,
+        **source.arguments(),
         limit=limit,
     )
     render.say_left_out(data)

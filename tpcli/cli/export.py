@@ -169,8 +169,7 @@ def _images(source: SourceGroup, loaded: LoadedModel, split: str) -> Tensor:
         source.data,
         loaded.data_config,
         split=split,
-        data_dir=None if source.data_dir is None else str(source.data_dir),
-        download=source.download,
+        **source.arguments(),
         limit=CHECKED,
     )
     batch, _ = next(iter(batches(data, CHECKED)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,7 +25,9 @@ from .values import (
     MODEL_ARGUMENT,
     SIZE,
     SPLIT,
+    TEXT,
     flag,
+    number,
     one_of,
     option,
     whole,
@@ -112,6 +114,33 @@ class SourceGroup:
         Path | None, option(FOLDER, "Where a named data set is kept.", panel=DATA_PANEL)
     ] = None
     download: Annotated[bool, flag("Fetch a named set.", "--download", panel=DATA_PANEL)] = False
+    input_key: Annotated[
+        str | None,
+        option(TEXT, "Column of the images in a named data set.", panel=DATA_PANEL),
+    ] = None
+    target_key: Annotated[
+        str | None,
+        option(TEXT, "Column of the labels in a named data set.", panel=DATA_PANEL),
+    ] = None
+    pixel_max: Annotated[
+        float | None,
+        option(
+            number(1e-6, 1e12),
+            "What is white in pictures of more than 8 bits, such as 4095 of a 12-bit sensor.",
+            panel=DATA_PANEL,
+            shown="found from the pictures",
+        ),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """How the data are opened, for the library."""
+        return {
+            "data_dir": None if self.data_dir is None else str(self.data_dir),
+            "download": self.download,
+            "input_key": self.input_key,
+            "target_key": self.target_key,
+            "pixel_max": self.pixel_max,
+        }
 
     def require_for(self, model: str, *splits: str | None) -> None:
         """Fail before `model` is loaded where there is no data for it, or no such split."""
@@ -153,8 +182,7 @@ class DataGroup(SourceGroup):
             self.data or specs.DEMO,
             loaded.data_config,
             split=self.split,
-            data_dir=None if self.data_dir is None else str(self.data_dir),
-            download=self.download,
+            **self.arguments(),
             limit=self.limit,
             class_map=self.read_class_map(),
         )
@@ -255,8 +283,7 @@ class MeasureGroup:
                 source.data or specs.DEMO,
                 loaded.data_config,
                 split=train_split,
-                data_dir=None if source.data_dir is None else str(source.data_dir),
-                download=source.download,
+                **source.arguments(),
                 limit=self.knn_images or KNN_IMAGES,
                 class_map=source.read_class_map(),
             )

@@ -226,8 +226,7 @@ def _calibration(loaded: LoadedModel, source: DataGroup) -> ImageData:
     return calibration_data(
         source.data or DEMO,
         loaded.data_config,
-        data_dir=None if source.data_dir is None else str(source.data_dir),
-        download=source.download,
+        **source.arguments(),
     )
 
 

@@ -135,8 +135,7 @@ def open_training(
         recipe,
         train_split=train_split,
         split=source.split,
-        data_dir=None if source.data_dir is None else str(source.data_dir),
-        download=source.download,
+        **source.arguments(),
         limit=source.limit,
         class_map=source.read_class_map(),
     )

@@ -80,8 +80,7 @@ class CalibrationGroup(SourceGroup):
             loaded.data_config,
             images=self.images,
             split=self.split,
-            data_dir=None if self.data_dir is None else str(self.data_dir),
-            download=self.download,
+            **self.arguments(),
         )
 
 

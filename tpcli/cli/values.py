@@ -16,7 +16,7 @@ from tpcli.config import specs
 from tpcli.config.choices import DEVICES, FIGURE_SUFFIXES, listed
 from tpcli.config.methods import METHODS, describe
 from tpcli.config.schedule import check_form, parse_budget
-from tpcli.config.specs import SPLITS
+from tpcli.config.specs import SPLITS, expanded
 from tpcli.errors import did_you_mean, quoted
 
 NUMBERS = ("N", "X")
@@ -128,9 +128,10 @@ def number(low: float, high: float, metavar: str = "X") -> Value:
 
 
 def checked(check: Callable[[str], object], metavar: str, names: Any = tuple) -> Value:
-    """Text that `check` has nothing against."""
+    """Text that `check` has nothing against; a path at its beginning may start with ~."""
 
     def read(text: str) -> str:
+        text = expanded(text)
         check(text)
         return text
 
@@ -148,8 +149,9 @@ def words(text: str) -> str:
 
 def place(text: str) -> Path:
     """A path that the system takes, whether something is there or not."""
+    text = expanded(words(text))
     try:
-        os.lstat(words(text))
+        os.lstat(text)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:

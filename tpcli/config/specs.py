@@ -55,6 +55,12 @@ NAMED = ("torch", "hfds", "hfids", "wds", "tfds")
 """What names of data sets that timm opens begin with, before a slash."""
 
 
+def expanded(spec: str) -> str:
+    """`spec` with the home folder for a ~ at its beginning, also behind `local-dir:`."""
+    front = LOCAL if spec.startswith(LOCAL) else ""
+    return front + os.path.expanduser(spec.removeprefix(front))
+
+
 def check_model(spec: str) -> None:
     """Fail where `spec` can be no model, before timm is asked.
 

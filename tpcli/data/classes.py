@@ -20,9 +20,10 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from tpcli.errors import UserError, did_you_mean
 
-from .listing import Files, LeftOut, Member, natural_key
+from .listing import CLASS, Files, LeftOut, Member, natural_key
 
 BESIDE = "beside the class folders"
+NO_CLASS = "an image without a .cls file, beside those with one"
 EMPTY = "a class folder without an image"
 NO_LABEL = -1
 """Target of an image without a class."""
@@ -106,6 +107,38 @@ def by_folder(files: Files) -> Classes:
 def without_classes(files: Files) -> Classes:
     """All images, none with a class."""
     return Classes((), tuple(files.members), (NO_LABEL,) * len(files.members), ())
+
+
+def by_class_files(files: Files) -> tuple[Classes, str]:
+    """The class of an image is the number in the `.cls` file of its name; images without are left
+    out. The second value says why the images have no labels, and is empty where they have.
+
+    Raises:
+        UserError: two of one name, or what is in one is no index.
+    """
+    labels: dict[str, int] = {}
+    for member in files.classes:
+        with files.open(member) as file:
+            text = file.read(64).decode("utf-8", "replace").strip()
+        if not text.removeprefix("-").isdecimal():
+            raise UserError(
+                f"{member.name} in {files.root} holds {text!r}, which is no index of a class; put "
+                "numbers from 0 there, or the images into class folders."
+            )
+        labels[_key(member.name)] = int(text)
+    found = [member for member in files.members if _key(member.name) in labels]
+    dropped = [LeftOut(m.name, NO_CLASS) for m in files.members if _key(m.name) not in labels]
+    if not found:
+        return without_classes(files), f"no image in {files.root} has a {CLASS} file of its name."
+    indices = tuple(labels[_key(member.name)] for member in found)
+    hidden = "" if max(indices) >= 0 else f"the {CLASS} files in {files.root} hide the classes."
+    return Classes((), tuple(found), indices, tuple(dropped)), hidden
+
+
+def _key(name: str) -> str:
+    """What the files of a sample have in common: the name up to its first dot, with folders."""
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/{file.split('.')[0]}"
 
 
 def _holds_one_more(folders: Collection[str]) -> bool:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
-from tpcli.errors import UserError
+from tpcli.errors import TpcliError, UserError, first_line
 
 from .classes import EMPTY
-from .listing import Files, LeftOut, Member, formats
+from .listing import Files, LeftOut, Member
+from .pixels import Scale, decode, in_mode
 
 MODES = {1: "L", 3: "RGB"}
-LONGEST = 1000
-"""Sides of one to more than this are no picture, and would be resized to gigabytes."""
 
 
 def mode_for(channels: int) -> str:
@@ -47,46 +46,10 @@ class Prepared:
 
     mode: str
     transform: Callable[[Image.Image], Any]
+    scale: Scale = field(default_factory=Scale)
 
     def __call__(self, image: Image.Image) -> Any:
-        return self.transform(in_mode(image, self.mode))
-
-
-def decode(file: BinaryIO, mode: str) -> Image.Image:
-    """The first picture in a file, in `mode`. EXIF's rotation is not applied, as in timm.
-
-    Raises:
-        Exception: it can't be read; of whatever kind Pillow's many decoders raise.
-    """
-    with file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on large images that are read all the same
-        with Image.open(file, formats=formats()) as image:
-            if max(image.size) > LONGEST * min(image.size):
-                raise ValueError(f"{image.size} is no size of a picture")
-            return in_mode(image, mode)
-
-
-def in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """The picture in another mode; more than 8 bits are scaled to 8, where Pillow would clip."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _eight_bits(image)
-    return image.convert(mode)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, of 32 that hold 8 or 16, or of floats in [0, 1], [0, 255] or [0, 65535]."""
-    values = np.asarray(image)
-    low, high = float(values.min()), float(values.max())
-    is_sixteen = image.mode == "I" and image.format in ("PNG", "PPM")
-    if is_sixteen or image.mode.startswith("I;16"):
-        scale = 1 / 257
-    elif image.mode == "F" and high <= 1:
-        scale = 255.0
-    else:
-        scale = 1.0 if high <= 255 else 1 / 257
-    if not (low >= 0 and high * scale <= 255):  # also of NaN
-        raise ValueError(f"values from {low} to {high} are no picture")
-    return Image.fromarray(np.rint(values * scale).astype(np.uint8))
+        return self.transform(in_mode(image, self.mode, self.scale))
 
 
 UNREADABLE = -100
@@ -131,6 +94,22 @@ class ImageData:
         except TypeError:
             return None
 
+    def why_unreadable(self, position: int) -> str:
+        """Why an image that could not be read is left out."""
+        images: Any = self.images
+        while isinstance(images, Subset | Relabelled):
+            if isinstance(images, Subset):
+                position, images = images.indices[position], images.dataset
+            else:
+                images = images.images
+        if isinstance(images, FileImages):
+            why = images.decoded(position)
+            return why if isinstance(why, str) else "it changed meanwhile"
+        reasons: dict[int, str] = getattr(images, "reasons", {})
+        if position not in reasons and not isinstance(images, IterableDataset):
+            images[position]  # which a worker process read before
+        return reasons.get(position, "it is damaged")
+
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32, normalized, on the images' own device."""
         return normalize(images, self.config)
@@ -146,7 +125,7 @@ class ImageData:
         images: Any = self.images
         while isinstance(images, Subset | Relabelled):  # names don't say all where there are none
             chosen = images.indices if isinstance(images, Subset) else images.table
-            digest.update(np.asarray(chosen, dtype=np.int64).tobytes())
+            digest.update(np.asarray(list(chosen), dtype=np.int64).tobytes())
             images = images.dataset if isinstance(images, Subset) else images.images
         digest.update(os.fsencode("\n".join(self.names)))
         if self.root is not None:
@@ -187,49 +166,91 @@ class FileImages(Dataset[Any]):
         return len(self.members)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        member = self.members[index]
-        try:
-            image = decode(self.files.open(member), self.prepared.mode)
-        except Exception:  # Pillow's decoders raise almost anything
-            return np.zeros(self.input_size, dtype=np.uint8), UNREADABLE
+        image = self.decoded(index)
+        if isinstance(image, str):
+            return blank(self.input_size)
         return self.prepared.transform(image), self.labels[index]
 
+    def decoded(self, index: int) -> Image.Image | str:
+        """An image, or why it can't be read.
 
-class NamedImages(Dataset[Any]):
-    """The images of a data set of timm's; unreadable ones as in `FileImages`."""
-
-    def __init__(self, images: Any, input_size: tuple[int, int, int]) -> None:
-        self.images = images
-        self.images._max_retries = 1
-        self.images.input_img_mode = None  # converted behind, by `Prepared`
-        self.input_size = input_size
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        if index >= len(self):
-            raise IndexError(index)  # which ends an iteration
+        Raises:
+            TpcliError: the system does not let this process read, which is not the image's fault.
+        """
+        member = self.members[index]
         try:
-            image, target = self.images[index]
-        except Exception:
-            return np.zeros(self.input_size, dtype=np.uint8), UNREADABLE
-        return image, int(target)
+            file = self.files.open(member)
+            return decode(file, self.prepared.mode, self.prepared.scale)
+        except Exception as error:  # Pillow's decoders raise almost anything
+            return why_unreadable(error, f"{member.name} in {self.files.root}")
+
+
+def blank(input_size: tuple[int, int, int]) -> tuple[Any, int]:
+    """What stands for an image that can't be read."""
+    return np.zeros(input_size, dtype=np.uint8), UNREADABLE
+
+
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL)
+"""What the system says of a file that is not there, or not for this user."""
+
+
+def why_unreadable(error: Exception, what: str) -> str:
+    """Why an image is left out.
+
+    Raises:
+        TpcliError: it is not the image's fault but that of memory, network, disk or the like, which
+            would silently measure fewer images.
+    """
+    is_systems = isinstance(error, OSError) and error.errno not in (None, *MISSING)
+    if is_systems or isinstance(error, MemoryError | ConnectionError | TimeoutError):
+        raise TpcliError(f"{what} could not be read: {first_line(error)}.") from error
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return first_line(error)
 
 
 class Relabelled(Dataset[Any]):
-    """Images whose target is looked up in a table."""
+    """Images whose target is looked up in a table.
 
-    def __init__(self, images: Dataset[Any], table: Sequence[int]) -> None:
+    what: whose classes the table has, for the error.
+    """
+
+    def __init__(self, images: Dataset[Any], table: Sequence[int], what: str = "the data") -> None:
         self.images = images
         self.table = table
+        self.what = what
 
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image, target = self.images[index]
-        return image, target if target == UNREADABLE else self.table[target]
+        return image, self.looked_up(target)
+
+    def looked_up(self, target: int) -> int:
+        """The table's value.
+
+        Raises:
+            UserError: the label is hidden, or none of the table's.
+        """
+        if target == UNREADABLE:
+            return target
+        if not 0 <= target < len(self.table):
+            is_hidden = "it hides the image's class; " if target < 0 else ""
+            raise UserError(
+                f"label {target} is none of the {len(self.table)} classes of {self.what}: "
+                f"{is_hidden}use another split, another `target_key`, a model with these classes, "
+                "or `measure=agreement` or `measure=similarity`, which need no labels."
+            )
+        return self.table[target]
+
+
+class RelabelledStream(Relabelled, IterableDataset[Any]):
+    """The same of a stream."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for image, target in iter(self.images):
+            yield image, self.looked_up(target)
 
 
 def _size_and_time(file: Path) -> str:

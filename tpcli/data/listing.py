@@ -13,6 +13,8 @@ from typing import BinaryIO, NamedTuple
 
 from tpcli.errors import UserError
 
+CLASS = ".cls"
+"""Suffix of the label that a webdataset has beside each image."""
 HIDDEN = "hidden"
 OTHER_KIND = "no image by its name"
 NO_FILE = "no regular file"
@@ -43,11 +45,13 @@ class LeftOut(NamedTuple):
 class Files:
     """What was found under a root.
 
-    members: images, by their names. folders: those that are not hidden. left_out: the rest.
+    members: images, by their names. classes: files `.cls` beside them, as in a webdataset, with the
+    index of a class each. folders: those that are not hidden. left_out: the rest.
     """
 
     root: Path
     members: list[Member] = field(default_factory=list)
+    classes: list[Member] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
 
@@ -95,6 +99,8 @@ def in_folder(root: Path) -> Files:
                     waiting.append((name, above))
             elif is_image(name):
                 files.members.append(Member(name))
+            elif name.endswith(CLASS):
+                files.classes.append(Member(name))
             else:
                 files.left_out.append(LeftOut(name, OTHER_KIND))
     return files.sort()

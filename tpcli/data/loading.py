@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from tpcli.errors import TpcliError
+from tpcli.errors import TpcliError, first_line
 
 from .images import ImageData
 
@@ -112,12 +113,17 @@ def safely(loader: DataLoader[Any]) -> Iterator[Any]:
             batch = next(received)
         except StopIteration:
             return
+        except TpcliError as error:  # of a worker process, with its traceback as the message
+            sentences = re.findall(r"^[\w.]+: (.+)$", str(error), re.MULTILINE)
+            if not str(error).startswith("Caught") or not sentences:
+                raise
+            raise type(error)(sentences[-1]) from None
         except RuntimeError as error:
             if not str(error).startswith("DataLoader"):
                 raise
             raise TpcliError(
                 "a process that decodes images stopped or sends nothing "
-                f"({str(error).splitlines()[0].rstrip('.')}); use fewer workers or smaller batches."
+                f"({first_line(error)}); use fewer workers or smaller batches."
             ) from error
         yield tuple(part.clone() if part.is_shared() else part for part in batch)
 

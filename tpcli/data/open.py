@@ -5,10 +5,11 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_dataset, create_transform
+from timm.data import create_transform
 from torch.utils.data import IterableDataset, Subset
 
 from tpcli.config.specs import DEMO, check_data, is_named, main_name
@@ -18,6 +19,7 @@ from .classes import (
     Head,
     NoClasses,
     Unmatched,
+    by_class_files,
     by_folder,
     by_map,
     check_indices,
@@ -25,8 +27,18 @@ from .classes import (
     no_head,
     without_classes,
 )
-from .images import UNREADABLE, FileImages, ImageData, NamedImages, Prepared, Relabelled, mode_for
+from .images import (
+    UNREADABLE,
+    FileImages,
+    ImageData,
+    Prepared,
+    Relabelled,
+    RelabelledStream,
+    mode_for,
+)
 from .listing import NO_FILE, in_folder
+from .named import NamedStream, named
+from .pixels import fixed_scale, found_scale
 from .splits import find_split, keep_split
 from .tar import in_tar
 
@@ -41,6 +53,9 @@ def create(
     limit: int | None = None,
     transform: Any = None,
     class_map: Mapping[str, int] | None = None,
+    input_key: str | None = None,
+    target_key: str | None = None,
+    pixel_max: float | None = None,
 ) -> ImageData:
     """Open a data set, for evaluation unless it is given another transform.
 
@@ -51,6 +66,8 @@ def create(
         transform: from a PIL image to what the data yields, in place of evaluation's own.
         class_map: class folders and their indices in the head, as `read_class_map` reads them; the
             other folders are left out. Without it targets are positions, until `match_classes`.
+        input_key, target_key: columns of images and labels in a data set of timm's.
+        pixel_max: what is white in pictures of more than 8 bits; found from the data where None.
 
     Raises:
         UserError: there is nothing there, or nothing that can be read; says what is missing.
@@ -62,9 +79,18 @@ def create(
     if spec == DEMO:
         data = _demo(split, config, prepared)
     elif is_named(spec):
-        data = _named(spec, split, config, prepared, data_dir, download)
+        if pixel_max is not None:
+            prepared = replace(prepared, scale=fixed_scale(pixel_max))
+        keys = {"input_key": input_key, "target_key": target_key}
+        data = named(spec, split, config, prepared, data_dir=data_dir, download=download, **keys)
     else:
-        data = _local(spec, split, config, prepared, class_map)
+        for name, key in (("input_key", input_key), ("target_key", target_key)):
+            if key is not None:
+                raise UserError(
+                    f"`{name}={key}` is for data sets of timm's with columns, such as hfds/ or "
+                    f"wds/; leave it out for {spec}."
+                )
+        data = _local(spec, split, config, prepared, class_map, pixel_max)
     if class_map is not None and data.indices is None:
         raise UserError(f"{spec} has no class folders; leave the class map out.")
     if limit is not None:
@@ -91,11 +117,20 @@ def match_classes(data: ImageData, head: Head) -> ImageData:
         check_indices(data.indices, head)
         return data
     if not data.classes:
-        return data
+        what = f"{head.model}, in {data.spec}"
+        if isinstance(data.images, IterableDataset):
+            if not isinstance(data.images, NamedStream):
+                return data
+            stream = RelabelledStream(data.images, range(head.size), what)
+            return replace(data, images=stream, indices=tuple(range(head.size)))
+        checked = Relabelled(data.images, range(head.size), what)
+        return replace(data, images=checked, indices=tuple(range(head.size)))
     indices = match(data.spec, data.classes, head, data.empty_folders, are_folders=bool(data.names))
-    if indices == tuple(range(len(indices))):
+    if indices == tuple(range(len(indices))) and data.names:
         return replace(data, indices=indices)
-    return replace(data, images=Relabelled(data.images, indices), indices=indices)
+    kind = RelabelledStream if isinstance(data.images, IterableDataset) else Relabelled
+    images: Any = kind(data.images, indices, f"{head.model}, in {data.spec}")
+    return replace(data, images=images, indices=indices)
 
 
 def overlap(one: ImageData, other: ImageData) -> bool:
@@ -117,21 +152,6 @@ def check_classes(data: ImageData, num_classes: int, model: str) -> None:
     match_classes(data, Head(model, num_classes))
 
 
-def open_named(spec: str, split: str, data_dir: str | None, download: bool, **more: Any) -> Any:
-    """A data set of timm's.
-
-    Raises:
-        UserError: it can't be opened; says why.
-    """
-    try:
-        return create_dataset(spec, root=data_dir, split=split, download=download, **more)
-    except (AssertionError, ImportError, RuntimeError, ValueError, OSError, TypeError) as error:
-        raise UserError(
-            f"data set {spec!r}, split {split!r}, could not be opened: {str(error) or 'unknown'}; "
-            "check the name, the split and `data_dir`, or add `download`."
-        ) from error
-
-
 def _transform_arguments(config: dict[str, Any]) -> dict[str, Any]:
     keys = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
     return {key: config[key] for key in keys if key in config}
@@ -145,31 +165,13 @@ def _demo(split: str, config: dict[str, Any], prepared: Prepared) -> ImageData:
     return ImageData(DEMO, split, images, (), [str(i) for i in range(10)], config)
 
 
-def _named(
-    spec: str,
-    split: str,
-    config: dict[str, Any],
-    prepared: Prepared,
-    data_dir: str | None,
-    download: bool,
-) -> ImageData:
-    images = open_named(spec, split, data_dir, download)
-    images.transform = prepared
-    classes = [c if isinstance(c, str) else c[0] for c in getattr(images, "classes", ())]
-    if isinstance(images, IterableDataset):  # sharding by rank pads, so every process reads all
-        reader: Any = images.reader  # type: ignore[attr-defined]
-        reader.dist_rank, reader.dist_num_replicas = 0, 1
-    else:
-        images = NamedImages(images, config["input_size"])
-    return ImageData(spec, split, images, (), classes, config, Path(data_dir) if data_dir else None)
-
-
 def _local(
     spec: str,
     split: str,
     config: dict[str, Any],
     prepared: Prepared,
     class_map: Mapping[str, int] | None,
+    pixel_max: float | None,
 ) -> ImageData:
     check_data(spec)
     path = Path(spec)
@@ -186,14 +188,20 @@ def _local(
         if class_map is not None:
             raise
         found, unlabelled = without_classes(files), str(error)
+        if files.classes:
+            found, unlabelled = by_class_files(files)
     labels = found.labels
     if class_map is not None:
         found, indices = by_map(spec, found, class_map)
         labels = tuple(indices[label] for label in found.labels)
+    opens = [(member.name, partial(files.open, member)) for member in found.members]
+    prepared = replace(prepared, scale=found_scale(spec, opens, pixel_max))
+    if prepared.scale.white:  # other pixels are other images
+        config = {**config, "white": dict(prepared.scale.white)}
     images = FileImages(files, found.members, labels, prepared, config["input_size"])
     names = [member.name for member in found.members]
     left_out = (*files.left_out, *found.left_out)
-    files.members, files.left_out = [], []  # not to be copied into every process
+    files.members, files.left_out, files.classes = [], [], []  # not to be copied into every process
     return ImageData(
         spec, split, images, names, found.names, config, root, indices, left_out, unlabelled
     )
@@ -234,4 +242,5 @@ def _check_readable(data: ImageData) -> None:
         return
     count = data.count or 0
     if not any(data.images[i][1] != UNREADABLE for i in range(count)):
-        raise UserError(f"none of the {count} images in {data.spec} can be read.")
+        why = f" ({data.why_unreadable(0)})" if count else ""
+        raise UserError(f"none of the {count} images in {data.spec} can be read{why}.")

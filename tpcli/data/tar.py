@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from tpcli.errors import UserError
 
-from .listing import HIDDEN, NO_FILE, OTHER_KIND, Files, LeftOut, Member, is_hidden, is_image
+from .listing import CLASS, HIDDEN, NO_FILE, OTHER_KIND, Files, LeftOut, Member, is_hidden, is_image
 
 REPLACED = "replaced by a later file of its name"
 LOST = -1
@@ -63,19 +63,22 @@ def in_tar(root: Path) -> TarFiles:
     files = scan.files
     for name, target in scan.links.items():
         offset, size = _follow(target, scan)
-        if is_image(name):
-            files.members.append(Member(name, offset, size))
-        else:
-            scan.left_out[LeftOut(name, OTHER_KIND)] = None
+        _add(Member(name, offset, size), scan)
     for name, (offset, size) in scan.regular.items():
-        if is_image(name):
-            files.members.append(Member(name, offset, size))
-        else:
-            scan.left_out[LeftOut(name, OTHER_KIND)] = None
+        _add(Member(name, offset, size), scan)
     files.folders = list(scan.folders)
     files.left_out = list(scan.left_out)
     files.sort()
     return files
+
+
+def _add(member: Member, scan: Scan) -> None:
+    if is_image(member.name):
+        scan.files.members.append(member)
+    elif member.name.endswith(CLASS):
+        scan.files.classes.append(member)
+    else:
+        scan.left_out[LeftOut(member.name, OTHER_KIND)] = None
 
 
 def _read(file: BinaryIO, scan: Scan, *, prefix: str, start: int, depth: int) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ from tpcli.system.devices import autocast, borrowed, explain_out_of_memory, pick
 from tpcli.system.ranks import gathered, share
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,12 @@ def evaluate(
                 "are those of the classes."
             )
         logits = logits.float()
+        low, high = (int(end) for end in targets.aminmax())
+        if low < 0 or high >= logits.shape[1]:
+            raise UserError(
+                f"{data.spec} has the label {low if low < 0 else high}, and the model tells "
+                f"{logits.shape[1]} classes apart; use data of these classes, or another measure."
+            )
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets.unsqueeze(1)
         right1.append(best[:, 0])
         right5.append(best.any(1))
@@ -167,19 +177,20 @@ def stream(
         is_cuda = device.type == "cuda"
         decoded = batches(data, run.batch_size, run.workers, is_cuda, run.start_worker)
     dtype = floating_dtype(model)
-    unreadable: list[str] = []
+    reasons: dict[str, str] = {}
     seen, measured, timed_images = 0, 0.0, 0
     first: tuple[int, float] | None = None
     with borrowed(model, device), torch.inference_mode(), explain_out_of_memory(run.batch_size):
         for images, targets in decoded:
             bad = (targets == UNREADABLE).nonzero().flatten().tolist()
-            if bad:
-                names = [data.names[seen + i] if data.names else f"image {seen + i}" for i in bad]
+            for position in (seen + i for i in bad):
+                name = data.names[position] if data.names else f"image {position}"
+                reasons[name] = data.why_unreadable(position)
                 if run.strict:
                     raise UserError(
-                        f"{names[0]} can't be read; fix or remove it, or leave out `strict`."
+                        f"{name} can't be read ({reasons[name]}); fix or remove it, or leave out "
+                        "`strict`."
                     )
-                unreadable += names
             seen += len(targets)
             if len(bad) < len(targets):
                 if bad:
@@ -202,9 +213,10 @@ def stream(
                 on_batch(len(targets) + len(bad))
     if first is None:
         raise UserError(f"none of the images in {data.spec} can be read.")
+    _say_unreadable(data.spec, tuple(reasons.items()))
     if timed_images == 0:
         timed_images, measured = first
-    return Streamed(timed_images / measured, tuple(unreadable))
+    return Streamed(timed_images / measured, tuple(reasons))
 
 
 def _head(model: nn.Module) -> Head | None:
@@ -212,6 +224,17 @@ def _head(model: nn.Module) -> Head | None:
     vit = vit_of(model)
     has_own = vit is not model and not getattr(vit, "num_classes", 0)
     return Head.of(vit) if hasattr(vit, "num_classes") and not has_own else None
+
+
+@cache
+def _say_unreadable(spec: str, reasons: tuple[tuple[str, str], ...]) -> None:
+    """Log why images are left out, once for those of one reason, and once for the same images."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        log.warning("%s%s in %s can't be read: %s", names[0], more, spec, reason)
 
 
 def check_size(model: nn.Module, data: ImageData) -> None:

@@ -21,7 +21,8 @@ from tpcli.config.recipe import Recipe
 from tpcli.data import UNREADABLE, Head, ImageData, match_classes, overlap
 from tpcli.data.images import Prepared, mode_for
 from tpcli.data.loading import affordable_workers, safely, worker_arguments
-from tpcli.data.open import open_named
+from tpcli.data.named import open_named
+from tpcli.data.pixels import Scale, fixed_scale
 from tpcli.errors import UserError
 
 from .stop import outlive_signals
@@ -50,10 +51,9 @@ def open_data(
     *,
     train_split: str = "train",
     split: str = "validation",
-    data_dir: str | None = None,
-    download: bool = False,
     limit: int | None = None,
     class_map: Mapping[str, int] | None = None,
+    **source: Any,
 ) -> TrainingData:
     """Open the training split of `spec` for a recipe, and the split to measure on.
 
@@ -63,6 +63,7 @@ def open_data(
         spec: as for `tpcli.data.create`, like what has no word here.
         config: the model's data config.
         limit: at most so many images of each split, spread evenly.
+        source: further arguments of `create`, such as `data_dir`.
 
     Raises:
         UserError: a split is missing, or the two don't have the same classes.
@@ -77,26 +78,24 @@ def open_data(
         spec,
         config,
         split=split,
-        data_dir=data_dir,
-        download=download,
         limit=limit,
         class_map=class_map,
+        **source,
     )
     transform = None
     if is_stream or not recipe.caches_features:
         transform = training_transform(config, recipe, is_demo=spec == "demo")
     if is_stream:
-        train = _stream(spec, train_split, config, transform, data_dir, download, recipe.seed)
+        train = _stream(spec, train_split, config, transform, recipe.seed, **source)
     else:
         train = data.create(
             spec,
             config,
             split=train_split,
-            data_dir=data_dir,
-            download=download,
             limit=limit,
             transform=transform,
             class_map=class_map,
+            **source,
         )
     if overlap(train, validation) and split != train_split:
         raise UserError(
@@ -207,12 +206,16 @@ def _stream(
     split: str,
     config: dict[str, Any],
     transform: Any,
-    data_dir: str | None,
-    download: bool,
     seed: int,
+    *,
+    data_dir: str | None = None,
+    download: bool = False,
+    pixel_max: float | None = None,
+    **keys: str | None,
 ) -> ImageData:
-    images = open_named(spec, split, data_dir, download, is_training=True, seed=seed)
-    images.transform = Prepared(mode_for(config["input_size"][0]), transform)
+    images = open_named(spec, split, data_dir, download, **keys, is_training=True, seed=seed)
+    scale = Scale() if pixel_max is None else fixed_scale(pixel_max)
+    images.transform = Prepared(mode_for(config["input_size"][0]), transform, scale)
     return ImageData(spec, split, images, (), list(getattr(images, "classes", ())), config, None)
 
 

@@ -223,19 +223,18 @@ def calibration_data(
     *,
     images: int = SearchOptions.images,
     split: str | None = None,
-    data_dir: str | None = None,
-    download: bool = False,
+    **source: Any,
 ) -> ImageData:
     """`images` of the training split, spread evenly, or of the validation split where it is alone.
+
+    source: further arguments of `create`, such as `data_dir`.
 
     Raises:
         UserError: there is no such data or split.
     """
     for name in (split,) if split else ("train", "validation"):
         try:
-            return create(
-                spec, config, split=name, data_dir=data_dir, download=download, limit=images
-            )
+            return create(spec, config, split=name, limit=images, **source)
         except UserError:
             if split or name == "validation":
                 raise

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from tpcli.errors import UserError
+from tpcli.errors import UserError, first_line
 
 from .ranks import team
 
@@ -37,9 +37,8 @@ def pick_device(device: str | torch.device) -> torch.device:
         chosen = _own_of(chosen)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"device {str(device)!r} can't be used ({reason}); try auto or cpu."
+            f"device {str(device)!r} can't be used ({first_line(error)}); try auto or cpu."
         ) from None
     return chosen
 
