@@ -14,8 +14,7 @@ from tpcli.errors import TpcliError, UserError
 from tpcli.finetune import Interrupted, Watcher
 from tpcli.finetune.checkpoint import Checkpoints, what_is_wrong
 from tpcli.finetune.folder import RunFolder
-from tpcli.system.files import PARTIAL
-from tpcli.system.locks import locked
+from tpcli.system.files import PARTIAL, locked
 
 from .conftest import Run
 from .test_resume import STEPS, Stopper, assert_same_weights, lines, terminate

@@ -23,6 +23,7 @@ from tpcli.system.files import (
     has_format,
     holds_only,
     is_marked,
+    locked,
     read_json,
     replacing,
     swap,
@@ -30,7 +31,6 @@ from tpcli.system.files import (
     write_json,
     write_text,
 )
-from tpcli.system.locks import locked
 
 
 def names(folder: Path) -> list[str]:

@@ -194,7 +194,14 @@ def program() -> Any:
 def main() -> None:
     """Run the program and exit: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
     arguments = [a for a in sys.argv[1:] if a != DEBUG]
-    if not team().is_first:  # one process reports
+    try:
+        is_first = team().is_first
+        os.getcwd()
+    except FileNotFoundError:
+        sys.exit(_explain(UserError("the current folder is gone; change to one that is there.")))
+    except UserError as error:
+        sys.exit(_explain(error))
+    if not is_first:  # one process reports
         if next((a for a in arguments if not a.startswith("-")), "") not in SHARED:
             sys.exit(0)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives

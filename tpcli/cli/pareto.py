@@ -19,7 +19,6 @@ from tpcli.config.choices import (
 from tpcli.config.outputs import check_report
 from tpcli.config.specs import DEMO
 from tpcli.errors import UserError
-from tpcli.system.files import check_output
 from tpcli.system.ranks import team
 
 from .groups import DataGroup, JsonOption, MeasureGroup, ModelGroup, ReportGroup, RunGroup
@@ -137,7 +136,7 @@ def pareto(
 
     from tpcli.models.load import told_apart
     from tpcli.pareto import ModelSource, SweepOptions, sweep
-    from tpcli.pareto.cache import default_folder
+    from tpcli.pareto.cache import default_folder, usable_folder
     from tpcli.report import write_report
     from tpcli.report.clusters import pooled_strip
     from tpcli.system.devices import pick_device
@@ -146,9 +145,7 @@ def pareto(
     from .sweep_progress import LiveSweep
 
     render.quiet()
-    cache = cache or default_folder()
-    if not (cache / "points").is_dir():  # one that can't be written may have all points
-        check_output(cache / "points", is_folder=True)
+    cache = usable_folder(cache or default_folder())
     device = str(pick_device(run.device))
     options = SweepOptions(
         poolings=poolings,

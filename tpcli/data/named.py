@@ -291,7 +291,9 @@ class NamedStream(_Labels, IterableDataset[Any]):
 
 def _webdataset(reader: Any) -> Any:
     """timm's pipeline without the handler that leaves out every sample with an error."""
-    import webdataset  # type: ignore[import-not-found]
+    from timm.data.readers import reader_wds
+
+    webdataset: Any = reader_wds.wds
 
     shards = [str(Path(reader.root or "") / name) for name in reader.split_info.filenames]
     key = reader.target_keys or reader.target_key or reader.split_info.alt_label

@@ -36,11 +36,10 @@ from .images import (
     RelabelledStream,
     mode_for,
 )
-from .listing import NO_FILE, in_folder
+from .listing import NO_FILE, in_folder, in_tar
 from .named import NamedStream, named
 from .pixels import fixed_scale, found_scale
 from .splits import find_split, keep_split
-from .tar import in_tar
 
 
 def create(

@@ -21,13 +21,13 @@ from tpcli.system.files import (
     clear_litter,
     has_format,
     holds_only,
+    locked,
     put_back,
     read_json,
     swap,
     write_json,
     write_text,
 )
-from tpcli.system.locks import locked
 
 RUN, RESULT, CONFIG, METRICS, CURVE, CHECKPOINTS = (
     "run.json",

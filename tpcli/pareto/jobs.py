@@ -28,10 +28,10 @@ from tpcli.schedules.resolve import pool, resolve
 from tpcli.surgery import pooling_spec, unpool
 from tpcli.surgery.geometry import patch_tokens
 from tpcli.system.devices import device_name, free_memory
-from tpcli.system.files import read_json, write_json
+from tpcli.system.files import read_json
 from tpcli.system.resume import Progress
 
-from .cache import claimed, point_key
+from .cache import claimed, point_key, remember
 from .options import ModelSource, SweepOptions
 from .points import BASE, FINETUNED, Point
 
@@ -83,7 +83,7 @@ def searched(
         )
         tokens = {f"{b:g}": tuple(result.schedule(b).tokens) for b in budgets}
         with progress.finishing():
-            write_json(path, {"made_by": result.made_by, "tokens": tokens})
+            remember(path, {"made_by": result.made_by, "tokens": tokens})
         return tokens
 
 

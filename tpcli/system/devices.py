@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 from torch import nn
 
@@ -123,9 +123,42 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def free_memory() -> int:
-    """Bytes of memory that are free, or 4 GiB where the system does not tell."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 4 * 2**30
+CGROUPS = Path("/sys/fs/cgroup")
+"""Where Linux shows the limits of containers and of jobs."""
+
+
+def free_memory(groups: str | None = None, root: Path = CGROUPS) -> int:
+    """Bytes of memory that this process can still take, within the limits of its container.
+
+    Args:
+        groups: what `/proc/self/cgroup` says, which is read where left out.
+        root: where limits are mounted.
+    """
+    if groups is None:
+        groups = ""
+        with suppress(OSError):
+            groups = Path("/proc/self/cgroup").read_text()
+    rooms: list[int] = [psutil.virtual_memory().available]
+    for line in groups.splitlines():
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controllers == "":
+            rooms += _rooms(root, path, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            rooms += _rooms(root / "memory", path, *names)
+    return max(0, min(rooms))
+
+
+def _rooms(mount: Path, path: str, limit: str, usage: str, cached: str) -> Iterator[int]:
+    """What is left under the limit of a group and of those above it, pages of files not counted.
+
+    A container sees its own group as the root, whatever the path says.
+    """
+    group = mount / path.strip("/")
+    for folder in (group, *group.parents):
+        with suppress(OSError, ValueError):
+            most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
+            lines = (folder / "memory.stat").read_text().splitlines()
+            yield most - used + int(dict(line.split() for line in lines).get(cached, 0))
+        if folder == mount:
+            return

@@ -7,17 +7,19 @@ import glob
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from tpcli.errors import TpcliError, UserError
+from filelock import FileLock, Timeout
 
-from .locks import locked
+from tpcli.errors import TpcliError, UserError
 
 PARTIAL = ".tpcli"
 """What the names of hidden folders end in, in which outputs are written until they are whole."""
@@ -230,6 +232,45 @@ def clear_litter(folder: Path, name: str | None = None) -> None:
 
 def _stem(name: str) -> str:
     return name[:50]  # so that the name of the hidden folder is not too long
+
+
+@contextmanager
+def locked(path: Path, timeout: float = 0) -> Iterator[str | None]:
+    """Hold the lock file `path` in the body, and remove it afterwards.
+
+    Yields None, or who holds it where that is someone else.
+
+    Args:
+        timeout: seconds to wait for it; -1 to wait as long as it takes.
+
+    Raises:
+        OSError: the lock file can't be made or opened.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        yield _holder(path)
+        return
+    try:
+        with suppress(OSError):  # a full disk; then others don't learn who it is
+            now = datetime.now().astimezone().isoformat(" ", "seconds")
+            path.write_text(
+                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now})
+            )
+        yield None
+    finally:
+        with suppress(OSError):  # Windows removes no open file; it is used again
+            path.unlink()
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text())
+        return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
 
 
 def settle(path: Path) -> None:

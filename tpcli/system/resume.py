@@ -16,8 +16,7 @@ from typing import Any
 
 from tpcli.errors import TpcliError, UserError
 
-from .files import clear_litter, replacing
-from .locks import locked
+from .files import clear_litter, locked, replacing
 from .ranks import gathered
 
 HEAD = '{"format": "tpcli-progress/1"}\n'
