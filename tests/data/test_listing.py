@@ -128,7 +128,7 @@ def test_links_to_folders_are_followed_but_not_in_circles(folder: Path, tmp_path
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list any folder")
 def test_a_folder_that_cant_be_listed_is_an_error(folder: Path) -> None:
     (folder / "cat").chmod(0)
-    with pytest.raises(UserError, match=r"cat can't be read: Permission denied"):
+    with pytest.raises(UserError, match="cat"):
         create(str(folder), CONFIG)
 
 
@@ -188,8 +188,8 @@ def folder_and_tar(home: Path, paths: list[str]) -> tuple[Path, Path]:
 @pytest.mark.parametrize(
     ("paths", "words"),
     [
-        (["a/cat/0", "a/dog/0", "b/cat/0", "b/dog/0"], "has cat/ in both a/ and b/"),
-        (["cat/front/0", "dog/front/0", "dog/back/0"], "has front/ in both cat/ and dog/"),
+        (["a/cat/0", "a/dog/0", "b/cat/0", "b/dog/0"], "cat/.*a/.*b/"),
+        (["cat/front/0", "dog/front/0", "dog/back/0"], "front/.*cat/.*dog/"),
     ],
 )
 def test_folders_that_could_be_read_in_two_ways(
@@ -203,9 +203,9 @@ def test_folders_that_could_be_read_in_two_ways(
 @pytest.mark.parametrize(
     ("paths", "words"),
     [
-        (["0", "1"], "holds images but no class folders"),
-        (["cat/0", "cat/old/1", "dog/0"], "different depths, in cat/ and in cat/old/"),
-        (["cat/0", "pets/dog/0"], "different depths, in cat/ and in pets/dog/"),
+        (["0", "1"], "class folders"),
+        (["cat/0", "cat/old/1", "dog/0"], "cat/ and in cat/old/"),
+        (["cat/0", "pets/dog/0"], "cat/ and in pets/dog/"),
     ],
 )
 def test_images_without_classes_are_data_without_labels(
@@ -217,6 +217,6 @@ def test_images_without_classes_are_data_without_labels(
         assert (list(found.classes), everything(found)[1]) == ([], [-1] * len(paths))
         with pytest.raises(Unmatched, match=words) as error:
             match_classes(found, Head("m", 2))
-        assert "or use `measure=agreement` or `measure=similarity`, which need" in str(error.value)
+        assert "measure=agreement" in str(error.value)
         with pytest.raises(UserError, match=words):
             create(str(data), CONFIG, class_map={"cat": 0})

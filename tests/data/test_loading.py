@@ -95,5 +95,5 @@ def test_a_process_that_dies_or_hangs_is_a_sentence(
 ) -> None:
     monkeypatch.setattr(loading, "PATIENCE", 1)
     data = replace(create("demo", CONFIG, limit=1), images=Odd(act))
-    with pytest.raises(TpcliError, match=r"a process that decodes images .* use fewer workers"):
+    with pytest.raises(TpcliError, match="workers"):
         list(batches(data, 2, workers=1))

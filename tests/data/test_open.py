@@ -85,7 +85,7 @@ def test_splits_and_their_synonyms(tmp_path: Path, asked: str, there: str, as_ta
 def test_a_split_that_is_missing_names_those_there(tmp_path: Path) -> None:
     class_folders(tmp_path / "set" / "train", per_class=1)
     class_folders(tmp_path / "set" / "val", per_class=1)
-    with pytest.raises(UserError, match="has no 'test' split; it has train, val"):
+    with pytest.raises(UserError, match=r"'test'.*train, val"):
         create(str(tmp_path / "set"), CONFIG, split="test")
 
 
@@ -109,7 +109,7 @@ def test_the_demo_needs_no_files() -> None:
     fresh = [image.tobytes() not in seen for image in validation.images.images]
     assert np.mean(fresh) > 0.99, "the splits share no image (but for equal drawings)"
     assert create("demo", CONFIG, split="val").fingerprint == validation.fingerprint
-    with pytest.raises(UserError, match="the demo data has no 'test' split; it has train, valid"):
+    with pytest.raises(UserError, match=r"'test'.*train, valid"):
         create("demo", CONFIG, split="test")
 
 
@@ -156,17 +156,17 @@ def test_no_readable_image(tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "set", per_class=1, suffix="jpg")
     for file in folder.rglob("*.jpg"):
         truncate(file)
-    with pytest.raises(UserError, match=r"none of the 10 images in .*set can be read"):
+    with pytest.raises(UserError, match="10 images"):
         create(str(folder), CONFIG)
 
 
 def test_no_images_at_all(tmp_path: Path) -> None:
     (tmp_path / "empty" / "class_0").mkdir(parents=True)
     (tmp_path / "empty" / "class_0" / "notes.txt").write_text("nothing here")
-    with pytest.raises(UserError, match="empty holds no images in class folders"):
+    with pytest.raises(UserError, match="empty"):
         create(str(tmp_path / "empty"), CONFIG)
     tar = tar_of(tmp_path / "empty", tmp_path / "empty.tar")
-    with pytest.raises(UserError, match=r"empty\.tar holds no images in class folders"):
+    with pytest.raises(UserError, match=r"empty\.tar"):
         create(str(tar), CONFIG)
 
 
@@ -185,14 +185,14 @@ def test_a_path_that_is_not_there(
     spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"data '{spec}' does not exist; give a folder of class"):
+    with pytest.raises(UserError, match=f"'{spec}'"):
         create(spec, CONFIG)
 
 
 def test_a_file_that_is_no_tar(tmp_path: Path) -> None:
     file = tmp_path / "set.zip"
     file.write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"set\.zip' is a file but no \.tar; give a folder or"):
+    with pytest.raises(UserError, match=r"set\.zip"):
         create(str(file), CONFIG)
 
 
@@ -205,7 +205,7 @@ def test_a_tar_that_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["torch/no_such_set", "torch/cifar10"])
 def test_a_named_set_that_is_not_there(spec: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"data set '{spec}', split 'validation', could not be op"):
+    with pytest.raises(UserError, match=f"'{spec}', split 'validation'"):
         create(spec, CONFIG, data_dir=str(tmp_path))
     assert os.listdir(tmp_path) == []
 
@@ -213,9 +213,7 @@ def test_a_named_set_that_is_not_there(spec: str, tmp_path: Path) -> None:
 def test_class_count_is_held_against_the_head(tmp_path: Path) -> None:
     found = create(str(class_folders(tmp_path / "set", classes=CLASSES[:7])), CONFIG)
     check_classes(found, 7, "mine")
-    with pytest.raises(
-        UserError, match=r"set has 7 classes, the head of mine has 10; .* `num_classes=7`\."
-    ):
+    with pytest.raises(UserError, match="num_classes=7"):
         check_classes(found, 10, "mine")
 
 
@@ -238,7 +236,7 @@ def test_limits_at_the_edges(tmp_path: Path) -> None:
     folder = str(class_folders(tmp_path / "set"))
     assert create(folder, CONFIG, limit=30).count == 30
     assert create(folder, CONFIG, limit=1000).count == 30
-    with pytest.raises(UserError, match="`limit=0` is below 1"):
+    with pytest.raises(UserError, match="limit=0"):
         create(folder, CONFIG, limit=0)
 
 

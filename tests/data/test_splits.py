@@ -43,13 +43,13 @@ def test_splits_as_people_have_them(tmp_path: Path, train: str, validation: str)
     assert create(str(root), CONFIG, split="train").count == 2
     assert create(str(root), CONFIG).count == 4
     assert create(str(root), CONFIG, split="val").count == 4
-    with pytest.raises(UserError, match="has no 'test' split; it has"):
+    with pytest.raises(UserError, match="'test'"):
         create(str(root), CONFIG, split="test")
 
 
 def test_validation_is_not_taken_from_the_test_split(tmp_path: Path) -> None:
     root = make(tmp_path / "set", "training_set", "test_set")
-    with pytest.raises(UserError, match="no 'validation' split; it has training_set, test_set"):
+    with pytest.raises(UserError, match=r"'validation'.*training_set, test_set"):
         create(str(root), CONFIG)
     assert create(str(root), CONFIG, split="test").count == 4
 
@@ -64,7 +64,7 @@ def test_folders_without_images_are_no_splits(tmp_path: Path) -> None:
 
 def test_two_places_with_splits(tmp_path: Path) -> None:
     root = make(tmp_path / "set", "a/train", "a/val", "b/train", "b/val")
-    with pytest.raises(UserError, match=r"several places, (a/ and b|b/ and a)/"):
+    with pytest.raises(UserError, match=r"(a/ and b|b/ and a)/"):
         create(str(root), CONFIG)
 
 
@@ -74,19 +74,19 @@ def test_splits_inside_class_folders(tmp_path: Path) -> None:
             folder = tmp_path / "set" / c / split
             folder.mkdir(parents=True)
             picture(0).save(folder / "0.png")
-    with pytest.raises(UserError, match="holds splits in several places"):
+    with pytest.raises(UserError, match="several"):
         create(str(tmp_path / "set"), CONFIG)
 
 
 def test_splits_beside_other_images(tmp_path: Path) -> None:
     root = make(tmp_path / "set", "cat/0", "old/train", "old/val")
-    with pytest.raises(UserError, match="holds splits in old/ and other images in cat/"):
+    with pytest.raises(UserError, match=r"old/.*cat/"):
         create(str(root), CONFIG)
 
 
 def test_several_splits_of_one_kind(tmp_path: Path) -> None:
     root = make(tmp_path / "set", "train", "val2014", "val2017")
-    with pytest.raises(UserError, match="several 'validation' splits, val2014, val2017; ask"):
+    with pytest.raises(UserError, match="val2014, val2017"):
         create(str(root), CONFIG)
     assert create(str(root), CONFIG, split="val2017").count == 6
 
@@ -107,9 +107,9 @@ def test_a_class_that_is_called_like_a_split(tmp_path: Path, name: str) -> None:
 def test_a_split_of_any_name_is_found_by_it(tmp_path: Path) -> None:
     root = make(tmp_path / "set", "holdout", "train")
     assert create(str(root), CONFIG, split="holdout").count == 2
-    with pytest.raises(UserError, match="has no 'hold' split"):
+    with pytest.raises(UserError, match="'hold'"):
         create(str(root), CONFIG, split="hold")
-    with pytest.raises(UserError, match="has no 'validatoin' split"):
+    with pytest.raises(UserError, match="'validatoin'"):
         create(str(root / "train"), CONFIG, split="validatoin")
 
 
@@ -117,13 +117,13 @@ def test_splits_in_one_archive_are_not_mixed(tmp_path: Path) -> None:
     tar = tar_of(make(tmp_path / "set", "train", "val"), tmp_path / "set.tar")
     assert create(str(tar), CONFIG).count == 4
     assert create(str(tar), CONFIG, split="train").count == 2
-    with pytest.raises(UserError, match="has no 'test' splits; it has train, val"):
+    with pytest.raises(UserError, match=r"'test'.*train, val"):
         create(str(tar), CONFIG, split="test")
     single = tar_of(make(tmp_path / "one", "imagenette/train"), tmp_path / "one.tar")
-    with pytest.raises(UserError, match="has no 'validation' splits; it has train"):
+    with pytest.raises(UserError, match=r"'validation'.*train"):
         create(str(single), CONFIG)
     odd = tar_of(make(tmp_path / "odd", "a", "b"), tmp_path / "odd.tar")
-    with pytest.raises(UserError, match="has cat/ in both a/ and b/"):
+    with pytest.raises(UserError, match=r"cat/.* a/ and b/"):
         create(str(odd), CONFIG)
     trains = class_folders(tmp_path / "trains", classes=("bus", "train"))
     assert create(str(tar_of(trains, tmp_path / "trains.tar")), CONFIG).count == 6

@@ -89,7 +89,7 @@ def test_a_tar_that_is_cut_off(tar: Path, size: int) -> None:
         assert whole.getmembers()
         end = whole.offset
     tar.write_bytes(tar.read_bytes()[: min(size, end)])
-    with pytest.raises(UserError, match=r"set\.tar can't be read as a \.tar"):
+    with pytest.raises(UserError, match=r"set\.tar"):
         create(str(tar), CONFIG)
 
 
@@ -99,13 +99,13 @@ def test_a_tar_that_ends_between_two_files_or_goes_on(tar: Path) -> None:
         second = whole.getmembers()[1].offset
         end = whole.offset
     tar.write_bytes(content[:second])
-    with pytest.raises(UserError, match="without an end mark, so it was cut off; copy or pack"):
+    with pytest.raises(UserError, match="cut off"):
         create(str(tar), CONFIG)
     tar.write_bytes(content[:second] + b"x" * 512 + content[second:])
-    with pytest.raises(UserError, match=f"header at byte {second} is damaged"):
+    with pytest.raises(UserError, match=f"byte {second}"):
         create(str(tar), CONFIG)
     tar.write_bytes(content + content)
-    with pytest.raises(UserError, match="more behind its end mark"):
+    with pytest.raises(UserError, match="end mark"):
         create(str(tar), CONFIG)
     tar.write_bytes(content[: end + 1024])
     assert create(str(tar), CONFIG).count == 6
@@ -116,7 +116,7 @@ def test_a_compressed_tar(tmp_path: Path, mode: str, program: str) -> None:
     file = tmp_path / "set.tar"
     with tarfile.open(file, mode) as tar:  # type: ignore[call-overload]
         add(tar, "cat/0.png", png(1))
-    with pytest.raises(UserError, match=f"compressed with {program}; decompress it first"):
+    with pytest.raises(UserError, match=program):
         create(str(file), CONFIG)
 
 

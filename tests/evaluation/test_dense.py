@@ -50,7 +50,7 @@ def test_without_pooling_it_is_all_there() -> None:
 def test_blocks_are_spread_and_checked() -> None:
     assert dense_blocks(tiny_vit(depth=12)) == [2, 5, 8, 11]
     assert dense_blocks(tiny_vit(depth=1)) == [0]
-    with pytest.raises(UserError, match="block 4 is not there; the model has blocks 0 to 3"):
+    with pytest.raises(UserError, match="block 4"):
         dense_blocks(tiny_vit(), [4])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from tpcli.data import ImageData
-from tpcli.errors import TpcliError
+from tpcli.errors import TpcliError, UserError
 from tpcli.surgery import pooling_spec, unpooled
 from tpcli.system.devices import pick_device
 
@@ -74,6 +74,13 @@ class Measurer:
                 bank = self._unpooled(task.bank, "the unpooled bank", on_pass)
             else:
                 bank = self._own(model, task.bank, "the bank", on_pass)
+            for answers, images in ((queries, data), (bank, task.bank)):
+                if (answers.targets < 0).any():
+                    raise UserError(
+                        f"images of {images.spec}, {images.split}, have the label "
+                        f"{answers.targets.min()}, which hides a class; use another split, or "
+                        "`measure=similarity`, which needs no labels."
+                    )
             return knn(queries, bank, device)
         wanted = self._unpooled(data, "unpooled", on_pass)
         found = self._own(model, data, "", on_pass)

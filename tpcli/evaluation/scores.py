@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tpcli.errors import UserError
 from tpcli.stats import Each, mean, mean_interval
 
 from .answers import Answers, Floats, chunks
@@ -123,19 +122,9 @@ def knn(queries: Answers, bank: Answers, device: torch.device) -> Scores:
 
     A neighbour at cosine c has exp(c / 0.07) votes.
     """
-    for answers in (queries, bank):
-        _check_labels(answers)
     guesses = vote(queries, bank, device)
     each = guesses == queries.targets
     return scores("knn", each, queries.images_per_second, queries.unreadable)
-
-
-def _check_labels(answers: Answers) -> None:
-    if len(answers.targets) and answers.targets.min() < 0:
-        raise UserError(
-            f"`measure=knn` needs labels, and there is the label {answers.targets.min()}, which "
-            "hides a class; use another split, or `measure=similarity`."
-        )
 
 
 def vote(queries: Answers, bank: Answers, device: torch.device) -> npt.NDArray[np.int64]:
