@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tpcli import data
 from tpcli.demo.digits import IMAGE_SIZE, Digits
 from tpcli.evaluation.run import evaluate
-from tpcli.models.load import save
+from tpcli.models.save import save
 
 EPOCHS = 120
 ARCHITECTURE: dict[str, Any] = {

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from tpcli.config.schedule import Schedule
     from tpcli.evaluation.run import evaluate
     from tpcli.flops import count_flops
-    from tpcli.models.load import load, save
+    from tpcli.models.load import load
+    from tpcli.models.save import save
     from tpcli.report import show
     from tpcli.schedules.resolve import pool
     from tpcli.surgery import find, spread, trace, unpool
@@ -26,7 +27,7 @@ _HOME = {
     "find": "tpcli.surgery",
     "load": "tpcli.models.load",
     "pool": "tpcli.schedules.resolve",
-    "save": "tpcli.models.load",
+    "save": "tpcli.models.save",
     "show": "tpcli.report",
     "spread": "tpcli.surgery",
     "trace": "tpcli.surgery",

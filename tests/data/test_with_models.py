@@ -15,7 +15,8 @@ from tpcli.bench.compare import bench
 from tpcli.config.options import pooling_options
 from tpcli.data import create
 from tpcli.errors import UserError
-from tpcli.models.load import load, save
+from tpcli.models.load import load
+from tpcli.models.save import save
 from tpcli.surgery.geometry import input_size, patch_tokens
 
 TINY: dict[str, Any] = {"embed_dim": 48, "depth": 1, "num_heads": 3, "patch_size": 4}

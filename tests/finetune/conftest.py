@@ -14,7 +14,8 @@ import torch
 from tpcli import pool
 from tpcli.config.recipe import STRONG
 from tpcli.finetune import FinetuneResult, Recipe, finetune, open_data
-from tpcli.models.load import load, save
+from tpcli.models.load import load
+from tpcli.models.save import save
 
 TINY = {
     "img_size": 32,

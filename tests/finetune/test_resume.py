@@ -147,7 +147,8 @@ def test_resuming_something_else_is_refused(
 
 
 def test_resuming_another_model_is_refused(run: Run, tiny: Path, tmp_path: Path) -> None:
-    from tpcli.models.load import load, save
+    from tpcli.models.load import load
+    from tpcli.models.save import save
 
     out, other = tmp_path / "out", load(str(tiny))
     with pytest.raises(Interrupted):

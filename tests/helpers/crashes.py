@@ -23,7 +23,7 @@ import safetensors.torch
 import timm
 import torch
 
-from tpcli.models.load import save
+from tpcli.models.save import save
 
 from . import forks
 

@@ -43,7 +43,7 @@ def apply(
     pooling.check(model)
 
     from tpcli.flops import count_flops
-    from tpcli.models.load import save
+    from tpcli.models.save import save
     from tpcli.surgery import pooling_spec, unpooled
 
     from . import render

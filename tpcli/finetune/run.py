@@ -23,7 +23,8 @@ from tpcli.evaluation.answers import collect, features_of
 from tpcli.evaluation.choose import Task
 from tpcli.evaluation.measurer import Measurer
 from tpcli.evaluation.run import RunOptions
-from tpcli.models.load import LoadedModel, save
+from tpcli.models.load import LoadedModel
+from tpcli.models.save import save
 from tpcli.surgery import pooling_spec, unpool
 from tpcli.system import ranks
 from tpcli.system.devices import pick_device

@@ -1,9 +1,8 @@
-"""MODEL specs: from what the user typed to a timm model, and back to a folder."""
+"""MODEL specs: from what the user typed to a timm model."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,25 +12,19 @@ from typing import Any
 import timm
 import torch
 from timm.data.model_config import resolve_input_data_config
-from timm.models import save_for_hf
 from torch import nn
 
 from tpcli.config import specs
 from tpcli.errors import TpcliError, UserError, did_you_mean, first_line
 from tpcli.schedules.resolve import pool
-from tpcli.surgery import PoolingSpec, check_supported, find, pooling_spec, unpooled
+from tpcli.surgery import PoolingSpec, check_supported, unpooled
 from tpcli.surgery.geometry import input_size, patch_tokens
-from tpcli.system.files import check_output, read_json, replacing
+from tpcli.system.files import read_json
 
 from .huggingface import describe
 from .weights import load_weights
 
 DEMO = Path(__file__).parents[1] / "demo" / "model"
-FOREIGN = re.compile(r"\.(base_layer|lora_\w+|parametrizations|_packed_params)(\.|$)")
-"""In names of weights that adapters, parametrizations and quantization put into a model."""
-"""What `save` writes."""
-
-
 SOURCES = (".py", ".c", ".h")
 
 
@@ -115,42 +108,6 @@ def told_apart(loaded: Mapping[str, LoadedModel]) -> list[LoadedModel]:
         replace(model, name=spec) if names.count(model.name) > 1 else model
         for spec, model in loaded.items()
     ]
-
-
-def save(model: nn.Module, folder: Path, force: bool = False, **extra: Any) -> None:
-    """Write a folder in timm's local-dir layout, atomically.
-
-    Plain timm loads it unpooled; tpcli pools it again, from the key `token_pooling` of
-    `config.json`. `extra` adds keys there.
-
-    Raises:
-        UserError: the folder exists and `force` is off, or the model is none of timm's, was built
-            with arguments that JSON can't hold, or has weights that timm would not know.
-    """
-    check_output(folder, force, is_folder=True)
-    foreign = next((key for key in model.state_dict() if FOREIGN.search(key)), None)
-    if foreign is not None:
-        raise UserError(
-            f"the model can't be saved: its weight {foreign} is none of timm's; merge adapters "
-            "(merge_and_unload) and parametrizations first, and save before quantizing."
-        )
-    if find(model) is not model:
-        raise UserError(
-            f"{type(model).__name__} only holds a timm model, and nothing else would be saved; "
-            "save that one, tpcli.find(model)."
-        )
-    spec = pooling_spec(model)
-    config = dict(extra)
-    labels = model.pretrained_cfg.get("label_names")  # type: ignore[operator, union-attr]
-    if labels:
-        config["label_names"] = labels
-    if spec is not None:
-        config["token_pooling"] = spec.to_dict()
-    with replacing(folder) as fresh:
-        try:
-            save_for_hf(model, str(fresh), model_config=config, safe_serialization=True)
-        except ValueError as error:
-            raise UserError(f"the model can't be saved: {error}") from error
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from tpcli.config.measures import MEASURES
 from tpcli.config.outputs import OPTIMIZED_DOCUMENT, OPTIMIZED_MODEL_KIND, OPTIMIZED_PAGE
 from tpcli.config.schedule import Schedule
-from tpcli.models.load import save
+from tpcli.models.save import save
 from tpcli.optimize.result import Optimized, Tried
 from tpcli.stats import signed
 from tpcli.surgery import PoolingSpec, insert, unpooled
