@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from tpcli.config.choices import (
     check_choice,
 )
 from tpcli.errors import TpcliError, UserError, first_line
+from tpcli.surgery import find
 from tpcli.surgery.geometry import input_size
 from tpcli.system.files import MARK, check_output, replacing
 
@@ -129,8 +131,9 @@ def export_model(
 ) -> ExportResult:
     """Export `model` for any batch size and one image size, and hold its answers against torch's.
 
-    The model is exported in eval mode and left as it was. What was written is run once; a file
-    whose answers differ is not kept.
+    The model is exported in eval mode and left as it was; of one that only wraps a Vision
+    Transformer (DataParallel, an average), that one. Weights of other types than float32 are
+    exported as float32. What was written is run once; a file whose answers differ is not kept.
 
     Args:
         output: what the program answers: "logits" (one vector of features where the model has no
@@ -150,6 +153,14 @@ def export_model(
     check_export(out, file_format, opset, force)
     check_choice("dtype", dtype, EXPORT_DTYPES)
     check_choice("output", output, EXPORT_OUTPUTS)
+    vit = find(model)
+    if model is not vit and list(model.children()) == [vit]:  # DataParallel, averages, compiled
+        model = vit
+    if any(p.is_meta for p in model.parameters()):
+        raise UserError(
+            "the model's weights are offloaded or were never loaded; remove the hooks that bring "
+            "them in (accelerate's remove_hook_from_module) before you export it."
+        )
     weights = sum(p.numel() for p in model.parameters()) * DTYPES[dtype].itemsize
     if file_format == "onnx" and weights >= LARGEST_ONNX:
         raise UserError(
@@ -157,22 +168,25 @@ def export_model(
             "2; use `file_format=torch-export`."
         )
     size = input_size(model)
-    parameter = next(model.parameters())
+    device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(CHECK_BATCH, *size, generator=generator)
-    images = (images if check_on is None else check_on).to(parameter)
+    images = (images if check_on is None else check_on).to(device, torch.float32)
+    if any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters()):
+        model = copy.deepcopy(model).float()  # what the file computes in, and is compared in
+    vit = find(model)
     modes = [(module, module.training) for module in model.modules()]
-    checkpointing = getattr(model, "grad_checkpointing", False)
+    checkpointing = getattr(vit, "grad_checkpointing", False)
     model.eval()
-    model.grad_checkpointing = False  # type: ignore[assignment]
+    vit.grad_checkpointing = False  # type: ignore[assignment]
     try:
         with torch.no_grad(), warnings.catch_warnings(), replacing(out) as fresh:
             warnings.simplefilter("ignore")
-            program = model if output == "logits" else _Features(model, output)
-            if output == "logits" and not getattr(model, "num_classes", 1):
+            program = model if output == "logits" else _Features(vit, output)
+            if output == "logits" and model is vit and not vit.num_classes:
                 output = "features"  # what it answers without a head
             expected = program(images)
-            if DTYPES[dtype] != parameter.dtype:
+            if dtype != "float32":
                 program = _Cast(program, DTYPES[dtype])
             sample = images[:2] if len(images) > 1 else torch.cat([images, images])
             traced = trace_program(program, sample)
@@ -180,7 +194,9 @@ def export_model(
                 opset = write_onnx(traced, sample, fresh, opset, output)
                 got = run_onnx(fresh, images)
             else:
-                torch.export.save(traced, fresh, extra_files={MARK: ""})
+                file = io.BytesIO()  # on a full disk torch would end the process
+                torch.export.save(traced, file, extra_files={MARK: ""})
+                fresh.write_bytes(file.getbuffer())
                 got = torch.export.load(fresh).module()(images)
             error = None if got is None else _difference(got.to(expected), expected, dtype)
             if isinstance(error, str):
@@ -191,7 +207,7 @@ def export_model(
     finally:
         for module, training in modes:
             module.training = training
-        model.grad_checkpointing = checkpointing  # type: ignore[assignment]
+        vit.grad_checkpointing = checkpointing  # type: ignore[assignment]
     on = "random images" if check_on is None else f"{len(images)} images"
     return ExportResult(out, file_format, output, opset, size, error, dtype, on)
 

