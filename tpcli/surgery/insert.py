@@ -21,12 +21,20 @@ from tpcli.pooling import get_method
 from . import head
 from .attention import check_shows_attention
 from .families import FAMILIES
-from .geometry import CLASSES, POOLING_NAME, blocks_of, patch_grid, patch_tokens, vits_in
+from .geometry import (
+    CLASSES,
+    POOLING_NAME,
+    PoolingSpec,
+    blocks_of,
+    patch_grid,
+    patch_tokens,
+    pooling_spec,
+    vits_in,
+)
 from .head import check_head
 from .intermediates import forward_intermediates
 from .layer import TokenPooling, pooled_forward
 from .patching import call_original, override, own_method, restore
-from .spec import PoolingSpec, pooling_spec
 
 
 def find(model: nn.Module) -> nn.Module:
