@@ -35,16 +35,7 @@ class Clusters(NamedTuple):
         parts = triton.number(labels, k, leads)
         if parts is not None:
             return cls(*parts)
-        b, n = labels.shape
-        lowest = lowest_member(labels)  # (B, N)
-        position = torch.arange(n, device=labels.device)
-        leads = lowest == position if leads is None else leads
-        order = torch.where(leads, lowest, position + n).argsort(dim=1)
-        lead, followers = order[:, :k], order[:, k:]
-        cluster = torch.arange(k, device=labels.device).expand(b, k)
-        # zeros, not empty: labels that are no K clusters must not lead to memory nobody wrote
-        of_lowest = torch.zeros_like(labels).scatter_(1, lowest.gather(1, lead), cluster)
-        return cls(lead, followers, of_lowest.gather(1, lowest.gather(1, followers)))
+        return number_by_operators(labels, k, leads)
 
     def labels(self) -> Tensor:
         """The cluster of each token, in [0, K): (B, N)."""
@@ -58,6 +49,20 @@ class Clusters(NamedTuple):
         return values.gather(1, self.lead).scatter_add(
             1, self.into, values.gather(1, self.followers)
         )
+
+
+def number_by_operators(labels: Tensor, k: int, leads: Tensor | None = None) -> Clusters:
+    """`Clusters.from_labels` in torch's operators."""
+    b, n = labels.shape
+    lowest = lowest_member(labels)  # (B, N)
+    position = torch.arange(n, device=labels.device)
+    leads = lowest == position if leads is None else leads
+    order = torch.where(leads, lowest, position + n).argsort(dim=1)
+    lead, followers = order[:, :k], order[:, k:]
+    cluster = torch.arange(k, device=labels.device).expand(b, k)
+    # zeros, not empty: labels that are no K clusters must not lead to memory nobody wrote
+    of_lowest = torch.zeros_like(labels).scatter_(1, lowest.gather(1, lead), cluster)
+    return Clusters(lead, followers, of_lowest.gather(1, lowest.gather(1, followers)))
 
 
 def lowest_member(labels: Tensor, passed_over: Tensor | None = None) -> Tensor:
@@ -106,14 +111,15 @@ def merge_tokens(
     leads: Tensor | None = None,
     keep_norms: bool = False,
     keep_longest: bool = False,
+    clusters: Clusters | None = None,
     numbered: bool = True,
 ) -> Merged:
     """Number the clusters, sum what is `counted`, and take the means: one token per cluster.
 
     x: (B, P + N, C). labels: (B, N), K distinct integers in [0, N). counted, shares: (B, N), what a
     token adds to its cluster's size, and its weight in the mean. leads, keep_norms, keep_longest:
-    see `Clusters.from_labels`, `reduce_tokens` and `as_long_as_the_longest`. numbered: whether the
-    clusters are wanted too.
+    see `Clusters.from_labels`, `reduce_tokens` and `as_long_as_the_longest`. clusters: the numbered
+    clusters, where they are known. numbered: whether they are wanted too.
     """
     if leads is None and not keep_longest:
         merged = c_kernels.merge_tokens(x, labels, k, counted, shares, prefix, keep_norms, numbered)
@@ -121,9 +127,9 @@ def merge_tokens(
             tokens, sizes, parts = merged
             return Merged(tokens, sizes, Clusters(*parts) if numbered else None)
     length = 2 if keep_longest else int(keep_norms)
-    clusters = None
-    if numbered or length == 2 or triton.takes_over(x, labels.shape[1]):
-        clusters = Clusters.from_labels(labels, k, leads)
+    if clusters is not None or numbered or length == 2 or triton.takes_over(x, labels.shape[1]):
+        if clusters is None or leads is not None:
+            clusters = Clusters.from_labels(labels, k, leads)
         reduced = triton.means(x, clusters, counted, shares, prefix, length)
         if reduced is None:
             reduced = merge_by_operators(x, clusters, counted, shares, prefix, length)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from tpcli.config.methods import METHODS, Description, describe
 
+from .clusters import Clusters
+
 KEYWORDS = ("weights", "sizes", "start", "iterations", "grid", "depth", "normalized")
 """What an operator may ask to be called with, beside the metric and K."""
 
@@ -24,11 +26,13 @@ class Assignment(NamedTuple):
     shares: (B, N) how much each token counts in its cluster's mean, where the method itself says
     so; None leaves it to the reduce option. A token with share 0 is dropped: it adds nothing to the
     features nor to the size of its cluster, and its label only says where it was.
+    clusters: the same clusters in reading order, where the method has numbered them already.
     """
 
     labels: Tensor
     medoids: Tensor | None = None
     shares: Tensor | None = None
+    clusters: Clusters | None = None
 
 
 Assign = Callable[..., Assignment]

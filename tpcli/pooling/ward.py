@@ -15,7 +15,7 @@ from tpcli.pooling.backends import dispatch as constants
 from tpcli.pooling.backends import triton
 
 from .centroids import STARTS, within_cluster_cost
-from .clusters import among_all, best_members, reading_order
+from .clusters import Clusters, among_all, best_members, reading_order
 from .distances import pairwise_squared_distances
 from .registry import Assignment, implement
 from .ties import in_line, line_up
@@ -126,9 +126,9 @@ def ward(
     n = z.shape[1]
     plan = merges_per_round(n, k, iterations)
     count = candidate_count(n, k) if sketch_saves(n, k, z.shape[2]) else n
-    found = triton.ward_labels(z, weights, count, plan, normalized)
-    if found is not None:
-        return Assignment(found)
+    numbered = triton.ward_labels(z, weights, count, plan, normalized)
+    if numbered is not None:
+        return Assignment(numbered[0], clusters=Clusters(*numbered[1]))
     z = z if z.dtype == torch.float64 else z.float()
     found = c_kernels.ward_labels(z, weights, count, plan, normalized)
     if found is not None:

@@ -191,7 +191,7 @@ class TokenPooling(nn.Module):
         if options.weights in SCORES:  # of a diverged image, too, positive and finite
             weights = weights.nan_to_num(nan=1.0).clamp(min=LEAST_WEIGHT)
         metric = self._metric(own.detach(), inputs.keys)
-        labels, medoids, share = self._assign(metric, k, weights, sizes)
+        labels, medoids, share, numbered = self._assign(metric, k, weights, sizes)
         kept = None if share is None else share > 0
         counted = sizes if kept is None else sizes * kept
         if share is None and options.reduce == "medoid":
@@ -210,6 +210,7 @@ class TokenPooling(nn.Module):
             leads=medoids,
             keep_norms=options.reduce == "norm",
             keep_longest=options.reduce == "max-norm" and kept is None,
+            clusters=numbered,
             numbered=recorded is not None or patches is not None or self.follows_positions,
         )
         if clusters is not None and self.follows_positions:

@@ -1,13 +1,9 @@
-"""Labels of clusters, and how torch's operators number them."""
+"""Labels of clusters."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
-
-from tpcli.pooling import Clusters
-from tpcli.pooling.backends import triton
 
 
 def some_labels(batch: int, n: int, k: int, seed: int = 0) -> Tensor:
@@ -19,10 +15,3 @@ def some_labels(batch: int, n: int, k: int, seed: int = 0) -> Tensor:
         names = torch.randperm(n, generator=generator)[:k]
         rows.append(names[owners[torch.randperm(n, generator=generator)]])
     return torch.stack(rows)
-
-
-def operators_number(labels: Tensor, k: int, leads: Tensor | None = None) -> Clusters:
-    """`Clusters.from_labels` without a kernel."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton, "AVAILABLE", False)
-        return Clusters.from_labels(labels, k, leads)

@@ -7,9 +7,9 @@ import torch
 
 from tpcli.pooling import Clusters, merge_tokens
 from tpcli.pooling.backends import triton
-from tpcli.pooling.clusters import merge_by_operators
+from tpcli.pooling.clusters import merge_by_operators, number_by_operators
 
-from .labels import operators_number, some_labels
+from .labels import some_labels
 from .test_ward import DTYPES, every_dtype
 
 pytestmark = pytest.mark.gpu
@@ -24,7 +24,7 @@ def check_means(
     x = (torch.randn(2, prefix + n, channels, generator=generator) + 1).to(dtype)
     shares = torch.rand(2, n, generator=generator)
     counted = torch.randint(1, 9, (2, n), generator=generator).float()
-    clusters = Clusters(*operators_number(some_labels(2, n, k), k))
+    clusters = number_by_operators(some_labels(2, n, k), k)
     expected = merge_by_operators(x, clusters, counted, shares, prefix, length)
     there = [part.to(device) for part in (x, *clusters, counted, shares)]
     found = triton.means(there[0], tuple(there[1:4]), there[4], there[5], prefix, length)
@@ -41,7 +41,7 @@ def check_means(
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (2, 1), (5, 5), (16, 7), (33, 30), (70, 1)])
 def test_clusters_are_numbered_alike(device: str, n: int, k: int, dtype: torch.dtype) -> None:
     labels = some_labels(3, n, k)
-    expected = operators_number(labels, k)
+    expected = number_by_operators(labels, k)
     found = triton.number(labels.to(device, dtype), k, None)
     assert found is not None
     for part, other in zip(found, expected, strict=True):
@@ -54,7 +54,7 @@ def test_a_named_lead_speaks_for_its_cluster(device: str) -> None:
     for row, mask in zip(labels, leads, strict=True):
         for label in row.unique():
             mask[(row == label).nonzero()[-1]] = True
-    expected = operators_number(labels, 6, leads)
+    expected = number_by_operators(labels, 6, leads)
     found = Clusters.from_labels(labels.to(device), 6, leads.to(device))
     for part, other in zip(found, expected, strict=True):
         assert torch.equal(part.cpu(), other)
@@ -121,7 +121,7 @@ def test_dropped_tokens_add_nothing(device: str) -> None:
 def test_opposite_tokens_are_stretched_by_no_more_than_the_limit(device: str, length: int) -> None:
     x = torch.tensor([[[1.0, 2.0, 0.0], [-1.0, -2.0, 0.0], [3.0, 1.0, 0.0], [-3.0, -1.0, 1e-3]]])
     labels, ones = torch.tensor([[0, 0, 2, 2]]), torch.ones(1, 4)
-    expected = merge_by_operators(x, operators_number(labels, 2), ones, ones, 0, length)[0]
+    expected = merge_by_operators(x, number_by_operators(labels, 2), ones, ones, 0, length)[0]
     parts = triton.number(labels.to(device), 2, None)
     assert parts is not None
     found = triton.means(x.to(device), parts, ones.to(device), ones.to(device), 0, length)

@@ -14,10 +14,10 @@ from tests.helpers import pooling_reference as reference
 from tests.helpers.models import tokens
 from tests.pooling.test_ties import KEEP, TOKENS
 from tpcli.pooling import Clusters, get_method
+from tpcli.pooling.backends import dispatch as constants
 from tpcli.pooling.backends import triton
+from tpcli.pooling.clusters import number_by_operators
 from tpcli.pooling.ward import candidate_count, merges_per_round, sketch_saves, ward_by_operators
-
-from .labels import operators_number
 
 pytestmark = pytest.mark.gpu
 
@@ -75,13 +75,13 @@ def check(
     plan = merges_per_round(n, k, rounds)
     if candidates is None:
         candidates = candidate_count(n, k) if sketch_saves(n, k, channels) else n
-    labels = triton.ward_labels(z, weights, candidates, plan, normalized)
-    assert labels is not None
+    found = triton.ward_labels(z, weights, candidates, plan, normalized)
+    assert found is not None
+    labels, numbered = found
     expected = ward_by_operators(z.double(), weights.double(), candidates, plan, normalized)
     assert partitions(labels) == partitions(expected)
-    numbered = Clusters.from_labels(labels, k)
-    assert torch.equal(labels, numbered.labels())
-    for part, other in zip(numbered, operators_number(expected.cpu(), k), strict=True):
+    assert torch.equal(labels, Clusters(*numbered).labels())
+    for part, other in zip(numbered, number_by_operators(expected.cpu(), k), strict=True):
         assert torch.equal(part.cpu(), other)
 
 
@@ -148,9 +148,9 @@ def test_pairs_at_the_end_of_the_sketchs_list_are_cut_in_order(device: str) -> N
     """Ten pairs at one distance, of which the first seven tokens take part, and two pairs merge."""
     pairs = torch.randint(-9, 9, (1, 10, 96)).float().repeat_interleave(2, 1)
     z = (pairs + torch.tensor([0.0, 1.0]).repeat(10).unsqueeze(1)).to(device)
-    labels = triton.ward_labels(z, torch.ones(1, 20, device=device), 7, [2], False)
-    assert labels is not None
-    assert labels[0].tolist() == [0, 0, 1, 1, *range(2, 18)]
+    found = triton.ward_labels(z, torch.ones(1, 20, device=device), 7, [2], False)
+    assert found is not None
+    assert found[0][0].tolist() == [0, 0, 1, 1, *range(2, 18)]
 
 
 @pytest.mark.parametrize(("bad", "dtype"), [(float("nan"), F32), (float("inf"), BF16)])
@@ -167,13 +167,24 @@ def test_tokens_that_are_not_finite_still_make_k_clusters(
 
 def test_pointers_that_form_a_circle_are_cut_open(device: str) -> None:
     """Five points: 0 -> 2 -> 1 -> 0, as no exact price would have them, and 3 <-> 4."""
-    from tpcli.pooling.backends.triton import launch
+    from tpcli.pooling.backends.triton import kernels
 
     price = torch.tensor([[1.0, 1.0, 1.0, 5.0, 5.0]], device=device)
     partner = torch.tensor([[2, 0, 1, 4, 3]], dtype=torch.int32, device=device)
     found = []
     for merges in (1, 2, 3):
-        labels, *_ = launch._join(price, partner, None, None, 5, merges, None)
+        labels, lead, followers, into = (
+            torch.zeros(1, 5, dtype=torch.int64, device=device) for _ in range(4)
+        )
+        scratch, rest = torch.empty_like(partner), torch.empty_like(price)
+        kernels.join[(1,)](
+            *(price, partner, labels, lead, scratch, labels, lead, followers, into),
+            *(partner, rest, scratch, 5, 5, merges, 0, constants.RELUCTANCE, constants.PLACES),
+            LATER=False,
+            CHOSEN=False,
+            N_BLOCK=16,
+            JUMPS=4,
+        )
         found.append(labels[0].tolist())
     assert found == [[0, 0, 1, 2, 3], [0, 0, 0, 1, 2], [0, 0, 0, 1, 1]]
 

@@ -1,4 +1,4 @@
-"""Who watches torch's operators: compiled forms stand in for them only where nobody does."""
+"""When compiled kernels may replace torch's operators; checks of shapes; constants of them all."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
 
 
-def watcher(tensors: Sequence[Tensor]) -> str | None:
-    """Why operators have to run on these tensors, in words; None where nobody watches."""
+def obstacle(tensors: Sequence[Tensor]) -> str | None:
+    """Why torch's operators have to run on these tensors; None where kernels may."""
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        return "a tracer watches"
+        return "a tracer records them"
     if _dispatch_modes is None or _dispatch_modes():
-        return "a dispatch mode watches"
+        return "a dispatch mode is active"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return "gradients are recorded"
+        return "autograd records them"
     return None
 
 
-def is_plain(tensor: Tensor, device: str) -> bool:
+def is_plain(tensor: Tensor, devices: Sequence[str]) -> bool:
     """Whether the values lie in the memory of such a device as the tensor's strides say."""
-    if type(tensor) is not Tensor or tensor.device.type != device:
+    if type(tensor) is not Tensor or tensor.device.type not in devices:
         return False
     if tensor.layout != torch.strided or tensor.is_neg():
         return False

@@ -1,7 +1,7 @@
-"""The kernels as operators of torch, so that `torch.compile` keeps one graph with them in it.
+"""The kernels as operators of torch, so that `torch.compile` makes one graph with them in it.
 
-`tpcli.pooling.backends.triton` calls them while a graph is made. In the graph they run the kernels;
-where these can't be run, the torch operators that define them.
+`tpcli.pooling.backends.triton` calls them while a graph is made. Inductor sees the kernels inside
+and launches them itself. On the CPU they are the torch operators that define them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpcli.pooling.clusters import Clusters, merge_by_operators, reduce_tokens, take, token_norms
+from tpcli.pooling.clusters import (
+    Clusters,
+    merge_by_operators,
+    number_by_operators,
+    reduce_tokens,
+    take,
+    token_norms,
+)
 from tpcli.pooling.ties import mask_at
 from tpcli.pooling.ward import ward_by_operators
 
 from . import dispatch as constants
-from . import triton
 
 
 def gradient_of_means(
@@ -64,40 +70,40 @@ def _of_the_longest(norms: Tensor, clusters: Clusters) -> Tensor:
     return (is_longest / clusters.sums(is_longest).gather(1, labels)).unsqueeze(-1)
 
 
-Three = tuple[Tensor, Tensor, Tensor]
 Two = tuple[Tensor, Tensor]
+Three = tuple[Tensor, Tensor, Tensor]
+Four = tuple[Tensor, Tensor, Tensor, Tensor]
+
+GPUS = ("cuda", "xpu")
+"""Devices whose tensors the kernels take in a graph."""
 
 
-@torch.library.custom_op("tpcli::ward_labels", mutates_args=())
+@torch.library.triton_op("tpcli::ward_labels", mutates_args=())
 def ward_labels(
     z: Tensor, weights: Tensor, candidates: int, merges: Sequence[int], normalized: bool
-) -> Tensor:
-    """`tpcli.pooling.backends.triton.ward_labels`."""
-    found = triton.ward_labels(z, weights, candidates, merges, normalized)
-    if found is None:
-        found = ward_by_operators(z.float(), weights, candidates, merges, normalized)
-    return found
+) -> Four:
+    """`launch.ward` in a graph."""
+    if z.device.type in GPUS:
+        from .triton import launch
+
+        return launch.ward(z, weights, candidates, merges, normalized, traced=True)
+    labels = ward_by_operators(z.float(), weights, candidates, merges, normalized)
+    lead, followers, into = number_by_operators(labels, z.shape[1] - sum(merges))
+    return labels, lead.clone(), followers.clone(), into
 
 
-@ward_labels.register_fake
-def _(
-    z: Tensor, weights: Tensor, candidates: int, merges: Sequence[int], normalized: bool
-) -> Tensor:
-    return z.new_empty(z.shape[:2], dtype=torch.int64)
-
-
-@torch.library.custom_op("tpcli::number", mutates_args=())
+@torch.library.triton_op("tpcli::number", mutates_args=())
 def number(labels: Tensor, k: int, leads: Tensor | None) -> Three:
-    """`Clusters.from_labels`, which runs the kernel."""
-    return _apart(Clusters.from_labels(labels, k, leads))
+    """`launch.number` in a graph."""
+    if labels.device.type in GPUS:
+        from .triton import launch
+
+        return launch.number(labels, k, leads, traced=True)
+    lead, followers, into = number_by_operators(labels, k, leads)
+    return lead.clone(), followers.clone(), into  # parts of one tensor; results must not be
 
 
-@number.register_fake
-def _(labels: Tensor, k: int, leads: Tensor | None) -> Three:
-    return _like(labels, k)
-
-
-@torch.library.custom_op("tpcli::means", mutates_args=())
+@torch.library.triton_op("tpcli::means", mutates_args=())
 def means(
     x: Tensor,
     lead: Tensor,
@@ -108,27 +114,14 @@ def means(
     prefix: int,
     length: int,
 ) -> Two:
-    """`tpcli.pooling.backends.triton.means`."""
+    """`launch.means` in a graph."""
+    if x.device.type in GPUS:
+        from .triton import launch
+
+        parts = (lead, followers, into)
+        return launch.means(x, parts, counted, shares, prefix, length, traced=True)
     clusters = Clusters(lead, followers, into)
-    found = triton.means(x, clusters, counted, shares, prefix, length)
-    if found is None:
-        found = merge_by_operators(x, clusters, counted, shares, prefix, length)
-    return found
-
-
-@means.register_fake
-def _(
-    x: Tensor,
-    lead: Tensor,
-    followers: Tensor,
-    into: Tensor,
-    counted: Tensor,
-    shares: Tensor,
-    prefix: int,
-    length: int,
-) -> Two:
-    b, k = lead.shape
-    return x.new_empty(b, prefix + k, x.shape[2]), counted.new_empty(b, k)
+    return merge_by_operators(x, clusters, counted, shares, prefix, length)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Two) -> None:
@@ -143,17 +136,3 @@ def _backward(ctx: Any, tokens: Tensor, sizes: Tensor) -> tuple[Tensor | None, .
 
 
 means.register_autograd(_backward, setup_context=_keep)
-
-
-def _apart(clusters: Clusters) -> Three:
-    """The parts, which may lie in one piece of memory, each in its own."""
-    lead, followers, into = clusters
-    return lead.clone(), followers.clone(), into.clone()
-
-
-def _like(labels: Tensor, k: int) -> Three:
-    b, n = labels.shape
-    lead, followers, into = (
-        labels.new_empty((b, count), dtype=torch.int64) for count in (k, n - k, n - k)
-    )
-    return lead, followers, into

@@ -24,7 +24,7 @@ from tpcli.pooling.backends.dispatch import (
     check_merges,
     check_shape,
     is_plain,
-    watcher,
+    obstacle,
 )
 
 kernels: Any
@@ -50,11 +50,11 @@ def _obstacle(tensors: Sequence[Tensor]) -> str | None:
     """Why operators have to run."""
     if kernels is None:
         return f"the loops were not built{not_built}"
-    why_not = watcher(tensors)
+    why_not = obstacle(tensors)
     if why_not is not None:
         return why_not
     for tensor in tensors:
-        if not is_plain(tensor, "cpu"):
+        if not is_plain(tensor, ("cpu",)):
             return f"a tensor on {tensor.device.type} is not plain memory of the CPU"
     return None
 

@@ -1,1 +1,0 @@
-"""The kernels themselves; importing them imports Triton."""
