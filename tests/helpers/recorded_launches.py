@@ -1,37 +1,40 @@
-"""What launches a pooling makes, without a card."""
+"""The launches that a pooling makes, without a card."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import pytest
+import torch
+from torch import Tensor
 
 from tpcli.pooling.backends.triton import launch
 
 
-class Launch(NamedTuple):
-    """A kernel, what it was launched with, and how."""
+class Recorded(NamedTuple):
+    """A launch, and the tensors that it is given."""
 
-    kernel: Any
-    arguments: tuple[Any, ...]
-    sizes: dict[str, Any]
-    warps: int
-    stages: int
+    launch: launch.Launch
+    tensors: tuple[Tensor, ...]
 
     @property
     def name(self) -> str:
-        return str(self.kernel.fn.__name__)
+        return self.launch.name
+
+    def dtype_of(self, argument: object) -> torch.dtype | None:
+        """Of what an argument points at; None for a number."""
+        if isinstance(argument, launch.Given):
+            return self.tensors[argument].dtype
+        return argument.dtype if isinstance(argument, launch.Room) else None
 
 
-def launches(call: Callable[[], object]) -> list[Launch]:
+def launches(call: Callable[[], object]) -> list[Recorded]:
     """The launches of `call`, none of which is made."""
-    made: list[Launch] = []
+    made: list[Recorded] = []
 
-    def run(
-        kernel: Any, programs: int, *arguments: Any, warps: int = 4, stages: int = 3, **sizes: Any
-    ) -> None:
-        made.append(Launch(kernel, arguments, sizes, warps, stages))
+    def run(recipe: launch.Recipe, tensors: Sequence[Tensor]) -> None:
+        made.extend(Recorded(one, tuple(tensors)) for one in recipe.launches)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "run", run)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     "which",
     [
-        "gpu and not long",
+        pytest.param("gpu and not long", marks=pytest.mark.long),
         pytest.param("gpu and long and not slow", marks=pytest.mark.long),
         pytest.param("gpu and long and slow", marks=pytest.mark.slow),
     ],

@@ -51,28 +51,29 @@ def _compare(device: torch.device, x: Tensor, weights: Tensor) -> None:
         found = _guarded("number", device, labels.to(device), k, None)
         if found is not None and not _equal(found, expected):
             switch_off(device, "number", DIFFERS)
-        _compare_means(device, x, expected, weights)
-        many = x.repeat(1, 8, 1)
-        one = number_by_operators(torch.zeros(B, many.shape[1] - PREFIX, dtype=torch.int64), 1)
-        _compare_means(device, many, one, torch.ones(B, many.shape[1] - PREFIX))
+        for length in range(3):
+            _compare_means(device, x, expected, weights, length)
+        many = x[:1].repeat(1, 8, 1)
+        one = number_by_operators(torch.zeros(1, many.shape[1] - PREFIX, dtype=torch.int64), 1)
+        _compare_means(device, many, one, torch.ones(1, many.shape[1] - PREFIX), 1)
 
 
-def _compare_means(device: torch.device, x: Tensor, clusters: Clusters, weights: Tensor) -> None:
+def _compare_means(
+    device: torch.device, x: Tensor, clusters: Clusters, weights: Tensor, length: int
+) -> None:
     from tpcli.pooling.clusters import merge_by_operators
 
-    tolerance = 1e-4 if x.dtype == torch.float32 else 0.05
     there, mass = x.to(device), weights.to(device)
     parts = tuple(part.to(device) for part in clusters)
-    for length in range(3):
-        found = _guarded("means", device, there, parts, mass, mass, PREFIX, length)
-        wanted = merge_by_operators(x, clusters, weights, weights, PREFIX, length)
-        if found is not None and not all(
-            torch.allclose(one.cpu().float(), two.float(), tolerance, tolerance)
-            for one, two in zip(found, wanted, strict=True)
-        ):
-            names = ("means",) if len(weights[0]) == N else ("partial", "combine")
-            for name in names:
-                switch_off(device, name, DIFFERS)
+    found = _guarded("means", device, there, parts, mass, mass, PREFIX, length)
+    wanted = merge_by_operators(x, clusters, weights, weights, PREFIX, length)
+    tolerance = 1e-4 if x.dtype == torch.float32 else 0.05
+    if found is not None and not all(
+        torch.allclose(one.cpu().float(), two.float(), tolerance, tolerance)
+        for one, two in zip(found, wanted, strict=True)
+    ):
+        for name in ("means",) if weights.shape[1] == N else ("partial", "combine"):
+            switch_off(device, name, DIFFERS)
 
 
 def _equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
