@@ -111,7 +111,8 @@ def means(
         return None
     check_shape("x", x, (counted.shape[0], prefix + n, x.shape[2]))
     check_shape("shares", shares, counted.shape)
-    if torch.compiler.is_compiling() and obstacle((counted, shares)) is not None:
+    needs_gradient = counted.requires_grad or shares.requires_grad
+    if needs_gradient and torch.compiler.is_compiling() and torch.is_grad_enabled():
         return None  # only the tokens' gradient is known
     tensors = (x, *parts, counted, shares)
     found: tuple[Tensor, Tensor] | None = _launched(
