@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from tpcli.pooling.backends import c as c_kernels
-from tpcli.pooling.backends import triton as kernels
+from tpcli.pooling.backends import triton as backend
 
 
 class Started(NamedTuple):
@@ -58,25 +58,31 @@ class FakeDriver:
         return torch.device("cpu")
 
 
+def forget_compiled() -> None:
+    """Drop the kernels that were compiled, each of which remembers its driver."""
+    from tpcli.pooling.backends.triton import kernels, launch
+
+    for recipe in (launch.ward_recipe, launch.number_recipe, launch.means_recipe):
+        recipe.cache_clear()
+    for kernel in vars(kernels).values():
+        if isinstance(kernel, triton.JITFunction):
+            kernel.device_caches.clear()
+
+
 @contextmanager
 def fake_gpu() -> Iterator[FakeDriver]:
     """Tensors of the CPU are taken for those of a GPU; results of kernels are not written."""
-    from tpcli.pooling.backends.triton import launch
-
     driver, config = FakeDriver(), triton.runtime.driver
-    recipes = (launch.ward_recipe, launch.number_recipe, launch.means_recipe)
     before = config._active
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "DEVICES", ("cpu",))
-        patch.setattr(kernels, "_checked", {torch.device("cpu")})
-        patch.setattr(kernels, "switched_off", set())
+        patch.setattr(backend, "DEVICES", ("cpu",))
+        patch.setattr(backend, "_checked", {torch.device("cpu")})
+        patch.setattr(backend, "switched_off", set())
         patch.setattr(c_kernels, "kernels", None)
         config.set_active(driver)
-        for recipe in recipes:
-            recipe.cache_clear()
+        forget_compiled()
         try:
             yield driver
         finally:
             config._active = before
-            for recipe in recipes:
-                recipe.cache_clear()
+            forget_compiled()

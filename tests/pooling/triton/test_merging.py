@@ -80,6 +80,33 @@ def test_merging_leaves_the_same(
     check_means(device, DTYPES[(n + length) % 3], n, k, channels, prefix, length)
 
 
+@pytest.mark.parametrize(
+    ("n", "k", "prefix", "length"), [(300, 1, 1, 0), (260, 1, 0, 1), (259, 1, 1, 2), (262, 2, 2, 1)]
+)
+def test_few_large_clusters_are_merged_by_several_programs_each(
+    device: str, n: int, k: int, prefix: int, length: int
+) -> None:
+    from tpcli.pooling.backends.triton import launch
+
+    recipe = launch.means_recipe(2, n, k, prefix, 20, 20, 20, length, torch.float32)
+    assert [one.name for one in recipe.launches] == ["partial", "combine"]
+    assert max(launch.SEGMENT * one.programs for one in recipe.launches[:1]) >= 2 * k * (n - k)
+    check_means(device, DTYPES[(n + length) % 3], n, k, 20, prefix, length)
+
+
+def test_a_token_alone_beside_a_large_cluster_stays_as_it_is(device: str) -> None:
+    labels = torch.zeros(1, 300, dtype=torch.int64)
+    labels[0, 77] = 77
+    x, shares = torch.randn(1, 300, 12), torch.rand(1, 300)
+    shares[0, 77] = 0
+    clusters = number_by_operators(labels, 2)
+    parts = tuple(part.to(device) for part in clusters)
+    found = triton.means(x.to(device), parts, shares.to(device), shares.to(device), 0, 1)
+    assert found is not None
+    assert torch.equal(found[0][0, 1].cpu(), x[0, 77])
+    assert found[1][0, 1] == 0
+
+
 @pytest.mark.long
 @pytest.mark.slow
 @every_dtype

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.helpers import pooling_reference as reference
@@ -39,6 +40,7 @@ SMALL = [
     (66, 64, 20, 0, BF16, True),
     (20, 14, 10, 2, F32, False),
     (18, 13, 24, 2, F16, True),
+    (1030, 1021, 20, 0, F32, False),
 ]
 """N, K, C, rounds, type, normalized."""
 
@@ -52,6 +54,8 @@ LARGE = [
     (576, 540, 768, 0),
     (1024, 980, 1024, 0),
     (1024, 700, 64, 0),
+    (1369, 1278, 768, 0),  # DINOv2 at its own 518 pixels
+    (4096, 4000, 48, 2),
 ]
 
 
@@ -163,6 +167,49 @@ def test_tokens_that_are_not_finite_still_make_k_clusters(
     z = z.to(device, dtype)
     labels = get_method("ward")(z, 25, weights=torch.ones(2, 30, device=device), iterations=0)
     assert [len(row.unique()) for row in labels.labels] == [25, 25]
+
+
+@every_dtype
+def test_a_pair_has_one_price_from_both_sides_to_the_bit(device: str, dtype: torch.dtype) -> None:
+    """Tokens that point at each other; whole numbers, so that sums of products are exact."""
+    from tpcli.pooling.backends.triton import launch
+
+    n, channels = 96, 40
+    groups = torch.randint(-9, 10, (2, n // 3, channels)).repeat_interleave(3, 1)
+    z = (groups + torch.randint(-2, 3, (2, n, channels))).to(device, dtype)
+    weights = (torch.rand(2, n) + 0.5).to(device)
+    shape = (2, n, channels, *z.stride()[:2])
+    precision = None if dtype == F32 else "tf32x3"
+    recipe = launch.ward_recipe(*shape, n, (4,), dtype != F32, dtype, precision)
+    work = torch.empty(recipe.bytes, dtype=torch.uint8, device=device)
+    *before, nearest, _ = recipe.launches
+    for one in (*before, nearest):
+        launch._start(one, one.kernel, (z, weights), work)
+    price, partner = (
+        work[room.offset : room.offset + 4 * room.extent].view(room.dtype).view(2, n)
+        for room in nearest.arguments[6:8]
+    )
+    partner = partner.long()
+    mutual = partner.gather(1, partner) == torch.arange(n, device=device)
+    assert mutual.sum() > 20
+    assert torch.equal(price[mutual], price.gather(1, partner)[mutual])
+
+
+def test_three_products_of_tf32_are_exact_enough_for_distances() -> None:
+    """As `tf32x3` adds them: the error is far below the share that `SHRINK` takes off products."""
+    a, b = F.layer_norm(torch.randn(2, 200, 768) + 3, (768,))
+
+    def short(x: Tensor) -> Tensor:
+        return (x.view(torch.int32) & ~0x1FFF).view(torch.float32)  # 10 bits of mantissa
+
+    high, low = [short(x) for x in (a, b)], [short(x - short(x)) for x in (a, b)]
+    products = low[0] @ high[1].T + high[0] @ low[1].T + high[0] @ high[1].T
+    exact = a.double() @ b.double().T
+    scale = a.double().norm(dim=1)[:, None] * b.double().norm(dim=1)
+    error = ((products - exact).abs() / scale).max()
+    assert error < constants.SHRINK / 16
+    one = ((high[0] @ high[1].T - exact).abs() / scale).max()
+    assert one > 4 * error
 
 
 def test_pointers_that_form_a_circle_are_cut_open(device: str) -> None:
