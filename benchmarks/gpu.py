@@ -175,10 +175,11 @@ def measure_parity(case: Case, machine: Machine) -> Numbers:
         found = triton.ward_labels(z, ones, count, plan_of, True)
         if found is None:
             return {"same": None, "note": "no kernels here"}
+        labels, parts = found
         expected = ward_by_operators(z.double(), ones.double(), count, plan_of, True)
-        together = [labels[:, :, None] == labels[:, None] for labels in (found, expected)]
+        together = [labels[:, :, None] == labels[:, None] for labels in (labels, expected)]
         same.append((together[0] == together[1]).flatten(1).all(1).float().mean().item())
-    clusters = Clusters.from_labels(found, k)
+    clusters = Clusters(*parts)
     errors = []
     for length in range(3):
         merged = triton.means(z, clusters, ones, ones, 0, length)
