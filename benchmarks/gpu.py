@@ -175,11 +175,10 @@ def measure_parity(case: Case, machine: Machine) -> Numbers:
         found = triton.ward_labels(z, ones, count, plan_of, True)
         if found is None:
             return {"same": None, "note": "no kernels here"}
-        labels, parts = found
         expected = ward_by_operators(z.double(), ones.double(), count, plan_of, True)
-        together = [labels[:, :, None] == labels[:, None] for labels in (labels, expected)]
+        together = [labels[:, :, None] == labels[:, None] for labels in (found[0], expected)]
         same.append((together[0] == together[1]).flatten(1).all(1).float().mean().item())
-    clusters = Clusters(*parts)
+    clusters = Clusters(*found[1])
     errors = []
     for length in range(3):
         merged = triton.means(z, clusters, ones, ones, 0, length)

@@ -5,17 +5,12 @@ cluster (`registry`); `clusters` turns the assignment into fewer tokens. Each me
 that registers itself on import.
 """
 
-from . import centroids as kmedoids  # noqa: F401  # isort: skip  (the order in which
-from . import centroids as kmeans  # noqa: F401  # isort: skip  (the order in which
-from . import ward  # noqa: F401  # isort: skip  (the order in which
-from . import matching as bipartite  # noqa: F401  # isort: skip  (the order in which
-from . import matching as criteria  # noqa: F401  # isort: skip  they are listed)
-from . import agglomerative  # noqa: F401  # isort: skip  they are listed)
-from . import pruning as selection  # noqa: F401  # isort: skip  they are listed)
-from . import pruning as fusion  # noqa: F401  # isort: skip
-from . import density  # noqa: F401  # isort: skip
-from . import grid  # noqa: F401  # isort: skip
-from tpcli.pooling.backends import torch_ops as graph  # noqa: F401  # registers operators of torch
+# methods are listed in the order of these imports
+from . import centroids  # noqa: F401  # isort: skip
+from . import ward  # noqa: F401  # isort: skip
+from . import matching  # noqa: F401  # isort: skip
+from . import agglomerative, pruning, density, grid  # noqa: F401  # isort: skip
+from .backends import self_check, torch_ops  # noqa: F401  # isort: skip
 
 from .clusters import Clusters, merge_tokens, reconstruction_loss, reduce_tokens
 from .registry import Assignment, Method, get_method, methods, register

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,10 @@ KERNELS = {
 
 switched_off: set[tuple[torch.device, str]] = set()
 """Kernels that failed, each on one device."""
+
+self_check: Callable[[torch.device], None] = lambda device: None
+"""Compares the kernels on a device with the operators; set by `tpcli.pooling.backends.self_check`,
+which knows both."""
 
 _checked: set[torch.device] = set()
 _log = logging.getLogger("tpcli")
@@ -175,10 +179,10 @@ def _launched(form: str, tensors: Sequence[Tensor], *arguments: Any) -> Any:
         return None
     if device not in _checked and not _first_use(form, device):
         return None
-    return _guarded(form, device, *arguments)
+    return guarded(form, device, *arguments)
 
 
-def _guarded(form: str, device: torch.device, *arguments: Any) -> Any:
+def guarded(form: str, device: torch.device, *arguments: Any) -> Any:
     """Run a function of `launch`; switch off the kernel that fails.
 
     Raises:
@@ -228,10 +232,8 @@ def _first_use(form: str, device: torch.device) -> bool:
         )
         return False
     _checked.add(device)
-    from .check import check
-
     try:
-        check(device)
+        self_check(device)
     except Exception as error:  # Triton itself may be broken
         if isinstance(error, torch.OutOfMemoryError) or is_of_the_device(error):
             _checked.discard(device)

@@ -1,17 +1,16 @@
-"""Self-check of the kernels on a device: one small pooling against torch's operators."""
+"""Self-check of Triton's kernels on a device: one small pooling against torch's operators."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from . import KERNELS, _guarded, switch_off
+from tpcli.pooling.clusters import Clusters, merge_by_operators, number_by_operators
+from tpcli.pooling.ward import ward_by_operators
 
-if TYPE_CHECKING:
-    from tpcli.pooling.clusters import Clusters
+from . import triton
 
 DIFFERS = "differs from torch's operators in a small pooling"
 B, N, CHANNELS, PREFIX = 2, 40, 48, 1
@@ -35,22 +34,21 @@ def check(device: torch.device) -> None:
 
 
 def _compare(device: torch.device, x: Tensor, weights: Tensor) -> None:
-    from tpcli.pooling.clusters import number_by_operators
-    from tpcli.pooling.ward import ward_by_operators
-
     z, there, mass = x[:, PREFIX:], x.to(device), weights.to(device)
     k = N - sum(MERGES)
     with torch.no_grad():
         for candidates in (N, CANDIDATES):
             labels = ward_by_operators(z.double(), weights.double(), candidates, MERGES, True)
             expected = number_by_operators(labels, k)
-            found = _guarded("ward", device, there[:, PREFIX:], mass, candidates, MERGES, True)
+            found = triton.guarded(
+                "ward", device, there[:, PREFIX:], mass, candidates, MERGES, True
+            )
             if found is not None and not _equal(found[1:], expected):
-                for name in KERNELS["ward"]:
-                    switch_off(device, name, DIFFERS)
-        found = _guarded("number", device, labels.to(device), k, None)
+                for name in triton.KERNELS["ward"]:
+                    triton.switch_off(device, name, DIFFERS)
+        found = triton.guarded("number", device, labels.to(device), k, None)
         if found is not None and not _equal(found, expected):
-            switch_off(device, "number", DIFFERS)
+            triton.switch_off(device, "number", DIFFERS)
         for length in range(3):
             _compare_means(device, x, expected, weights, length)
         many = x[:1].repeat(1, 8, 1)
@@ -61,11 +59,9 @@ def _compare(device: torch.device, x: Tensor, weights: Tensor) -> None:
 def _compare_means(
     device: torch.device, x: Tensor, clusters: Clusters, weights: Tensor, length: int
 ) -> None:
-    from tpcli.pooling.clusters import merge_by_operators
-
     there, mass = x.to(device), weights.to(device)
     parts = tuple(part.to(device) for part in clusters)
-    found = _guarded("means", device, there, parts, mass, mass, PREFIX, length)
+    found = triton.guarded("means", device, there, parts, mass, mass, PREFIX, length)
     wanted = merge_by_operators(x, clusters, weights, weights, PREFIX, length)
     tolerance = 1e-4 if x.dtype == torch.float32 else 0.05
     if found is not None and not all(
@@ -73,8 +69,11 @@ def _compare_means(
         for one, two in zip(found, wanted, strict=True)
     ):
         for name in ("means",) if weights.shape[1] == N else ("partial", "combine"):
-            switch_off(device, name, DIFFERS)
+            triton.switch_off(device, name, DIFFERS)
 
 
 def _equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
     return all(torch.equal(one.cpu(), two) for one, two in zip(found, expected, strict=True))
+
+
+triton.self_check = check
