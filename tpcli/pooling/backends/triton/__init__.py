@@ -56,9 +56,9 @@ KERNELS = {
 switched_off: set[tuple[torch.device, str]] = set()
 """Kernels that failed, each on one device."""
 
-self_check: Callable[[torch.device], None] = lambda device: None
-"""Compares the kernels on a device with the operators; set by `tpcli.pooling.backends.self_check`,
-which knows both."""
+self_checks: list[Callable[[torch.device], None]] = []
+"""What is done at the first use of a device: `tpcli.pooling.backends.self_check`, which knows the
+operators, adds itself."""
 
 _checked: set[torch.device] = set()
 _log = logging.getLogger("tpcli")
@@ -233,7 +233,8 @@ def _first_use(form: str, device: torch.device) -> bool:
         return False
     _checked.add(device)
     try:
-        self_check(device)
+        for check in self_checks:
+            check(device)
     except Exception as error:  # Triton itself may be broken
         if isinstance(error, torch.OutOfMemoryError) or is_of_the_device(error):
             _checked.discard(device)
