@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 KERNELS = $(wildcard tpcli/pooling/backends/c/*.[ch])
 
-.PHONY: demo test test-long plain sanitize lint dist docs clean
+.PHONY: demo test test-long plain sanitize lint dist docs docs-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/tpcli pareto --out pareto.png
@@ -32,6 +32,9 @@ dist: $(VENV)/installed-release # what PyPI takes: build/dist
 
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-check: docs $(VENV)/installed # commands in README and docs run, and print what is shown
+	$(BIN)/python docs/check.py
 
 $(VENV)/installed: pyproject.toml $(KERNELS)
 	$(PYTHON) -m venv $(VENV)

@@ -8,8 +8,10 @@ import runpy
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 import tpcli
+from tpcli.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "tpcli/demo/README.md"])
@@ -77,6 +79,46 @@ def test_docstrings_describe_arguments_that_exist() -> None:
             names = {argument.arg for argument in taken}
             wrong += [f"{path}: {node.name}: {name}" for name in described if name not in names]
     assert not wrong
+
+
+CHECK = runpy.run_path(str(ROOT / "docs" / "check.py"))
+"""What `make docs-check` runs."""
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stand-ins")
+    CHECK["stand_ins"](folder)
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_are_accepted(
+    page: Path, stand_ins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Options exist and take the values that are given; `make docs-check` runs the commands."""
+    monkeypatch.chdir(stand_ins)
+    group = get_command(app)
+    text = page.read_text()
+    lines = [*CHECK["commands"](text), *(case.command for case in CHECK["shown"](page))]
+    for line in lines:
+        name, *words = CHECK["standing_in"](line)[1:]
+        group.commands[name].make_context(name, words)  # type: ignore[attr-defined]
+
+
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        for target in re.findall(r"^make ([\w-]+)|`make ([\w-]+)`", page.read_text(), re.MULTILINE):
+            assert "".join(target) in targets, page.name
+
+
+def test_the_check_of_outputs_sees_a_wrong_value() -> None:
+    differences = CHECK["differences"]
+    table = "method   top-1   images/s\nward     97.74        195"
+    assert not list(differences(table, table.replace("195", "230"), ("images/s",)))
+    assert list(differences(table, table.replace("97.74", "97.75"), ("images/s",)))
+    assert list(differences(table, table + "\nmore", ("images/s",)))
 
 
 def test_the_tutorial_in_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
