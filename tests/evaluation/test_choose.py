@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from tests.helpers.models import tiny_vit
 from tpcli import pool
 from tpcli.data import create, overlap
 from tpcli.errors import UserError
-from tpcli.evaluation.choose import Candidate, Task, choose
+from tpcli.evaluation.choose import MeasuredModel, Task, choose
 from tpcli.evaluation.measurer import Measurer
 from tpcli.evaluation.run import RunOptions
 from tpcli.models.load import data_config
@@ -34,10 +33,10 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def candidate(model: nn.Module, folder: Path, train: str = "train") -> Candidate:
+def candidate(model: nn.Module, folder: Path, train: str = "train") -> MeasuredModel:
     config = data_config(model)
     opened = partial(create, str(folder), config)
-    return Candidate(model, "mine", opened(), lambda: opened(split=train))
+    return MeasuredModel(model, "mine", opened(), lambda: opened(split=train))
 
 
 HEADLESS = tiny_vit(num_classes=0)
@@ -116,8 +115,6 @@ def test_splits_that_lie_in_one_place(labelled: Path, tmp_path: Path) -> None:
     assert (task.bank.count, task.data.count) == (12, 6)
     assert not overlap(task.bank, task.data)
     assert overlap(task.data, task.data)
-    named = replace(task.data, names=())
-    assert not overlap(named, replace(task.bank, names=()))
 
 
 def test_targets_are_those_of_the_bank(labelled: Path) -> None:

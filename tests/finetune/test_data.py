@@ -134,7 +134,7 @@ def _folder(root: Path, classes: list[str], count: int = 3) -> None:
     for name in classes:
         (root / name).mkdir(parents=True)
         for i in range(count):
-            Image.new("RGB", (8, 8), (i, 9, 9)).save(root / name / f"{i}.png")
+            Image.new("RGB", (8, 8), (i, len(root.name), 9)).save(root / name / f"{i}.png")
 
 
 def test_folders_of_splits(tmp_path: Path) -> None:

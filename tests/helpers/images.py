@@ -21,11 +21,12 @@ def picture(seed: int, size: int = 40) -> Image.Image:
 def class_folders(
     folder: Path, per_class: int = 3, classes: tuple[str, ...] = CLASSES, suffix: str = "png"
 ) -> Path:
-    """`folder/class_0/0.png` and so on."""
+    """`folder/class_0/0.png` and so on; other pictures in a folder `train` than in others."""
+    first = 50_000 if folder.name == "train" else 0
     for c, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for i in range(per_class):
-            picture(100 * c + i).save(folder / name / f"{i}.{suffix}")
+            picture(first + 100 * c + i).save(folder / name / f"{i}.{suffix}")
     return folder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tpcli.errors import UserError
-from tpcli.optimize.options import Aims
+from tpcli.optimize.options import Targets
 
 
 @pytest.mark.parametrize(
@@ -25,9 +25,9 @@ from tpcli.optimize.options import Aims
 )
 def test_what_is_refused(values: dict[str, float], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        Aims(**values)  # type: ignore[arg-type]
+        Targets(**values)  # type: ignore[arg-type]
 
 
 def test_words_name_all_aims() -> None:
-    assert Aims(0.5, 1.5).words == "at least 1.5x as fast, at most 0.5 points lost"
-    assert Aims(budget=0.6).words == "at most 60% of the FLOPs"
+    assert Targets(0.5, 1.5).words == "at least 1.5x as fast, at most 0.5 points lost"
+    assert Targets(budget=0.6).words == "at most 60% of the FLOPs"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from tpcli.config.options import pooling_options
-from tpcli.optimize.options import Aims
+from tpcli.optimize.options import Targets
 from tpcli.optimize.plans import Candidate, Plan
 from tpcli.optimize.race import LOOKS, LOST, Runner, holds, race, winner
 
@@ -46,11 +46,11 @@ class World:
         self.runs += len(self.base[self.slices[part]])
         return self.right[candidate][self.slices[part]]
 
-    def race(self, aims: Aims) -> list[Runner]:
+    def race(self, targets: Targets) -> list[Runner]:
         base: list[Any] = [self.base[part] for part in self.slices]
-        return race(self.candidates, base, self.measure, aims)
+        return race(self.candidates, base, self.measure, targets)
 
-    def held_back(self, candidate: Candidate) -> float:
+    def held_out(self, candidate: Candidate) -> float:
         rest = slice(self.images, None)
         return 100 * float(self.base[rest].mean() - self.right[candidate][rest].mean())
 
@@ -64,7 +64,7 @@ def _candidate(runner: Runner | None) -> Candidate | None:
 
 def test_losers_go_early_and_a_third_of_the_work_is_enough() -> None:
     world = World(LOSSES)
-    world.race(Aims(max_drop=0.5))
+    world.race(Targets(max_drop=0.5))
     everything = len(LOSSES) * 2 * world.images
     assert world.runs / everything < 1 / 3
 
@@ -72,14 +72,14 @@ def test_losers_go_early_and_a_third_of_the_work_is_enough() -> None:
 @pytest.mark.parametrize("max_drop", [0.5, 1.0])
 def test_early_leaving_makes_no_choice_worse(max_drop: float) -> None:
     """As fast a candidate as by running all of them on all images, mostly the very same."""
-    aims = Aims(max_drop=max_drop)
+    targets = Targets(max_drop=max_drop)
     same = 0
     for seed in range(40):
         world = World(LOSSES, seed=seed)
-        found = winner(world.race(aims), aims)
+        found = winner(world.race(targets), targets)
         base: list[Any] = [world.base[part] for part in world.slices]
         full = [Runner(c, base, [world.measure(c, i) for i in range(4)]) for c in world.candidates]
-        wanted = winner(full, aims)
+        wanted = winner(full, targets)
         same += _candidate(found) == _candidate(wanted)
         if wanted is not None:
             assert found is not None
@@ -90,24 +90,24 @@ def test_early_leaving_makes_no_choice_worse(max_drop: float) -> None:
 @pytest.mark.parametrize(("risk", "most"), [("upper", 0.05), ("mean", 0.5)])
 def test_promises_are_kept_on_images_held_back(risk: str, most: float) -> None:
     """Worst case: the drop rises so slowly that many candidates lie near the limit."""
-    aims = Aims(max_drop=1.0, risk=risk)
+    targets = Targets(max_drop=1.0, risk=risk)
     losses = [0.0007 * i for i in range(30)]
     broken, taken = 0, 0
     for seed in range(100):
         world = World(losses, images=2000, seed=seed)
-        found = winner(world.race(aims), aims)
+        found = winner(world.race(targets), targets)
         if found is not None:
             taken += 1
-            broken += world.held_back(found.candidate) > 1.0
+            broken += world.held_out(found.candidate) > 1.0
     assert taken > 90
     assert broken / taken <= most
 
 
 def test_without_a_drop_to_hold_the_least_loss_wins() -> None:
     world = World([0.05, 0.01, 0.2, 0.3])
-    aims = Aims(speedup=1.5)
-    runners = world.race(aims)
-    found = winner(runners, aims)
+    targets = Targets(speedup=1.5)
+    runners = world.race(targets)
+    found = winner(runners, targets)
     assert found is not None
     assert found.candidate == world.candidates[1]
     assert [r.out for r in runners] == [LOST, "", LOST, LOST]
@@ -119,9 +119,9 @@ def test_the_upper_end_has_to_be_within_unless_one_is_bold() -> None:
     right[:2] = False
     runner = Runner(World([0.0]).candidates[0], base, [right])  # type: ignore[arg-type]
     assert runner.drop().points == pytest.approx(0.2)
-    assert not holds(runner, Aims(max_drop=0.5))
-    assert holds(runner, Aims(max_drop=0.5, risk="mean"))
-    assert holds(runner, Aims(max_drop=1.0))
+    assert not holds(runner, Targets(max_drop=0.5))
+    assert holds(runner, Targets(max_drop=0.5, risk="mean"))
+    assert holds(runner, Targets(max_drop=1.0))
 
 
 def test_those_left_behind_go_on_where_the_one_ahead_fails() -> None:
@@ -131,9 +131,9 @@ def test_those_left_behind_go_on_where_the_one_ahead_fails() -> None:
     for each in world.right.values():
         each[:] = world.base
     world.right[fast][2000:4000] = False
-    aims = Aims(max_drop=0.5)
-    runners = world.race(aims)
-    found = winner(runners, aims)
+    targets = Targets(max_drop=0.5)
+    runners = world.race(targets)
+    found = winner(runners, targets)
     assert found is not None
     assert found.candidate == slow
     assert len(found.each) == world.images
@@ -142,7 +142,7 @@ def test_those_left_behind_go_on_where_the_one_ahead_fails() -> None:
 def test_luck_behind_two_misses_is_not_taken() -> None:
     world = World([0.0, 0.02, 0.02, 0.02])
     world.right[world.candidates[3]][:] = world.base
-    aims = Aims(max_drop=0.5)
-    found = winner(world.race(aims), aims)
+    targets = Targets(max_drop=0.5)
+    found = winner(world.race(targets), targets)
     assert found is not None
     assert found.candidate == world.candidates[0]

@@ -20,7 +20,7 @@ from torch import Tensor
 from tests.helpers import pooling_reference as reference
 from tpcli import count_flops, evaluate, load, pool
 from tpcli.data import batches, create
-from tpcli.evaluation.choose import Candidate, choose
+from tpcli.evaluation.choose import MeasuredModel, choose
 from tpcli.evaluation.measurer import Measurer
 from tpcli.evaluation.run import RunOptions
 from tpcli.models.load import LoadedModel
@@ -191,7 +191,7 @@ def test_knn_equals_scikit_learn_to_the_image(schedule: str) -> None:
         20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
     )
     plain = votes.fit(rows["train"], targets["train"]).predict(rows["validation"])
-    candidate = Candidate(headless.model, "real", splits["validation"], lambda: splits["train"])
+    candidate = MeasuredModel(headless.model, "real", splits["validation"], lambda: splits["train"])
     (task,) = choose(None, [candidate])
     assert task.measure == "knn"
     found = Measurer(headless.model, task, RunOptions(100, "cpu")).measure(headless.model)

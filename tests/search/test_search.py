@@ -27,9 +27,8 @@ from tpcli.schedules.budget import solve_budget
 from tpcli.schedules.flops_cost import CostModel
 from tpcli.schedules.shapes import DEFAULT
 from tpcli.search import SearchOptions, budgets_with, search
-from tpcli.search.pattern import fitted
 from tpcli.search.search import calibration_images
-from tpcli.search.trials import Damage
+from tpcli.search.trials import Damage, fitted
 from tpcli.surgery import pooling_spec
 from tpcli.system.resume import Progress
 

@@ -1,4 +1,4 @@
-"""What a schedule costs in time on this device: parts that were timed, put together anew."""
+"""What a schedule costs in time on this device: parts that were timed, put sharded anew."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from tpcli.config.options import PoolingOptions
 from tpcli.config.schedule import Tokens
 from tpcli.schedules.budget import constant_chain, family_chain
-from tpcli.schedules.flops_cost import Cost, Floats, Reach
+from tpcli.schedules.flops_cost import Cost, FeasibleSchedules, Floats
 from tpcli.system.devices import device_name
 from tpcli.system.ranks import gathered, team
 from tpcli.system.resume import Progress, key
@@ -102,7 +102,7 @@ def time_cost(
     options: BenchOptions,
     *,
     last_free: bool = False,
-    together: bool = False,
+    sharded: bool = False,
     progress: Progress | None = None,
     identity: Mapping[str, Any] | None = None,
     on_round: Callable[[float], None] | None = None,
@@ -110,7 +110,7 @@ def time_cost(
     """Time a handful of schedules on the device, and fit a cost to them.
 
     Args:
-        together: time on the first rank alone, and have its times on all of them.
+        sharded: time on the first rank alone, and have its times on all of them.
         progress: remembers the times, for the model of this `identity`.
         on_round: as for `time_parts`.
 
@@ -118,7 +118,7 @@ def time_cost(
         UserError: as `time_parts`.
     """
     timed: list[dict[str, Any]] = []
-    if not together or team().is_first:
+    if not sharded or team().is_first:
         wanted = probes(model, pooling)
         name = key(
             "time",
@@ -133,7 +133,7 @@ def time_cost(
             name,
             lambda: [t.to_dict() for t in time_parts(model, pooling, wanted, options, on_round)],
         )
-    if together:
+    if sharded:
         timed = gathered(timed)[0]
     parts = [PartTimes.from_dict(values) for values in timed]
     return TimeCost(model, pooling, parts, last_free=last_free)
@@ -142,14 +142,14 @@ def time_cost(
 def probes(model: nn.Module, pooling: PoolingOptions) -> list[Tokens]:
     """Schedules whose parts tell the time of others: of the default family, of constant r, and
     with large cuts at few blocks."""
-    reach = Reach(model, pooling)
-    depth, all_tokens = reach.depth, reach.patch_tokens
+    feasible = FeasibleSchedules(model, pooling)
+    depth, all_tokens = feasible.depth, feasible.patch_tokens
     found: list[Tokens] = []
     few = tuple(depth * (i + 1) // 4 for i in range(3))
     for chain, shares in (
-        (family_chain(reach), LEFT),
-        (constant_chain(reach), LEFT[1:3]),
-        (family_chain(reach, few), LEFT[1:3]),
+        (family_chain(feasible), LEFT),
+        (constant_chain(feasible), LEFT[1:3]),
+        (family_chain(feasible, few), LEFT[1:3]),
     ):
         for share in shares:
             near = [abs(tokens[-1] - share * all_tokens) for tokens in chain]

@@ -79,7 +79,8 @@ def evaluate(
     if block is not None and measuring.asked != "dense":
         raise UserError(f"--blocks {block} is for --measure dense; add that, or leave it out.")
 
-    from tpcli.evaluation.choose import Candidate, choose
+    from tpcli.data import warning
+    from tpcli.evaluation.choose import MeasuredModel, choose
     from tpcli.evaluation.measurer import Measurer
     from tpcli.surgery import pooling_spec
     from tpcli.system.devices import pick_device
@@ -92,7 +93,7 @@ def evaluate(
     pooling.apply_to(loaded)
     data = source.open(loaded)
     render.say_left_out(data)
-    candidate = Candidate(
+    candidate = MeasuredModel(
         loaded.model, loaded.name, data, measuring.opener(source, loaded, train_split)
     )
     (task,) = choose(measuring.asked, [candidate], measuring.bank or "pooled")
@@ -103,6 +104,7 @@ def evaluate(
     with render.progress_bars(f"eval {loaded.name}") as begin:
         result = Measurer(loaded.model, task, options).measure(loaded.model, begin)
     spec = pooling_spec(loaded.model)
+    caution = warning(spec and spec.schedule.chosen_on, data)
     schedule = spec.schedule.name if spec else "none"
     low, high = result.ci95
     if as_json:
@@ -119,6 +121,7 @@ def evaluate(
                 "score": result.score,
                 "score_lo": low,
                 "score_hi": high,
+                "warning": caution or None,
                 **_more(result),
                 "images_per_second": result.images_per_second,
                 "unreadable": list(result.unreadable),
@@ -152,6 +155,8 @@ def evaluate(
     if task.bank is not None:
         whose = f"features of the {task.bank_of} model"
         facts.insert(3, ("bank", f"{task.bank.count} images of {task.bank.split}, {whose}"))
+    if caution:
+        facts.insert(4, ("warning", caution))
     if result.unreadable:
         facts.append(("unreadable", render.some(result.unreadable)))
     render.print_facts(facts)

@@ -13,7 +13,7 @@ from tpcli.config.choices import DEFAULT_MAX_DROP, DTYPES, OPTIMIZE_METHODS, RIS
 from tpcli.config.outputs import OPTIMIZED_MODEL_KIND
 from tpcli.config.specs import DEMO, base_name
 from tpcli.errors import TpcliError
-from tpcli.optimize.options import Aims
+from tpcli.optimize.options import Targets
 from tpcli.system.files import check_output
 from tpcli.system.resume import resumable
 
@@ -36,46 +36,46 @@ from .verbosity import note
 if TYPE_CHECKING:
     from tpcli.optimize.result import Optimized
 
-AIMS_PANEL, SPEED_PANEL = "Aims", "Where it has to be fast"
+TARGETS_PANEL, SPEED_PANEL = "Targets", "Target hardware"
 
 
 @dataclass(frozen=True)
-class AimGroup:
+class TargetGroup:
     """What is wanted: one or two of the first three."""
 
     max_drop: Annotated[
         float | None,
         option(
             number(0, 100),
-            "Points of the measure that may be lost at most.",
-            panel=AIMS_PANEL,
-            shown=f"{DEFAULT_MAX_DROP:g}, where no aim is given",
+            "Largest drop of the measure, in points.",
+            panel=TARGETS_PANEL,
+            shown=f"{DEFAULT_MAX_DROP:g}, where no target is given",
         ),
     ] = None
     speedup: Annotated[
         float | None,
-        option(number(1, 1000), "At least so many times as fast.", panel=AIMS_PANEL),
+        option(number(1, 1000), "Least speed-up, such as 1.5.", panel=TARGETS_PANEL),
     ] = None
     budget: Annotated[
         float | None,
-        option(BUDGET, "At most this share of the FLOPs.", panel=AIMS_PANEL),
+        option(BUDGET, "Largest share of the unpooled model's FLOPs.", panel=TARGETS_PANEL),
     ] = None
     risk: Annotated[
         str,
         option(
             one_of(RISKS),
-            "What of the drop has to be within --max-drop on the images of the choice: upper (end "
-            "of its 95% interval) or mean.",
-            panel=AIMS_PANEL,
+            "What must be within --max-drop on the selection images: upper (end of the drop's "
+            "95% interval) or mean.",
+            panel=TARGETS_PANEL,
         ),
     ] = "upper"
 
     @property
-    def aims(self) -> Aims:
-        """The aims; a drop of half a point where none is given."""
+    def targets(self) -> Targets:
+        """The targets; a drop of half a point where none is given."""
         has_none = self.max_drop is None and self.speedup is None and self.budget is None
         drop = DEFAULT_MAX_DROP if has_none else self.max_drop
-        return Aims(drop, self.speedup, self.budget, self.risk)
+        return Targets(drop, self.speedup, self.budget, self.risk)
 
 
 def register(app: typer.Typer) -> None:
@@ -87,7 +87,7 @@ def optimize(
     model: ModelArgument = "demo",
     *,
     loading: ModelGroup,
-    wanted: AimGroup,
+    wanted: TargetGroup,
     method: Annotated[
         list[str] | None,
         option(
@@ -124,22 +124,22 @@ def optimize(
     ] = 15.0,
     device: DeviceOption = "auto",
     workers: Annotated[int, option(whole(0, 256), "Processes that decode images.")] = 2,
-    seed: Annotated[int, option(whole(0, 2**31), "Of the two halves of the images.")] = 0,
+    seed: Annotated[int, option(whole(0, 2**31), "Seed of the split into two halves.")] = 0,
     out: Annotated[Path | None, option(FOLDER, "Folder to write.", shown="MODEL-optimized")] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the fastest schedule that holds your aims, and save the pooled model.
+    """Find the fastest schedule that meets your targets, and save the pooled model.
 
-    Schedules are chosen on one half of the images and what they promise is checked on the other.
-    Where an aim can't be held, nothing is saved, and the exit code is 1.
+    Schedules are chosen on one half of the images, and the chosen one is checked on the other.
+    Where a target is missed, nothing is saved, and the exit code is 1.
 
     Examples:
         tpcli optimize deit_small_patch16_224 --data imagenet/ --max-drop 0.5
         tpcli optimize mine/ --data photos/ --speedup 1.5 --batch-size 1 --out fast/
     """
     out = out or Path(f"{base_name(model)}-optimized")
-    aims = wanted.aims
+    targets = wanted.targets
     measuring.check()
     poolings = [pooling.options(name) for name in method_names(method) or OPTIMIZE_METHODS]
     source.require_for(model, source.split, train_split)
@@ -169,13 +169,13 @@ def optimize(
             result = run(
                 loaded,
                 data,
-                aims,
+                targets,
                 options,
                 open_bank=measuring.opener(source, loaded, train_split),
                 progress=progress,
                 on_pass=begin,
             )
-        title = f"{loaded.name}: {aims.words}"
+        title = f"{loaded.name}: {targets.words}"
         images = f"{data.spec}, {data.split}"
         context = report_context(title, images, sum(result.images), chosen, dtype != "float32")
         if result.met:
@@ -202,10 +202,10 @@ def _print(result: Optimized, out: Path, data: str) -> None:
         facts += [
             ("method", c.plan.label),
             ("tokens", ", ".join(map(str, c.tokens))),
-            ("on the choice", f"{result.chosen.lost.words} ({images})"),
+            ("selection", f"{result.chosen.lost.words} ({images})"),
         ]
     if result.checked is not None:
-        facts.append(("held back", f"{result.checked.lost.words} ({result.images[1]:,} images)"))
+        facts.append(("held out", f"{result.checked.lost.words} ({result.images[1]:,} images)"))
     if result.forecast_error is not None:
         facts.append(("forecast", f"{100 * result.forecast_error:+.1f}% off"))
     facts.append(("tried", f"{result.compared} schedules compared, {len(result.tried)} raced: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +28,7 @@ from .provenance import CommandFor, report_context
 from .recipe_options import FinetuneGroup
 from .render import print_sweep
 from .values import BUDGETS, FOLDER, MODEL, SCHEDULE, SOME_METHODS, Value, budgets, one_of, option
+from .verbosity import note
 
 if TYPE_CHECKING:
     from tpcli.data import ImageData
@@ -173,9 +174,12 @@ def pareto(
     render.say_left_out(first.data, first.training.train if first.training else None)
     named = {source.loaded.name: spec for source, spec in zip(sources, specs, strict=True)}
     command_for = CommandFor(named, loading, pooling, source, training)
+    cautions = _warnings(first, schedules)
+    for caution in cautions:
+        note(f"warning: {caution}")
 
     def context(result: SweepResult) -> ReportContext:
-        return _context(sources, result, device, run.amp, command_for)
+        return _context(sources, result, device, run.amp, command_for, cautions)
 
     def write(result: SweepResult, strip: bytes | None = None) -> dict[str, Any]:
         return write_report(
@@ -233,13 +237,26 @@ def _context(
     device: str,
     amp: bool,
     command_for: Callable[[Point], str],
+    cautions: Sequence[str],
 ) -> ReportContext:
     data = sources[0].data
     names = ", ".join(s.loaded.name for s in sources)
     title = f"Token Pooling of {names} on {Path(data.spec).name}"
     count = result.points[0].count
     images = f"{data.spec}, {data.split}{_bank(result.tasks[0])}"
+    images += "".join(f" (warning: {caution})" for caution in cautions)
     return report_context(title, images, count, device, amp, command_for)
+
+
+def _warnings(source: ModelSource, schedules: Sequence[str]) -> list[str]:
+    """What the scores can't be trusted for: schedules that were chosen on the images measured."""
+    from tpcli.config.schedule import file_chosen_on
+    from tpcli.data import chosen_on, warning
+
+    chosen = [file_chosen_on(schedule) for schedule in schedules]
+    if source.calibration is not None:
+        chosen.append(chosen_on(source.calibration))
+    return list(dict.fromkeys(filter(None, (warning(c, source.data) for c in chosen))))
 
 
 def _bank(task: Task) -> str:

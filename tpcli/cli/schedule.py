@@ -107,8 +107,7 @@ def schedule(
         float | None,
         option(
             number(1, 1000),
-            "In place of a budget: so many times as fast, in batches of --batch-size on this "
-            "device.",
+            "In place of a budget: speed-up to reach, in batches of --batch-size on this device.",
         ),
     ] = None,
     by: Annotated[
@@ -186,7 +185,7 @@ def schedule(
                 progress=progress,
                 name=loaded.name,
                 on_trial=lambda done, of: advance(1),
-                together=True,
+                sharded=True,
             )
         if not team().is_first:
             return
@@ -201,7 +200,7 @@ def schedule(
             with render.progress_bar("timing", 100) as advance:
                 speed = _speedup(loaded, found, result, options, advance)
             timed = {"speedup": speed, "forecast_speedup": 1 / ratio}
-            cost = ("speed", f"{speed:.2f}x, by forecast {1 / ratio:.2f}x, asked {speedup:g}x")
+            cost = ("speed", f"{speed:.2f}x, by forecast {1 / ratio:.2f}x, target {speedup:g}x")
         if as_json:
             render.print_json({"out": str(out), **result.document(share), **timed})
             return

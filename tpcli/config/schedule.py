@@ -78,12 +78,17 @@ class Schedule:
         for before, after in zip((self.patch_tokens, *self.tokens), self.tokens, strict=False):
             left = left if after == before else share_of(left, after, before)
             tokens.append(left)
-        return Schedule(tuple(tokens), patch_tokens, options=self.options)
+        return Schedule(tuple(tokens), patch_tokens, "", self.options, self.made_by)
 
     @property
     def name(self) -> str:
         """The spec, or the tokens where there is none."""
         return self.spec or self.tokens_spec
+
+    @property
+    def chosen_on(self) -> object:
+        """The images that it was chosen on, as files remember them; None where unknown."""
+        return (self.made_by or {}).get("chosen_on")
 
     @property
     def tokens_spec(self) -> str:
@@ -268,6 +273,13 @@ def file_options(spec: object) -> dict[str, Any] | None:
     if not isinstance(spec, str) or not spec.endswith(".json"):
         return None
     return _document(Path(spec)).get("method") or None
+
+
+def file_chosen_on(spec: str) -> object:
+    """The images that a schedule file's schedule was chosen on; None where `spec` names no file."""
+    if not spec.endswith(".json"):
+        return None
+    return (_document(Path(spec)).get("made_by") or {}).get("chosen_on")
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from .classes import Head, Unmatched, read_class_map
 from .images import UNREADABLE, ImageData
 from .listing import LeftOut, describe
 from .loading import batches
-from .open import check_classes, count_of, create, match_classes, overlap, subset
+from .open import check_classes, count_of, create, match_classes, subset
+from .overlap import chosen_on, overlap, warning
 
 __all__ = [
     "UNREADABLE",
@@ -14,6 +15,7 @@ __all__ = [
     "Unmatched",
     "batches",
     "check_classes",
+    "chosen_on",
     "count_of",
     "create",
     "describe",
@@ -21,4 +23,5 @@ __all__ = [
     "overlap",
     "read_class_map",
     "subset",
+    "warning",
 ]

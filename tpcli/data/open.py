@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -130,20 +129,6 @@ def match_classes(data: ImageData, head: Head) -> ImageData:
     kind = RelabelledStream if isinstance(data.images, IterableDataset) else Relabelled
     images: Any = kind(data.images, indices, f"{head.model}, in {data.spec}")
     return replace(data, images=images, indices=indices)
-
-
-def overlap(one: ImageData, other: ImageData) -> bool:
-    """Whether the images of two splits lie in one folder, or in a folder in the other's.
-
-    A .tar may hold both in folders of their own; data sets of timm's keep splits apart themselves.
-    """
-    if one.root is None or other.root is None or not (one.names and other.names):
-        return False
-    first, second = one.root.resolve(), other.root.resolve()
-    if first == second:
-        folders = ({posixpath.dirname(name) for name in split.names} for split in (one, other))
-        return bool(set.intersection(*folders))
-    return first in second.parents or second in first.parents
 
 
 def check_classes(data: ImageData, num_classes: int, model: str) -> None:

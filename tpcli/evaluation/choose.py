@@ -17,7 +17,7 @@ from .run import check_size
 
 
 @dataclass(frozen=True)
-class Candidate:
+class MeasuredModel:
     """A model and the images that it is to be measured on.
 
     open_bank: opens the training images for `knn`, preprocessed as `data`; asked only for that.
@@ -58,7 +58,7 @@ def check_measure(name: str) -> None:
 
 
 def choose(
-    asked: str | None, candidates: Sequence[Candidate], bank_of: str = "pooled"
+    asked: str | None, candidates: Sequence[MeasuredModel], bank_of: str = "pooled"
 ) -> list[Task]:
     """A task for each candidate, all of one measure: `asked`, or the first that all of them allow.
 
@@ -80,7 +80,7 @@ def choose(
     raise AssertionError("similarity needs neither labels nor a head")
 
 
-def _task(measure: str, candidate: Candidate, bank_of: str) -> Task:
+def _task(measure: str, candidate: MeasuredModel, bank_of: str) -> Task:
     model, name, data = candidate.model, candidate.name, candidate.data
     check_size(model, data)
     head = Head.of(model, name)
@@ -110,7 +110,7 @@ def _check_one_vector(model: nn.Module, name: str) -> None:
         )
 
 
-def _bank(candidate: Candidate) -> ImageData:
+def _bank(candidate: MeasuredModel) -> ImageData:
     """The training images, with labels.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the user wants: at most so much lost, at least so fast, at most so many FLOPs; no torch."""
+"""Options of `optimize`: the targets, and how they are searched for; imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Aims:
+class Targets:
     """One or two of three.
 
     max_drop: points of the measure that may be lost. speedup: at least so many times as fast as the
@@ -34,7 +34,7 @@ class Aims:
     def __post_init__(self) -> None:
         given = [value for value in (self.max_drop, self.speedup, self.budget) if value is not None]
         if not given:
-            raise UserError("there is no aim; give max_drop, speedup or budget, or two of them.")
+            raise UserError("no target is given; add max_drop, speedup or budget, or two of them.")
         if len(given) == 3:
             raise UserError("max_drop, speedup and budget can't all be held; give one or two.")
         for name, value, low, high in (
@@ -55,7 +55,7 @@ class Aims:
 
     @property
     def words(self) -> str:
-        """All aims in words."""
+        """All targets in words."""
         parts = []
         if self.speedup is not None:
             parts.append(f"at least {self.speedup:g}x as fast")
@@ -68,12 +68,13 @@ class Aims:
 
 @dataclass(frozen=True)
 class OptimizeOptions:
-    """How to look for it.
+    """How to search.
 
-    poolings: methods that are tried, each with its options. bench: where, how and how long speed is
-    measured, the parts of each method as long as what is chosen.
-    batch_size, workers: of evaluation. images: that plans are compared on before the race.
-    measure, bank: as `tpcli.evaluation.choose.choose` takes them. seed: of the halves.
+    poolings: methods that are tried, each with its options. bench: device, precision and
+    batch size of timings; its seconds are for each method's probes, and for the final benchmark.
+    batch_size, workers: of evaluation. images: number of images that plans are
+    compared on before the race.
+    measure, bank: as `tpcli.evaluation.choose.choose` takes them. seed: of the split into halves.
     """
 
     poolings: Sequence[PoolingOptions]

@@ -1,4 +1,4 @@
-"""Candidates: a method, how removal is shared out among the blocks, and how much is removed."""
+"""Candidates: a method, how the removal is shared among the blocks, and its strength."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from tpcli.errors import TpcliError
 from tpcli.schedules.budget import constant_chain, family_chain, first_within
 from tpcli.schedules.flops_cost import Cost
 from tpcli.schedules.shapes import DEFAULT, Shape
-from tpcli.search.pattern import optimise
-from tpcli.search.trials import smallest
+from tpcli.search.trials import optimise, smallest
 
-from .options import Aims
+from .options import Targets
 
 FEW = (2, 3, 4)
-"""How many blocks pool in schedules of few places."""
+"""Numbers of blocks in schedules that pool at few blocks only."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A way to pool at any strength.
+    """Pooling options and the shape of a schedule, at any strength.
 
-    name: how removal is shared out. blocks: the only ones that remove tokens, None for all.
+    name: of the shape. blocks: the only ones that remove tokens, None for all.
     """
 
     options: PoolingOptions
@@ -52,7 +51,7 @@ class Plan:
 @dataclass(frozen=True)
 class Candidate:
     """One schedule of a plan. time, flops: shares of the unpooled model's, both estimated. damage:
-    what it does to the model's answers on a few images; 0 before that is known."""
+    the change of the model's outputs on a few images; 0 before it is measured."""
 
     plan: Plan
     tokens: Tokens
@@ -62,18 +61,18 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """What tells it from all others."""
+        """Its identity: options and tokens."""
         return f"{self.plan.options.to_dict()} {self.tokens}"
 
     @property
     def speedup(self) -> float:
-        """The forecast."""
+        """Forecast speed-up."""
         return 1 / self.time
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What schedules of one method cost."""
+    """Costs of the schedules of one method."""
 
     time: Cost
     flops: Cost
@@ -90,7 +89,7 @@ def plans(options: PoolingOptions, depth: int) -> list[Plan]:
 
 
 def spread_out(count: int, depth: int) -> Tokens:
-    """So many blocks at equal distances: 3, 6 and 9 of 12."""
+    """`count` blocks at equal distances: 3, 6 and 9 of 12."""
     return tuple(depth * (i + 1) // (count + 1) for i in range(count))
 
 
@@ -122,49 +121,50 @@ LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Shares of the time at which plans are compared and race."""
 
 KEPT, CLOSE = 2, 1.25
-"""Plans that race at each level, and how many times the damage of the best the second may do."""
+"""Plans that race at each level, and the largest ratio of the second's damage to the best's."""
 
 TRIALS = 12
 """Schedules that the search tries."""
 
 Damaged = Callable[[Candidate], float]
-"""What a candidate does to the answers of the model, on a few images."""
+"""Change of the model's outputs under a candidate, on a few images."""
 
 
-def levels(aims: Aims, costs: Mapping[str, Costs], every: Sequence[Plan]) -> tuple[float, ...]:
-    """Shares of the time that candidates are looked for at.
+def levels(
+    targets: Targets, costs: Mapping[str, Costs], every: Sequence[Plan]
+) -> tuple[float, ...]:
+    """Shares of the unpooled model's time at which candidates are searched.
 
     Raises:
-        TpcliError: no plan is as fast as is aimed at; says what the fastest reaches.
+        TpcliError: no plan reaches the target speed-up; says what the fastest reaches.
     """
-    if aims.speedup is None:
-        return LEVELS if aims.max_drop is not None else (math.inf,)
-    wanted, least = 1 / aims.speedup, fastest(costs, every)
+    if targets.speedup is None:
+        return LEVELS if targets.max_drop is not None else (math.inf,)
+    wanted, least = 1 / targets.speedup, fastest(costs, every)
     if least > wanted:
         raise TpcliError(
-            f"speedup {aims.speedup:g} can't be reached; the fastest schedule is "
+            f"speedup {targets.speedup:g} can't be reached; the fastest schedule is "
             f"{1 / least:.2f}x as fast by forecast."
         )
-    return (*LEVELS, wanted) if aims.max_drop is not None else (wanted,)
+    return (*LEVELS, wanted) if targets.max_drop is not None else (wanted,)
 
 
 class Finder:
     """Compares plans and picks candidates.
 
-    every: the plans. costs: by method. damaged: the mean over a few images; remembered, so that
-    asking twice costs nothing.
+    every: the plans. costs: by method. damaged: mean damage over a few images, cached.
     """
 
     def __init__(
-        self, every: Sequence[Plan], costs: Mapping[str, Costs], aims: Aims, damaged: Damaged
+        self, every: Sequence[Plan], costs: Mapping[str, Costs], targets: Targets, damaged: Damaged
     ) -> None:
         self._every = list(every)
         self._costs = costs
-        self._aims = aims
+        self._targets = targets
         self._damaged = damaged
 
     def candidates(self, wanted: Sequence[float]) -> list[Candidate]:
-        """At each level the schedules of the plans that do least damage, slowest first.
+        """At each level the schedules of the plans with the least damage, slowest first.
 
         Raises:
             TpcliError: no method reaches the budget.
@@ -180,13 +180,13 @@ class Finder:
         found = {candidate.key: candidate for ranked in kept.values() for candidate in ranked}
         if not found:
             raise TpcliError(
-                f"budget {self._aims.budget or 1:g} can't be reached by any of the methods; allow "
-                "more FLOPs."
+                f"budget {self._targets.budget or 1:g} can't be reached by any of the methods; use "
+                "a larger one."
             )
         return sorted(found.values(), key=lambda c: -c.time)
 
     def between(self, slow: Candidate, fast: Candidate) -> list[Candidate]:
-        """Two candidates at times between these two, of the plan that does less damage there."""
+        """Two candidates between these two in time, each of the plan with the lesser damage."""
         times = (slow.time + (fast.time - slow.time) * step / 3 for step in (1, 2))
         plans = list(dict.fromkeys((slow.plan, fast.plan)))
         found = (candidate for time in times for candidate in self._ranked(time, plans)[:1])
@@ -200,7 +200,7 @@ class Finder:
     def _at(self, plan: Plan, level: float) -> list[Candidate]:
         """The weakest schedule of a plan at a level of time, within the budget; none where the plan
         does not reach them."""
-        return ladder(plan, [level], self._costs[plan.options.method], self._aims.budget)
+        return ladder(plan, [level], self._costs[plan.options.method], self._targets.budget)
 
     def _ranked(self, level: float, plans: Sequence[Plan]) -> list[Candidate]:
         """Candidates at a level that do the least damage, and how much."""
@@ -218,7 +218,7 @@ class Finder:
         plan = replace(start, name="searched", is_constant=False, blocks=None)
         cost, share = costs.time, level
         if level == math.inf:
-            cost, share = costs.flops, self._aims.budget or 1.0
+            cost, share = costs.flops, self._targets.budget or 1.0
 
         def damage(tokens: Tokens) -> float:
             return self._damaged(Candidate(plan, tokens, 1.0, 1.0))

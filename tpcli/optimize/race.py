@@ -1,4 +1,4 @@
-"""Measure candidates on more and more images, and drop those that are certain to lose."""
+"""Measure candidates on more and more images, and drop those that are sure to lose."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from tpcli.stats import Z95, Drop, Each, drop
 
-from .options import Aims
+from .options import Targets
 from .plans import Candidate
 
 LOOKS = (1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -50,7 +50,7 @@ def race(
     candidates: Sequence[Candidate],
     base: list[Each],
     measure: Callable[[Candidate, int], Each],
-    aims: Aims,
+    targets: Targets,
     on_look: Callable[[Sequence[Runner]], None] = lambda runners: None,
 ) -> list[Runner]:
     """All runners; those that are not out have run over all parts.
@@ -66,10 +66,10 @@ def race(
         for runner in running:
             runner.scores.append(measure(runner.candidate, part))
         if part + 1 < len(base):
-            _leave(running, aims)
+            _leave(running, targets)
         on_look(runners)
     for runner in sorted(runners, key=lambda r: r.candidate.time):
-        if winner(runners, aims) is not None:
+        if winner(runners, targets) is not None:
             break
         if runner.out == SLOWER:  # left behind by one that lost too much in the end
             rest = range(len(runner.scores), len(base))
@@ -78,9 +78,9 @@ def race(
     return runners
 
 
-def _leave(running: Sequence[Runner], aims: Aims) -> None:
-    """Take those out that can't be chosen any more."""
-    if aims.max_drop is None:
+def _leave(running: Sequence[Runner], targets: Targets) -> None:
+    """Drop runners that can't win any more."""
+    if targets.max_drop is None:
         best = min(running, key=lambda r: r.drop().points)
         for runner in running:
             if drop(best.each, runner.each, CERTAIN).low > 0:
@@ -88,38 +88,40 @@ def _leave(running: Sequence[Runner], aims: Aims) -> None:
         return
     bounds = [runner.drop(CERTAIN) for runner in running]
     safe = [
-        r.candidate.time for r, b in zip(running, bounds, strict=True) if b.high <= aims.max_drop
+        r.candidate.time for r, b in zip(running, bounds, strict=True) if b.high <= targets.max_drop
     ]
     for runner, bound in zip(running, bounds, strict=True):
-        if bound.low > aims.max_drop:
+        if bound.low > targets.max_drop:
             runner.out = LOST
         elif runner.candidate.time > min(safe, default=np.inf):
             runner.out = SLOWER
 
 
-def holds(runner: Runner, aims: Aims) -> bool:
-    """Whether it loses no more than may be lost, as far as the images of the choice tell."""
-    if aims.max_drop is None:
+def holds(runner: Runner, targets: Targets) -> bool:
+    """Whether it keeps the maximum drop on the selection images."""
+    if targets.max_drop is None:
         return not runner.out
     lost = runner.drop()
-    return not runner.out and (lost.high if aims.risk == "upper" else lost.points) <= aims.max_drop
+    return (
+        not runner.out
+        and (lost.high if targets.risk == "upper" else lost.points) <= targets.max_drop
+    )
 
 
-def winner(runners: Sequence[Runner], aims: Aims) -> Runner | None:
+def winner(runners: Sequence[Runner], targets: Targets) -> Runner | None:
     """The fastest that holds the drop; without one to hold, the one that loses least.
 
-    Among many that lose a little too much one holds by luck. So they are asked in the order of the
-    damage that they do without regard to labels, and where a second one has missed, those after it
-    are not asked: fixed-sequence testing (Angelopoulos et al., Learn then Test, 2021), but for one
-    miss that is allowed.
+    Among many that lose a little too much, one meets the drop by luck. So they are tested in the
+    order of their damage, which uses no labels, until a second one has missed: fixed-sequence
+    testing (Angelopoulos et al., Learn then Test, 2021), except for the one miss that is allowed.
     """
-    if aims.max_drop is None:
+    if targets.max_drop is None:
         running = [runner for runner in runners if not runner.out]
         return min(running, key=lambda r: (r.drop().points, r.candidate.time))
     held: list[Runner] = []
     misses = 0
     for runner in sorted(runners, key=lambda r: r.candidate.damage):
-        if holds(runner, aims):
+        if holds(runner, targets):
             held.append(runner)
         elif runner.out != SLOWER:
             misses += 1

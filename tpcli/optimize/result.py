@@ -1,9 +1,9 @@
-"""What came of it: the chosen schedule, what was promised, and whether that was kept."""
+"""Result of `optimize`: the chosen schedule, its score on held-out images, what else was tried."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tpcli.bench.compare import BenchResult
@@ -12,7 +12,7 @@ from tpcli.config.schedule import Schedule
 from tpcli.evaluation.scores import Scores
 from tpcli.stats import Drop
 
-from .options import Aims
+from .options import Targets
 from .plans import Candidate
 from .race import Runner
 
@@ -21,8 +21,8 @@ FORMAT = "tpcli-optimize/1"
 
 @dataclass(frozen=True)
 class Tried:
-    """One candidate, on the images of the choice that it has run over. out: why it left the race
-    before the end, nothing where it did not."""
+    """One candidate on the selection images that it has run over. out: why it left the race early,
+    empty where it did not."""
 
     candidate: Candidate
     lost: Drop
@@ -58,7 +58,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Checked:
-    """The promise on images that the choice never saw."""
+    """Scores on held-out images."""
 
     base: Scores
     pooled: Scores
@@ -69,17 +69,18 @@ class Checked:
 class Optimized:
     """The outcome.
 
-    met: whether every aim is held; only then is there anything to save. reason: why not, in words.
-    chosen: the candidate, with its lost points on the images of the choice; None where no candidate
+    met: whether every target is met; only then is a model saved. reason: why not, in words.
+    chosen: the candidate, with its lost points on the selection images; None where no candidate
     holds the drop. gflops_ratio: its counted FLOPs as a share of the base's. bench: timed against
-    the unpooled model. checked: on the held-back images. tried: all candidates. nearest: where an
-    aim is missed, what comes near. images: of the choice, and held back. chosen_on: the split of
-    the former. compared: schedules that were compared by what they do to the model's answers, of
-    which those in `tried` raced. work: images that pooled models were run on for all this, as a
-    share of running every schedule that was compared on all of them.
+    the unpooled model. checked: on the held-out images. tried: all candidates. nearest: where an
+    target is missed, what comes near. images: of the choice, and held out. chosen_on: the split of
+    the former. choice: those images (`tpcli.data.chosen_on`). compared: schedules that were
+    compared by what they do to the model's answers, of which those in `tried` raced. work: images
+    that pooled models were run on for all this, as a share of running every schedule that was
+    compared on all of them.
     """
 
-    aims: Aims
+    targets: Targets
     measure: str
     patch_tokens: int
     met: bool
@@ -94,6 +95,7 @@ class Optimized:
     compared: int
     work: float
     chosen_on: str = "validation"
+    choice: Mapping[str, Any] = field(default_factory=dict, repr=False)
     threads: int = 1
 
     @property
@@ -153,7 +155,7 @@ class Optimized:
             "format": FORMAT,
             "met": self.met,
             "verdict": self.verdict,
-            "aims": asdict(self.aims),
+            "aims": asdict(self.targets),
             "measure": self.measure,
             "chosen": chosen,
             "speedup": None if self.bench is None else self.bench.speedup,
@@ -169,24 +171,24 @@ class Optimized:
         }
 
 
-def missed(aims: Aims, speedup: float, checked: Checked) -> str:
-    """Which aim is not held, in words; nothing where all are."""
-    if aims.speedup is not None and speedup < aims.speedup:
-        return f"no schedule within the aims is {aims.speedup:g}x as fast"
-    if aims.max_drop is not None and checked.lost.points > aims.max_drop:
-        points = f"{aims.max_drop:g} point{'s' * (aims.max_drop != 1)}"
-        return f"the promise of {points} did not hold on held-back images"
-    if aims.budget is None and speedup <= 1:
+def missed(targets: Targets, speedup: float, checked: Checked) -> str:
+    """Which target is missed, in words; empty where none is."""
+    if targets.speedup is not None and speedup < targets.speedup:
+        return f"no schedule within the targets is {targets.speedup:g}x as fast"
+    if targets.max_drop is not None and checked.lost.points > targets.max_drop:
+        points = f"{targets.max_drop:g} point{'s' * (targets.max_drop != 1)}"
+        return f"the promise of {points} did not hold on held-out images"
+    if targets.budget is None and speedup <= 1:
         return "pooling makes this model no faster here"
     return ""
 
 
-def nearest(tried: Sequence[Tried], aims: Aims) -> tuple[Tried, ...]:
+def nearest(tried: Sequence[Tried], targets: Targets) -> tuple[Tried, ...]:
     """The fastest within the drop, and the smallest drop at the speed, where there are such."""
     found: list[Tried] = []
-    if aims.max_drop is not None:
-        within = [t for t in tried if t.lost.points <= aims.max_drop and not t.out]
+    if targets.max_drop is not None:
+        within = [t for t in tried if t.lost.points <= targets.max_drop and not t.out]
         found += sorted(within, key=lambda t: t.candidate.time)[:1]
-    fast = [t for t in tried if t.candidate.time <= 1 / (aims.speedup or 1)]
+    fast = [t for t in tried if t.candidate.time <= 1 / (targets.speedup or 1)]
     found += sorted(fast, key=lambda t: t.lost.points)[:1]
     return tuple(dict.fromkeys(found))

@@ -1,4 +1,4 @@
-"""`optimize`: from aims to one schedule, chosen on half of the images and checked on the other."""
+"""`optimize`: one schedule for the targets, chosen on half of the images, checked on the other."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from tpcli.bench.clock import percent
 from tpcli.bench.compare import BenchResult, bench
 from tpcli.bench.time_cost import time_cost
 from tpcli.config.schedule import Schedule
-from tpcli.data import ImageData
+from tpcli.data import ImageData, chosen_on
 from tpcli.errors import UserError
-from tpcli.evaluation.choose import Candidate as Measured
-from tpcli.evaluation.choose import Task, choose
+from tpcli.evaluation.choose import MeasuredModel, Task, choose
 from tpcli.evaluation.run import RunOptions
 from tpcli.models.load import LoadedModel, model_identity
 from tpcli.schedules.flops_cost import CostModel
@@ -28,7 +27,7 @@ from tpcli.surgery.geometry import patch_tokens
 from tpcli.system.devices import borrowed, device_name, pick_device
 from tpcli.system.resume import Progress, key
 
-from .options import Aims, OptimizeOptions
+from .options import OptimizeOptions, Targets
 from .plans import Candidate, Costs, Damaged, Finder, levels, plans
 from .race import Runner, holds, race, winner
 from .result import Checked, Optimized, Tried, missed, nearest
@@ -41,18 +40,18 @@ CORRECTIONS = 3
 def optimize(
     loaded: LoadedModel,
     data: ImageData,
-    aims: Aims,
+    targets: Targets,
     options: OptimizeOptions,
     *,
     open_bank: Callable[[], ImageData] | None = None,
     progress: Progress | None = None,
     on_pass: OnPass | None = None,
 ) -> Optimized:
-    """Find the fastest schedule that holds the aims, and check what it promises.
+    """Find the fastest schedule that meets the targets, and check it on held-out images.
 
-    Plans of all methods are compared by what they do to the model's answers on a few images of one
-    half; the best of them race on that half; the winner is timed against the unpooled model and
-    measured on the other half, once. The model is left as it was.
+    Plans of all methods are compared by the change of the model's outputs on a few images of one
+    half. The best race on that half. The winner is timed against the unpooled model and measured
+    on the other half, once. The model is left as it was.
 
     Args:
         open_bank: opens the training images: for `knn`, and to choose on where half of `data` is
@@ -62,13 +61,13 @@ def optimize(
             steps done.
 
     Raises:
-        UserError: model and data don't allow the measure, or there are too few images for the aims.
-        TpcliError: no schedule is so fast or so cheap; says what the fastest or cheapest reaches.
+        UserError: model and data don't allow the measure, or there are too few images.
+        TpcliError: no schedule reaches the speed-up or budget; says what is reached.
     """
     device = pick_device(options.bench.device)
     with borrowed(loaded.model, device), unpooled(loaded.model):
         return _Search(
-            loaded, data, aims, options, open_bank, progress or Progress(), on_pass
+            loaded, data, targets, options, open_bank, progress or Progress(), on_pass
         ).run()
 
 
@@ -79,17 +78,17 @@ class _Search:
         self,
         loaded: LoadedModel,
         data: ImageData,
-        aims: Aims,
+        targets: Targets,
         options: OptimizeOptions,
         open_bank: Callable[[], ImageData] | None,
         progress: Progress,
         on_pass: OnPass | None,
     ) -> None:
         self.model: nn.Module = loaded.model
-        self.aims = aims
+        self.targets = targets
         self.options = options
         self.on_pass = on_pass
-        measured = Measured(loaded.model, loaded.name, data, open_bank)
+        measured = MeasuredModel(loaded.model, loaded.name, data, open_bank)
         self.task = choose(options.measure, [measured], options.bank)[0]
         amp = options.bench.dtype != "float32"
         run = RunOptions(options.batch_size, options.bench.device, amp, options.workers)
@@ -103,7 +102,7 @@ class _Search:
             except UserError:
                 return None
 
-        self.halves = Halves(loaded.model, self.task, run, aims, options.seed, training)
+        self.halves = Halves(loaded.model, self.task, run, targets, options.seed, training)
         self.progress = progress
         self.identity: dict[str, Any] = {
             "model": model_identity(loaded.model),
@@ -131,26 +130,26 @@ class _Search:
             self.costs[pooling.method] = Costs(time, CostModel(self.model, pooling))
         depth = len(self.model.blocks)  # type: ignore[arg-type]
         every = [plan for pooling in self.poolings for plan in plans(pooling, depth)]
-        wanted = levels(self.aims, self.costs, every)
-        self.finder = Finder(every, self.costs, self.aims, self._damaged())
+        wanted = levels(self.targets, self.costs, every)
+        self.finder = Finder(every, self.costs, self.targets, self._damaged())
         candidates = self.finder.candidates(wanted)
         base = [self.scoring.base(part).each for part in range(self.halves.parts)]
-        runners = race(candidates, base, self.scoring.each, self.aims, self._look)
+        runners = race(candidates, base, self.scoring.each, self.targets, self._look)
         runners += self._between(runners, base)
-        best = winner(runners, self.aims)
+        best = winner(runners, self.targets)
         if best is None:
             return self._result(runners, None, None, None, "no schedule holds the drop for certain")
         best, timed = self._timed(best, base)
         if not any(runner is best for runner in runners):
             runners.append(best)
         checked = self._check(best.candidate)
-        reason = missed(self.aims, timed.speedup, checked)
+        reason = missed(self.targets, timed.speedup, checked)
         return self._result(runners, best, timed, checked, reason)
 
     def _between(self, runners: Sequence[Runner], base: list[Each]) -> list[Runner]:
         """Between the winner so far and the next faster one, two more."""
-        best = winner(runners, self.aims)
-        if best is None or self.aims.max_drop is None:
+        best = winner(runners, self.targets)
+        if best is None or self.targets.max_drop is None:
             return []
         slow = best.candidate
         faster = [r.candidate for r in runners if r.candidate.time < slow.time]
@@ -193,7 +192,7 @@ class _Search:
 
     def _look(self, runners: Sequence[Runner]) -> None:
         """Keep in words which candidate would be chosen by now."""
-        best = winner(runners, self.aims)
+        best = winner(runners, self.targets)
         self.scoring.so_far = f"; {sum(not runner.out for runner in runners)} in the race"
         if best is not None:
             self.scoring.so_far += f", best {best.candidate.speedup:.2f}x ({best.drop().words})"
@@ -202,7 +201,7 @@ class _Search:
         """The winner timed; cut further where it is slower than the speed that is aimed at."""
         timed = self._bench(best.candidate)
         for _ in range(CORRECTIONS):
-            wanted = self.aims.speedup
+            wanted = self.targets.speedup
             if wanted is None or timed.speedup >= wanted:
                 break
             level = best.candidate.time * timed.speedup / wanted * 0.995
@@ -211,7 +210,7 @@ class _Search:
                 break
             runner = Runner(stronger[0], base)
             runner.scores = [self.scoring.each(stronger[0], part) for part in range(len(base))]
-            if not holds(runner, self.aims):
+            if not holds(runner, self.targets):
                 break
             best, timed = runner, self._bench(stronger[0])
         return best, timed
@@ -224,7 +223,7 @@ class _Search:
     def _check(self, candidate: Candidate) -> Checked:
         part = self.halves.parts
         base = self.scoring.base(part)
-        pooled = self.scoring.scores(candidate, part, "held-back images")
+        pooled = self.scoring.scores(candidate, part, "held-out images")
         return Checked(base, pooled, drop(base.each, pooled.each))
 
     def _result(
@@ -245,7 +244,7 @@ class _Search:
         run = len(self.compared) * self._compared_on
         run += sum(t.lost.count for t in tried) + (checked.lost.count if checked else 0)
         return Optimized(
-            aims=self.aims,
+            targets=self.targets,
             measure=self.task.measure,
             patch_tokens=self.patch_tokens,
             met=not reason,
@@ -255,9 +254,10 @@ class _Search:
             bench=timed,
             checked=checked,
             tried=tuple(tried),
-            nearest=nearest(tried, self.aims) if reason else (),
+            nearest=nearest(tried, self.targets) if reason else (),
             images=self.halves.images,
             chosen_on=self.halves.choice.split,
+            choice=chosen_on(self.halves.choice),
             compared=len(self.compared),
             work=run / (len(self.compared) * sum(self.halves.images)),
             threads=self.options.bench.threads or torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""The images of the choice, in parts, and those held back; what models score on each."""
+"""Selection images, in parts, and held-out images; scores of models on each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tpcli.config.measures import MEASURES
 from tpcli.config.schedule import Schedule
-from tpcli.data import ImageData, batches, count_of, subset
+from tpcli.data import ImageData, batches, count_of, overlap, subset
 from tpcli.errors import UserError
 from tpcli.evaluation.choose import Task
 from tpcli.evaluation.measurer import Measurer
@@ -24,28 +24,28 @@ from tpcli.surgery import PoolingSpec, insert, unpool
 from tpcli.system.devices import free_memory
 from tpcli.system.resume import Progress, key
 
-from .options import Aims
+from .options import Targets
 from .plans import Candidate
 from .race import LOOKS
 
 LEAST = 16
-"""Images without which no half is worth comparing on."""
+"""Fewest images in a half."""
 
 OnPass = Callable[[str, int | None], Callable[[int], None]]
 """Called with what begins and its number of images; returns what is called with those done."""
 
 
 class Halves:
-    """Images in parts to choose on, and others to check on, once.
+    """Selection images in parts, and held-out images for one check.
 
-    They are two random halves of the task's images; or, where a half is too small for the aims, the
-    training split and all of the task's images.
+    They are two random halves of the task's images; or, where a half is too small for the
+    targets, the training split and all of the task's images, if these are others.
 
     Args:
         training: the same task on the training split, None where there is none.
 
     Raises:
-        UserError: there are too few images for the aims, or at all; says how many it takes.
+        UserError: there are too few images for the targets, or at all; says how many it takes.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Halves:
         model: nn.Module,
         task: Task,
         run: RunOptions,
-        aims: Aims,
+        targets: Targets,
         seed: int,
         training: Callable[[], Task | None],
     ) -> None:
@@ -61,21 +61,25 @@ class Halves:
         self._decoded: tuple[int, list[tuple[Tensor, Tensor]] | None] = (-1, None)
         count = count_of(task.data, "optimize")
         order = np.random.default_rng(seed).permutation(count)
-        chosen, held_back = subset(task.data, order[: count // 2].tolist()), order[count // 2 :]
-        if not _enough(task, count // 2, aims):
+        chosen, held_out = subset(task.data, order[: count // 2].tolist()), order[count // 2 :]
+        if not _enough(task, count // 2, targets):
             other = training()
-            if other is None or not _enough(other, count_of(other.data, "optimize"), aims):
-                raise _too_few(task, count, aims)
+            if (
+                other is None
+                or not _enough(other, count_of(other.data, "optimize"), targets)
+                or overlap(other.data, task.data)
+            ):
+                raise _too_few(task, count, targets)
             shuffled = np.random.default_rng(seed).permutation(count_of(other.data, "optimize"))
-            chosen, held_back = subset(other.data, shuffled.tolist()), np.arange(count)
+            chosen, held_out = subset(other.data, shuffled.tolist()), np.arange(count)
         self.choice = chosen
-        self.images = (count_of(chosen, "optimize"), len(held_back))
+        self.images = (count_of(chosen, "optimize"), len(held_out))
         self.is_halved = chosen.split == task.data.split
         # a bank is looked through anew for each part, so there is one part alone
         looks = LOOKS if task.bank is None else LOOKS[-1:]
         ends = [0, *(max(1, round(look * self.images[0])) for look in looks)]
         parts = [subset(chosen, range(a, b)) for a, b in itertools.pairwise(ends)]
-        parts.append(subset(task.data, sorted(held_back.tolist())))
+        parts.append(subset(task.data, sorted(held_out.tolist())))
         self._measurers = [
             Measurer(model, replace(task, data=part), run, decode=self._decoder(part, i))
             for i, part in enumerate(parts)
@@ -83,11 +87,11 @@ class Halves:
 
     @property
     def parts(self) -> int:
-        """How many parts there are to choose on; the one after them is held back."""
+        """Number of selection parts; the held-out part comes after them."""
         return len(self._measurers) - 1
 
     def measure(self, model: nn.Module, part: int, on_pass: OnPass | None) -> Scores:
-        """What a model, pooled or not, scores on a part."""
+        """Scores of a model, pooled or not, on a part."""
         return self._measurers[part].measure(model, on_pass)
 
     def identity(self, part: int) -> list[Any]:
@@ -114,23 +118,23 @@ class Halves:
         return decode
 
 
-def _enough(task: Task, count: int, aims: Aims) -> bool:
+def _enough(task: Task, count: int, targets: Targets) -> bool:
     if count < LEAST:
         return False
-    if aims.max_drop is None or aims.risk != "upper" or not MEASURES[task.measure].is_share:
+    if targets.max_drop is None or targets.risk != "upper" or not MEASURES[task.measure].is_share:
         return True
-    return narrowest(count) <= aims.max_drop
+    return narrowest(count) <= targets.max_drop
 
 
-def _too_few(task: Task, count: int, aims: Aims) -> UserError:
+def _too_few(task: Task, count: int, targets: Targets) -> UserError:
     what = f"the {task.data.split} split of {task.data.spec} has {count:,} images"
-    if count // 2 < LEAST or aims.max_drop is None:
+    if count // 2 < LEAST or targets.max_drop is None:
         return UserError(
             f"{what}, too few to choose on one half and check on the other; give at least "
             f"{2 * LEAST}."
         )
-    wanted = aims.max_drop or 0.1
-    zero = "" if aims.max_drop else "a drop of 0 can't be promised from any number of them, and "
+    wanted = targets.max_drop or 0.1
+    zero = "" if targets.max_drop else "a drop of 0 can't be promised from any number of them, and "
     return UserError(
         f"{what}, half of which can promise no less than {narrowest(count // 2):.2f} points; "
         f"{zero}max_drop {wanted:g} takes at least {2 * images_for(wanted):,}, or `risk=mean`."
@@ -138,9 +142,9 @@ def _too_few(task: Task, count: int, aims: Aims) -> UserError:
 
 
 class Scoring:
-    """Pools a model by one candidate after another and measures it; each is measured once.
+    """Measures a model pooled by one candidate after another, each once.
 
-    so_far: words that stand behind the label of what is measured.
+    so_far: appended to labels of progress bars.
     """
 
     def __init__(
@@ -175,7 +179,7 @@ class Scoring:
         )
 
     def scores(self, candidate: Candidate, part: int, label: str) -> Scores:
-        """Measured anew, with a label for people."""
+        """Measured, whatever is remembered; `label` names it in progress bars."""
         schedule = Schedule(candidate.tokens, self._patch_tokens)
         insert(self._model, PoolingSpec(schedule, candidate.plan.options))
         try:

@@ -11,7 +11,7 @@ from tpcli.config.choices import DEFAULT_FAMILY
 from tpcli.config.options import PoolingOptions
 from tpcli.config.recipe import Recipe
 from tpcli.data import ImageData
-from tpcli.evaluation.choose import Candidate
+from tpcli.evaluation.choose import MeasuredModel
 from tpcli.evaluation.run import RunOptions
 from tpcli.models.load import LoadedModel
 
@@ -34,9 +34,9 @@ class ModelSource:
     open_bank: Callable[[], ImageData] | None = None
 
     @property
-    def candidate(self) -> Candidate:
+    def candidate(self) -> MeasuredModel:
         """For the choice of a measure."""
-        return Candidate(self.loaded.model, self.loaded.name, self.data, self.open_bank)
+        return MeasuredModel(self.loaded.model, self.loaded.name, self.data, self.open_bank)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,9 @@ def save_optimized(
     assert result.chosen is not None
     check_output(folder, force, is_folder=True, kind=OPTIMIZED_MODEL_KIND)
     chosen = result.chosen.candidate
-    schedule = Schedule(chosen.tokens, result.patch_tokens)
+    schedule = Schedule(
+        chosen.tokens, result.patch_tokens, made_by={"chosen_on": dict(result.choice)}
+    )
     document = {**result.to_dict(), "made_by": context.to_dict()}
     with unpooled(model), replacing(folder) as fresh:
         insert(model, PoolingSpec(schedule, chosen.plan.options))
@@ -121,15 +123,16 @@ def _draw_tried(axes: Axes, result: Optimized) -> None:
             [result.bench.speedup], [-lost.points],
             yerr=[[lost.high - lost.points], [lost.points - lost.low]],
             color=CHOSEN, marker="*", markersize=15, elinewidth=1.2, capsize=3, linestyle="none",
-            label="chosen: measured, held-back images", zorder=5,
+            label="chosen: measured, held-out images", zorder=5,
         )  # fmt: skip
-    aims = result.aims
-    if aims.max_drop is not None:
-        axes.axhline(-aims.max_drop, color=CHOSEN, linewidth=0.9, linestyle="--")
-    if aims.speedup is not None:
-        axes.axvline(aims.speedup, color=CHOSEN, linewidth=0.9, linestyle="--")
-    deepest = max([3 * (aims.max_drop or 1), *(t.lost.points for t in result.tried if not t.out)])
-    axes.set_ylim(bottom=-1.15 * min(deepest, 10 * max(aims.max_drop or 1, 0.5)))
+    targets = result.targets
+    if targets.max_drop is not None:
+        axes.axhline(-targets.max_drop, color=CHOSEN, linewidth=0.9, linestyle="--")
+    if targets.speedup is not None:
+        axes.axvline(targets.speedup, color=CHOSEN, linewidth=0.9, linestyle="--")
+    drops = [t.lost.points for t in result.tried if not t.out]
+    deepest = max(3 * (targets.max_drop or 1), *drops)
+    axes.set_ylim(bottom=-1.15 * min(deepest, 10 * max(targets.max_drop or 1, 0.5)))
     axes.set_xlabel("times as fast as the model without pooling")
     axes.set_ylabel(f"change of {MEASURES[result.measure].noun}, points")
 

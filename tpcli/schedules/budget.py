@@ -1,4 +1,4 @@
-"""Solve a FLOPs budget: the weakest schedule of a family that does not exceed it."""
+"""Solve a FLOPs budget: the weakest schedule of a shape that does not exceed it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tpcli.config.options import PoolingOptions
 from tpcli.config.schedule import Budget, Tokens, constant_removal
 from tpcli.errors import UserError
 
-from .flops_cost import Cost, CostModel, Floats, Reach
+from .flops_cost import Cost, CostModel, FeasibleSchedules, Floats
 from .shapes import DEFAULT, Shape, schedules
 
 SURE = 2e-3
@@ -46,27 +46,27 @@ def solve_budget(model: nn.Module, options: PoolingOptions, budget: Budget | flo
 
 
 def family_chain(
-    reach: Reach,
+    feasible: FeasibleSchedules,
     blocks: Collection[int] | None = None,
     *,
     shape: Shape = DEFAULT,
     floor: Tokens | None = None,
 ) -> list[Tokens]:
     """The schedules of one shape as far as the method can follow them, the weakest first."""
-    wanted = schedules(reach.patch_tokens, reach.depth, shape, blocks=blocks, floor=floor)
-    return _chain(reach, wanted)
+    wanted = schedules(feasible.patch_tokens, feasible.depth, shape, blocks=blocks, floor=floor)
+    return _chain(feasible, wanted)
 
 
-def constant_chain(reach: Reach) -> list[Tokens]:
+def constant_chain(feasible: FeasibleSchedules) -> list[Tokens]:
     """The same number removed at every block, evenly rounded, from none to half of the tokens."""
-    tokens, depth = reach.patch_tokens, reach.depth
+    tokens, depth = feasible.patch_tokens, feasible.depth
     totals = range(tokens // 2 * depth + 1)
-    return _chain(reach, (constant_removal(tokens, depth, total) for total in totals))
+    return _chain(feasible, (constant_removal(tokens, depth, total) for total in totals))
 
 
-def _chain(reach: Reach, wanted: Iterable[Tokens]) -> list[Tokens]:
-    unpooled = (reach.patch_tokens,) * reach.depth
-    return list(dict.fromkeys([unpooled, *(reach.followed(tokens) for tokens in wanted)]))
+def _chain(feasible: FeasibleSchedules, wanted: Iterable[Tokens]) -> list[Tokens]:
+    unpooled = (feasible.patch_tokens,) * feasible.depth
+    return list(dict.fromkeys([unpooled, *(feasible.followed(tokens) for tokens in wanted)]))
 
 
 def first_within(budget: float, costs: Floats) -> int:

@@ -1,4 +1,4 @@
-"""What a schedule costs: a fast estimate per block, and fvcore's own count to settle it."""
+"""FLOPs of a schedule: a fast estimate by block, and the count of the pooled model."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ CALIBRATION = (0.7, 1.0, 0.95)
 """Keep rates, block after block and over again, of the schedule that the estimate starts from."""
 
 
-class Reach:
-    """Which schedules one model can have under one set of pooling options.
+class FeasibleSchedules:
+    """Schedules that a model can have under one set of pooling options.
 
     last_free: leave one patch token for the last block's MLP.
     """
@@ -54,8 +54,8 @@ class Reach:
         return tuple(tokens)
 
 
-class Cost(Reach, ABC):
-    """What these schedules cost, as shares of the base."""
+class Cost(FeasibleSchedules, ABC):
+    """Costs of these schedules, as shares of the unpooled model's."""
 
     def estimate(self, tokens: Sequence[int]) -> float:
         """The cost of one schedule, estimated."""

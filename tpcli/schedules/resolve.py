@@ -1,8 +1,9 @@
-"""From what the user asked for to a pooled model: tokens per block, complete options, insertion."""
+"""From a schedule spec to a pooled model: tokens per block, complete options, insertion."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ def pool(
     """Insert pooling layers into the timm Vision Transformer that `model` is or holds, in place.
 
     Returns `model`. Parameters and state_dict keys stay as they are. A model that is pooled already
-    is pooled anew.
+    is pooled again.
 
     Args:
         schedule: a spec such as "flops:0.58" or "r:13", patch tokens per block, or a Schedule.
@@ -75,5 +76,5 @@ def resolve(
             f"the model has {depth} blocks."
         )
     if schedule.patch_tokens != tokens:
-        schedule = Schedule(schedule.tokens, tokens, schedule.spec, schedule.options)
+        schedule = replace(schedule, patch_tokens=tokens)
     return PoolingSpec(schedule, chosen)

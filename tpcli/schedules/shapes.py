@@ -1,4 +1,4 @@
-"""Families of schedules: how removal is shared out among the blocks, at any strength."""
+"""Parametric schedules: how the removal is shared among the blocks, at any strength."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tpcli.surgery.attention import significance_scores
 from tpcli.system.files import write_json
 
 STEPS = 256
-"""How finely the way from one member of the family to the next is looked at."""
+"""How finely the variant from one member of the family to the next is looked at."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SearchResult:
 
     members: from no pooling to the smallest schedule there is; each has at most as many tokens in
     every block as the one before. made_by: what it was made from. change: what is pooled in another
-    way than was asked for, in words; None where no other was looked for.
+    variant than was asked for, in words; None where no other was looked for.
     """
 
     members: tuple[Member, ...]
@@ -73,7 +73,7 @@ class SearchResult:
             said = f"better than the default schedule at {', '.join(better)} of the {what}"
         if self.change is None:
             return said
-        return f"{said}; {self.change or 'options and places as given are as good as others'}"
+        return f"{said}; {self.change or 'the given options and blocks are as good as others'}"
 
     def _schedule(self, tokens: Tokens, budget: float, ratio: float) -> Schedule:
         spec = "" if ratio < 1 else "none"

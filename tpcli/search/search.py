@@ -15,8 +15,7 @@ from tpcli.bench.clock import BenchOptions
 from tpcli.bench.time_cost import time_cost
 from tpcli.config.choices import OBJECTIVES, SEARCH_BUDGETS, SEARCH_SPACES, check_choice
 from tpcli.config.options import PoolingOptions
-from tpcli.config.schedule import Tokens
-from tpcli.data import UNREADABLE, ImageData, batches, create
+from tpcli.data import UNREADABLE, ImageData, batches, chosen_on, create
 from tpcli.errors import UserError
 from tpcli.models.load import model_identity
 from tpcli.schedules.flops_cost import Cost, CostModel
@@ -27,8 +26,8 @@ from tpcli.system.resume import Progress
 from tpcli.version import __version__
 
 from .result import Member, SearchResult, Thresholds
-from .trials import VIEWS, Trials, find_family, find_way, smallest
-from .variants import Way, moves
+from .trials import VIEWS, Trials, find_family, find_variant, smallest
+from .variants import Variant, moves
 
 """Where the family is searched for; budgets between them are interpolated."""
 
@@ -69,7 +68,7 @@ class SearchOptions:
         for what in self.vary:
             check_choice("vary", what, SEARCH_SPACES)
         if self.vary and self.by == "significance":
-            raise UserError("by 'significance' tells no two ways of pooling apart; use another.")
+            raise UserError("by 'significance' tells no two variants apart; use another `by`.")
         for budget in self.budgets:
             if not 0 < budget <= 1:
                 raise UserError(
@@ -92,7 +91,7 @@ def search(
     name: str = "",
     progress: Progress | None = None,
     on_trial: Callable[[int, int], None] | None = None,
-    together: bool = False,
+    sharded: bool = False,
 ) -> SearchResult:
     """Search tokens per block for `model`, pooled by `pooling`, at several budgets at once.
 
@@ -104,7 +103,7 @@ def search(
         name: what the model is called in `made_by`.
         progress: remembers damages and times.
         on_trial: called with trials done and trials in all.
-        together: shard the images over the ranks; the first one's `progress` counts, and all find
+        sharded: shard the images over the ranks; the first one's `progress` counts, and all find
             the same.
 
     Raises:
@@ -114,7 +113,7 @@ def search(
     options = _settled(options or SearchOptions(), model)
     device = pick_device(options.device)
     progress = progress or Progress()
-    if together:
+    if sharded:
         progress.share()
     identity = model_identity(model)
     made_by = {
@@ -124,6 +123,7 @@ def search(
         "weights": identity["weights"],
         "data": data.spec,
         "split": data.split,
+        "chosen_on": chosen_on(data, options.images),
         **asdict(options),
         "budgets": list(options.budgets),
     }
@@ -134,17 +134,17 @@ def search(
         unpooled(model),
         explain_out_of_memory(options.batch_size),
     ):
-        way = Way(with_place(model, pooling))
+        variant = Variant(with_place(model, pooling))
         if options.last_free:
-            _check_last_is_free(model, way.options)
-        cost_of = _costs(model, options, together, progress, identity)
-        cost = cost_of(way.options)
+            _check_last_is_free(model, variant.options)
+        cost_of = _costs(model, options, sharded, progress, identity)
+        cost = cost_of(variant.options)
         least = smallest(cost)
         # counted by a model of its own, whose estimates so strong a cut may bend
-        apart = (
-            cost if options.timing else CostModel(model, way.options, last_free=options.last_free)
-        )
-        _check_reachable(min(options.budgets), least, apart)
+        apart = cost
+        if options.timing is None:
+            apart = CostModel(model, variant.options, last_free=options.last_free)
+        _check_reachable(min(options.budgets), apart.exact(least), apart, options.timing)
         if options.by == "significance":
             found = _by_threshold(model, images, options.budgets, cost)
         else:
@@ -152,7 +152,7 @@ def search(
             made_by["views"] = VIEWS
             trials = Trials(
                 model,
-                way,
+                variant,
                 images,
                 options.by,
                 cost_of=cost_of,
@@ -165,27 +165,27 @@ def search(
                     "device": device_name(device),
                 },
                 on_trial=_counted(on_trial, trials_in(options, pooling, cost.depth)),
-                together=together,
+                sharded=sharded,
             )
             if options.vary:
-                way = find_way(trials, options.focus or min(options.budgets), options.vary)
-                cost, change = trials.cost(way), way.changes(trials.start)
-                least = smallest(cost, way.blocks)
-            found = find_family(trials, way, options.budgets, options.trials)
+                variant = find_variant(trials, options.focus or min(options.budgets), options.vary)
+                cost, change = trials.cost(variant), variant.changes(trials.start)
+                least = smallest(cost, variant.blocks)
+            found = find_family(trials, variant, options.budgets, options.trials)
     full = Member((cost.patch_tokens,) * cost.depth, 1.0, 0.0)
     ends = () if found[-1].tokens == least else (least,)
     last = [Member(tokens, cost.exact(tokens), None) for tokens in ends]
-    return SearchResult((full, *found, *last), way.options, made_by, cost, change)
+    return SearchResult((full, *found, *last), variant.options, made_by, cost, change)
 
 
 def _costs(
     model: nn.Module,
     options: SearchOptions,
-    together: bool,
+    sharded: bool,
     progress: Progress,
     identity: Mapping[str, Any],
 ) -> Callable[[PoolingOptions], Cost]:
-    """What schedules cost, for each way of pooling: FLOPs, or time on this device (the first
+    """What schedules cost, for each variant: FLOPs, or time on this device (the first
     process's)."""
 
     @cache
@@ -197,7 +197,7 @@ def _costs(
             pooling,
             options.timing,
             last_free=options.last_free,
-            together=together,
+            sharded=sharded,
             progress=progress,
             identity=identity,
         )
@@ -283,8 +283,8 @@ def _check_last_is_free(model: nn.Module, pooling: PoolingOptions) -> None:
 
 def trials_in(options: SearchOptions, pooling: PoolingOptions, depth: int) -> int:
     """How many trials there are at most."""
-    ways = sum(map(len, moves(Way(pooling), depth, options.vary)))
-    return (1 + ways if options.vary else 0) + len(set(options.budgets)) * options.trials
+    variants = sum(map(len, moves(Variant(pooling), depth, options.vary)))
+    return (1 + variants if options.vary else 0) + len(set(options.budgets)) * options.trials
 
 
 def _counted(on_trial: Callable[[int, int], None] | None, total: int) -> Callable[[], None]:
@@ -292,10 +292,16 @@ def _counted(on_trial: Callable[[int, int], None] | None, total: int) -> Callabl
     return lambda: on_trial(next(done), total) if on_trial is not None else None
 
 
-def _check_reachable(budget: float, least: Tokens, cost: Cost) -> None:
-    ratio = cost.exact(least)
-    if budget < ratio:
+def _check_reachable(budget: float, least: float, cost: Cost, timing: BenchOptions | None) -> None:
+    if budget >= least:
+        return
+    method = cost.options.method
+    if timing is not None:
         raise UserError(
-            f"budget {budget:.3g} can't be reached; the smallest that method {cost.options.method} "
-            f"reaches on this model is {ratio:.3f}."
+            f"speedup {1 / budget:g} can't be reached; the fastest schedule of method {method} is "
+            f"{1 / least:.2f}x as fast as this model by forecast."
         )
+    raise UserError(
+        f"budget {budget:.3g} can't be reached; the smallest that method {method} reaches on this "
+        f"model is {least:.3f}."
+    )

@@ -1,4 +1,4 @@
-"""Schedules tried on calibration images: what they cost, what damage they do, which is better."""
+"""Schedules on calibration images: cost, damage, and a pattern search over shapes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tpcli.config.choices import BUDGET_MARGIN
 from tpcli.config.options import PoolingOptions
 from tpcli.config.schedule import Schedule, Tokens
 from tpcli.errors import TpcliError, UserError
 from tpcli.evaluation.answers import features_of, logits_of
 from tpcli.pooling.distances import squared_distances
+from tpcli.schedules.budget import family_chain, first_within
 from tpcli.schedules.flops_cost import Cost
 from tpcli.schedules.shapes import DEFAULT, Shape
 from tpcli.surgery import PoolingSpec, TokenPooling, insert, pooling_spec, unpool
@@ -25,9 +27,8 @@ from tpcli.surgery.head import last_pooling_is_free
 from tpcli.system.ranks import gathered, share
 from tpcli.system.resume import Progress, key
 
-from .pattern import fitted, optimise
 from .result import Member
-from .variants import Way, best_way, moves
+from .variants import Variant, best_variant, moves
 
 
 class Damage:
@@ -39,8 +40,8 @@ class Damage:
     blocks: sum_i s_i min_k ||z_i - c_k||^2 between layer-normalised tokens before and after.
 
     images: normalised batches on the model's device. The model, which has to be in eval mode, is
-    pooled and unpooled in turn. together: whether the processes that were started for one command
-    run over a share of the images each; all then ask for the same, and have the damage to all.
+    pooled and unpooled in turn. sharded: each rank runs over its share of the images; all ranks
+    make the same calls and get the damage to all images.
     """
 
     def __init__(
@@ -50,13 +51,13 @@ class Damage:
         images: Sequence[Tensor],
         by: str,
         *,
-        together: bool = False,
+        sharded: bool = False,
     ) -> None:
         self._model = unpool(model)
         self._options = options
         self._patch_tokens = patch_tokens(model)
-        own = _share(images) if together else None
-        self._is_dealt = own is not None
+        own = _share(images) if sharded else None
+        self._is_sharded = own is not None
         self._images = images if own is None else own
         self._by = by
         self._losses: list[Tensor] = []
@@ -64,7 +65,7 @@ class Damage:
             self._wanted = [self._said(batch) for batch in self._images]
 
     def under(self, options: PoolingOptions) -> Damage:
-        """The damage on the same images of pooling in another way."""
+        """The damage on the same images under other options."""
         other = copy.copy(self)
         other._options = options
         return other
@@ -78,7 +79,7 @@ class Damage:
         found: list[Tensor] = []
         insert(self._model, PoolingSpec(Schedule(tokens, self._patch_tokens), self._options))
         try:
-            with torch.inference_mode(), self._watching_layers():
+            with torch.inference_mode(), self._hooked_layers():
                 for batch, wanted in zip(self._images, self._wanted, strict=True):
                     said = self._said(batch)
                     if self._by == "kl":
@@ -92,7 +93,7 @@ class Damage:
         finally:
             unpool(self._model)
         damages = torch.cat(found)
-        if self._is_dealt:
+        if self._is_sharded:
             damages = torch.cat(gathered(damages))
         if not bool(damages.isfinite().all()):
             raise TpcliError("the model's output is not finite; check its weights.")
@@ -105,7 +106,7 @@ class Damage:
         return features_of(self._model, batch).float()
 
     @contextmanager
-    def _watching_layers(self) -> Iterator[None]:
+    def _hooked_layers(self) -> Iterator[None]:
         """Collect the reconstruction loss of each pooling layer while it runs."""
         spec, blocks = pooling_spec(self._model), list(self._model.blocks)  # type: ignore[arg-type]
         if spec is not None and last_pooling_is_free(self._model, spec.options.position):
@@ -132,7 +133,7 @@ class Damage:
 
 
 def _share(images: Sequence[Tensor]) -> list[Tensor] | None:
-    """This process's part of the images, in batches as large; None where nothing is dealt out."""
+    """This process's part of the images, in batches as large; None where images are not sharded."""
     mine = share(sum(map(len, images)))
     if mine is None:
         return None
@@ -179,19 +180,19 @@ SURE = 2.0
 
 
 class Trials:
-    """Tries schedules of one model, pooled in one way or another, and remembers what they did.
+    """Damage of schedules of one model under any variant, remembered.
 
-    start: the way that others are compared with. images: normalised batches; random crops of them
-    are what schedules are chosen on, and other crops settle whether a gain is more than noise.
-    cost_of: what schedules cost under some options, the same object each time.
+    start: the variant that others are compared with. images: normalised batches; schedules are
+    chosen on random crops of them, and other crops tell whether a gain is more than noise.
+    cost_of: cost of schedules under some options, the same object each time.
     progress: remembers damages, for a model and images of this `identity`. on_trial: called after
-    each trial. together: as for `Damage`.
+    each trial. sharded: as for `Damage`.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        start: Way,
+        start: Variant,
         images: Sequence[Tensor],
         by: str,
         *,
@@ -199,37 +200,37 @@ class Trials:
         progress: Progress,
         identity: Mapping[str, Any],
         on_trial: Callable[[], None],
-        together: bool = False,
+        sharded: bool = False,
     ) -> None:
         self.start = start
         self._progress = progress
         self._identity = identity
 
         def damage(views: Sequence[Tensor]) -> Damage:
-            return Damage(model, start.options, views, by, together=together)
+            return Damage(model, start.options, views, by, sharded=sharded)
 
         self._damage = damage(random_views(images))
         self._others = damage(random_views(images, seed=1))
         self._cost_of = cost_of
         self._on_trial = on_trial
 
-    def cost(self, way: Way) -> Cost:
-        """What schedules cost where tokens are pooled in this way."""
-        return self._cost_of(way.options)
+    def cost(self, variant: Variant) -> Cost:
+        """Cost of schedules under this variant."""
+        return self._cost_of(variant.options)
 
-    def damage(self, way: Way, tokens: Tokens) -> float:
+    def damage(self, variant: Variant, tokens: Tokens) -> float:
         """Mean damage on the images that schedules are chosen on."""
-        name = key("damage", of=self._identity, pooling=way.options.to_dict(), tokens=tokens)
-        value = self._progress(name, lambda: self._damage.under(way.options).of(tokens))
+        name = key("damage", of=self._identity, pooling=variant.options.to_dict(), tokens=tokens)
+        value = self._progress(name, lambda: self._damage.under(variant.options).of(tokens))
         self._on_trial()
         return float(value)
 
-    def beats(self, found: tuple[Way, Tokens], default: tuple[Way, Tokens]) -> bool:
+    def beats(self, found: tuple[Variant, Tokens], default: tuple[Variant, Tokens]) -> bool:
         """Whether one does less damage than the other by more than noise, on other crops."""
         if found == default:
             return False
         before, after = (
-            self._others.under(way.options).each(tokens) for way, tokens in (default, found)
+            self._others.under(variant.options).each(tokens) for variant, tokens in (default, found)
         )
         gain, error = gained(before, after)
         return gain > SURE * error
@@ -247,54 +248,128 @@ def smallest(cost: Cost, blocks: Tokens | None = None) -> Tokens:
     return cost.followed([cost.patch_tokens] * first + [1] * (cost.depth - first))
 
 
-def find_way(trials: Trials, budget: float, varied: Sequence[str]) -> Way:
-    """The best way of pooling under the default family at `budget`.
+STARTS: tuple[Shape, ...] = (
+    DEFAULT,
+    *((slope, curve) for slope in (0, 0.6, -0.6) for curve in (0, 0.6, -0.6) if slope or curve),
+)
+"""The default family's shape, and those around it."""
+
+FIRST_STEP, SMALLEST_STEP = 0.3, 0.05
+
+PRIOR = 0.1
+"""How much dearer damage counts for each unit of squared distance from the default shape: between
+shapes that a few hundred images can't tell apart, the one nearest to it."""
+
+
+def optimise(
+    budget: float,
+    cost: Cost,
+    damage: Callable[[Tokens], float],
+    *,
+    floor: Tokens,
+    known: Sequence[Shape],
+    trials: int,
+    blocks: Tokens | None = None,
+) -> tuple[Shape, Tokens, float]:
+    """The best shape, schedule and damage found at `budget` with `trials` schedules tried.
+
+    Two parameters and a prior keep it from fitting the calibration images instead of the model:
+    with one parameter per block, schedules that did less damage there did more elsewhere
+    (docs/schedules.md). After a grid of starts, the neighbours of the best shape are tried, a step
+    away in slope or curvature; the step halves where none of them is better.
+
+    floor: tokens that the schedule has everywhere at least. known: shapes to begin with, before
+    `STARTS`. blocks: the only ones that remove tokens, None for all.
+    """
+    tried: dict[Tokens, float] = {}
+    best: tuple[float, Shape, Tokens] | None = None
+
+    def attempt(shape: Shape) -> bool:
+        """Whether this shape is better than all before it."""
+        nonlocal best
+        tokens = fitted(shape, budget, cost, floor, blocks)
+        if tokens in tried or len(tried) >= trials:
+            return False
+        tried[tokens] = damage(tokens)
+        price = tried[tokens] * (1 + PRIOR * (shape[0] ** 2 + shape[1] ** 2))
+        if best is None or price < best[0]:
+            best = (price, shape, tokens)
+            return True
+        return False
+
+    for shape in [*known, *STARTS]:
+        attempt(shape)
+    assert best is not None
+    step = FIRST_STEP
+    while step >= SMALLEST_STEP and len(tried) < trials:
+        slope, curve = best[1]
+        around = ((step, 0.0), (-step, 0.0), (0.0, step), (0.0, -step))
+        better = [attempt((slope + across, curve + up)) for across, up in around]
+        if not any(better):
+            step /= 2
+    return best[1], best[2], tried[best[2]]
+
+
+def fitted(
+    shape: Shape, budget: float, cost: Cost, floor: Tokens, blocks: Tokens | None = None
+) -> Tokens:
+    """The weakest schedule of this shape whose estimated cost is within `budget`; `floor`, which
+    is, where none of the shape's is."""
+    chain = family_chain(cost, blocks, shape=shape, floor=floor)
+    first = first_within(budget * BUDGET_MARGIN, cost.estimates(chain))
+    return chain[first] if first < len(chain) else floor
+
+
+def find_variant(trials: Trials, budget: float, varied: Sequence[str]) -> Variant:
+    """The best variant under the default family at `budget`.
 
     `start` itself where the best one is not better by more than noise.
     """
 
-    def default(way: Way) -> Tokens:
-        cost = trials.cost(way)
-        return fitted(DEFAULT, budget, cost, smallest(cost, way.blocks), way.blocks)
+    def default(variant: Variant) -> Tokens:
+        cost = trials.cost(variant)
+        return fitted(DEFAULT, budget, cost, smallest(cost, variant.blocks), variant.blocks)
 
-    def damage(way: Way) -> float:
+    def damage(variant: Variant) -> float:
         try:
-            tokens = default(way)
-            if trials.cost(way).exact(tokens) > budget:
+            tokens = default(variant)
+            if trials.cost(variant).exact(tokens) > budget:
                 return math.inf
-            return trials.damage(way, tokens)
+            return trials.damage(variant, tokens)
         except UserError:  # of the model, which can't be pooled like this
             return math.inf
 
     start = trials.start
-    best = best_way(start, moves(start, trials.cost(start).depth, varied), damage)
+    best = best_variant(start, moves(start, trials.cost(start).depth, varied), damage)
     sure = trials.beats((best, default(best)), (start, default(start)))
     return best if sure else start
 
 
-def find_family(trials: Trials, way: Way, budgets: Sequence[float], each: int) -> list[Member]:
+def find_family(
+    trials: Trials, variant: Variant, budgets: Sequence[float], each: int
+) -> list[Member]:
     """From the smallest budget up, each schedule above the one before; returned falling.
 
     Where what was found is not better than the default family's schedule by more than noise, the
     default stays. each: schedules that are tried per budget.
     """
-    cost = trials.cost(way)
-    floor = smallest(cost, way.blocks)
+    cost = trials.cost(variant)
+    floor = smallest(cost, variant.blocks)
     shapes: list[Shape] = []
     members: list[Member] = []
     for budget in sorted(set(budgets)):
-        default = fitted(DEFAULT, budget, cost, floor, way.blocks)
+        default = fitted(DEFAULT, budget, cost, floor, variant.blocks)
         shape, best, lost = optimise(
             budget,
             cost,
-            lambda tokens: trials.damage(way, tokens),
+            lambda tokens: trials.damage(variant, tokens),
             floor=floor,
             known=shapes,
             trials=each,
-            blocks=way.blocks,
+            blocks=variant.blocks,
         )
-        if best != default and not trials.beats((way, best), (way, default)):
-            shape, best, lost = DEFAULT, default, trials.damage(way, default)
+        if best != default and not trials.beats((variant, best), (variant, default)):
+            shape, best, lost = DEFAULT, default, trials.damage(variant, default)
         shapes, floor = [shape], best
         members.append(Member(best, cost.exact(best), lost, best != default))
     return members[::-1]

@@ -1,4 +1,4 @@
-"""What the default family does not fix: options other than the method's own, and fewer places."""
+"""Search space beside the schedule: pooling options, and which blocks pool."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ITERATIONS = (0, 1, 3, 5)
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way of pooling: its options, and the only blocks that remove tokens, None for all."""
+class Variant:
+    """Pooling options, and the only blocks that remove tokens, None for all."""
 
     options: PoolingOptions
     blocks: Tokens | None = None
 
-    def changes(self, before: Way) -> str:
+    def changes(self, before: Variant) -> str:
         """What is different from `before`, in words."""
         parts = [
             f"{item.name.replace('_', ' ')} {getattr(self.options, item.name)}"
@@ -35,11 +35,11 @@ class Way:
         return "; ".join(parts)
 
 
-Move = Callable[[Way], "Way | None"]
-"""Another way, or None where this one can't be changed like that."""
+Move = Callable[[Variant], "Variant | None"]
+"""Another variant, or None where this one can't be changed like that."""
 
 
-def moves(start: Way, depth: int, varied: Sequence[str]) -> list[list[Move]]:
+def moves(start: Variant, depth: int, varied: Sequence[str]) -> list[list[Move]]:
     """What to try from `start` on: of each list the best one is taken, then comes the next."""
     found: list[list[Move]] = []
     if "options" in varied:
@@ -49,11 +49,11 @@ def moves(start: Way, depth: int, varied: Sequence[str]) -> list[list[Move]]:
             if item.name in taken and values:
                 found.append([_setting(item.name, value) for value in values])
     if "places" in varied:
-        found.append([_pooling_at(blocks) for blocks in places(depth)])
+        found.append([_pooling_at(blocks) for blocks in block_sets(depth)])
     return found
 
 
-def places(depth: int) -> list[Tokens]:
+def block_sets(depth: int) -> list[Tokens]:
     """Sets of blocks: every second, third and fourth one, early and late, and the first half."""
     sets = [
         tuple(range(first, depth, step)) for step in (2, 3, 4) for first in {0, step // 2, step - 1}
@@ -61,32 +61,32 @@ def places(depth: int) -> list[Tokens]:
     return list(dict.fromkeys(s for s in [*sets, tuple(range((depth + 1) // 2))] if s))
 
 
-def best_way(
-    start: Way,
+def best_variant(
+    start: Variant,
     tried: Sequence[Sequence[Move]],
-    damage: Callable[[Way], float],
-) -> Way:
-    """The way that `damage` is least for, one kind of change after another.
+    damage: Callable[[Variant], float],
+) -> Variant:
+    """The variant that `damage` is least for, one kind of change after another.
 
-    Damage is infinite for a way that can't meet the budget or that the model can't be pooled in.
+    Damage is infinite where a variant can't meet the budget or the model can't be pooled by it.
     """
     best, least = start, damage(start)
     for alternatives in tried:
         here = best
         for move in alternatives:
-            way = move(here)
-            if way is None or way == here:
+            variant = move(here)
+            if variant is None or variant == here:
                 continue
-            found = damage(way)
+            found = damage(variant)
             if found < least:
-                best, least = way, found
+                best, least = variant, found
     return best
 
 
 def _setting(name: str, value: object) -> Move:
-    def move(way: Way) -> Way | None:
+    def move(variant: Variant) -> Variant | None:
         try:
-            return replace(way, options=replaced(way.options, **{name: value}))
+            return replace(variant, options=replaced(variant.options, **{name: value}))
         except UserError:
             return None
 
@@ -94,4 +94,4 @@ def _setting(name: str, value: object) -> Move:
 
 
 def _pooling_at(blocks: Tokens) -> Move:
-    return lambda way: replace(way, blocks=blocks)
+    return lambda variant: replace(variant, blocks=blocks)

@@ -108,13 +108,16 @@ class PoolingSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the `token_pooling` key of `config.json`."""
-        return {
+        values = {
             "format": FORMAT,
             "schedule": self.schedule.spec,
             "patch_tokens": self.schedule.patch_tokens,
             "tokens": list(self.schedule.tokens),
             "method": self.options.to_dict(),
         }
+        if self.schedule.chosen_on:
+            values["chosen_on"] = self.schedule.chosen_on
+        return values
 
     @classmethod
     def from_dict(cls, values: Any) -> PoolingSpec:
@@ -125,7 +128,13 @@ class PoolingSpec:
         """
         try:
             _check_written(values)
-            schedule = Schedule(tuple(values["tokens"]), values["patch_tokens"], values["schedule"])
+            chosen = values.get("chosen_on")
+            schedule = Schedule(
+                tuple(values["tokens"]),
+                values["patch_tokens"],
+                values["schedule"],
+                made_by={"chosen_on": chosen} if chosen else None,
+            )
             return cls(schedule, options_from_dict(values["method"]))
         except (UserError, ValueError) as error:
             raise UserError(

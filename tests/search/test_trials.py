@@ -13,7 +13,7 @@ from tpcli import pool
 from tpcli.config.options import pooling_options
 from tpcli.config.schedule import Tokens
 from tpcli.schedules.flops_cost import CostModel
-from tpcli.search.pattern import STARTS, fitted, optimise
+from tpcli.search.trials import STARTS, fitted, optimise
 
 
 @pytest.fixture(scope="module")
