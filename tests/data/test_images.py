@@ -94,6 +94,14 @@ def test_the_scale_is_told_and_can_be_set(tmp_path: Path, caplog: pytest.LogCapt
     assert torch.equal(everything(same)[0], everything(found)[0])
 
 
+def test_splits_have_one_scale(tmp_path: Path) -> None:
+    for split, bits in (("train", 14), ("val", 10)):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.fromarray(sensor(bits, 0)).save(tmp_path / split / "cat" / "0.png")
+    train, val = (create(str(tmp_path), CONFIG, split=name) for name in ("train", "val"))
+    assert train.config["white"] == val.config["white"] == {"16-bit grey": 16383}
+
+
 def floats(low: float, high: float) -> np.ndarray:
     return np.linspace(low, high, 32 * 32, dtype=np.float32).reshape(32, 32)
 

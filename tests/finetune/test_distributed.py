@@ -21,19 +21,20 @@ def metrics(out: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
-def two_processes(folder: Path, options: list[object]) -> Outcome:
-    """What torchrun does: two processes that learn from their environment which they are."""
+TORCHRUN = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}, ("RANK", "LOCAL_RANK")
+SRUN = {"SLURM_STEP_ID": 0, "SLURM_STEP_NUM_TASKS": 2}, ("SLURM_PROCID", "SLURM_LOCALID")
+
+
+def two_processes(folder: Path, options: list[object], launcher: Any = TORCHRUN) -> Outcome:
+    """Two processes that learn from their environment which they are."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    group: dict[str, object] = {
-        "WORLD_SIZE": 2,
-        "LOCAL_WORLD_SIZE": 2,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-
-    started = [forks.start(folder, options, **group, RANK=rank, LOCAL_RANK=rank) for rank in (0, 1)]
+    group, ranks = launcher
+    group = {**group, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        forks.start(folder, options, **group, **dict.fromkeys(ranks, rank)) for rank in (0, 1)
+    ]
     first, second = (process.wait() for process in started)
     assert (first.code, second.code) == (0, 0), first.err + second.err
     return first
@@ -62,6 +63,14 @@ def test_same_curve_as_one_process(
     first = load_file(tmp_path / "one" / "model.safetensors")
     for key, value in load_file(two[0] / "model.safetensors").items():
         assert value.numpy() == pytest.approx(first[key].numpy(), abs=1e-4), key
+
+
+def test_srun_makes_one_run_too(
+    tiny: Path, two: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    options = [*quick_options(tiny, tmp_path / "out"), "--drop-path", 0, "--json"]
+    found = two_processes(tmp_path, options, SRUN).document
+    assert (found["processes"], found["best_top1"]) == (2, two[1]["best_top1"])
 
 
 def test_every_image_is_counted_once(two: tuple[Path, dict[str, Any]]) -> None:

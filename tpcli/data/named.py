@@ -191,8 +191,8 @@ class _Labels:
         there = getattr(getattr(source, "info", None), "features", None) or ()
         return (
             f"{self.spec} has no column {error.args[0]!r}"
-            + (f"; it has {', '.join(map(str, there))}" if there else "")
-            + ": name that of images by `input_key`, that of labels by `target_key`."
+            + (f", only {', '.join(map(str, there))}" if there else "")
+            + "; name that of images by `input_key`, that of labels by `target_key`."
         )
 
 

@@ -37,7 +37,7 @@ from .images import (
 )
 from .listing import NO_FILE, in_folder, in_tar
 from .named import NamedStream, named
-from .pixels import fixed_scale, found_scale
+from .pixels import Opener, fixed_scale, found_scale
 from .splits import find_split, keep_split
 
 
@@ -179,7 +179,8 @@ def _local(
         found, indices = by_map(spec, found, class_map)
         labels = tuple(indices[label] for label in found.labels)
     opens = [(member.name, partial(files.open, member)) for member in found.members]
-    prepared = replace(prepared, scale=found_scale(spec, opens, pixel_max))
+    everything = partial(_openers, path) if path.is_dir() and path != root else None
+    prepared = replace(prepared, scale=found_scale(spec, opens, pixel_max, everything))
     if prepared.scale.white:  # other pixels are other images
         config = {**config, "white": dict(prepared.scale.white)}
     images = FileImages(files, found.members, labels, prepared, config["input_size"])
@@ -189,6 +190,12 @@ def _local(
     return ImageData(
         spec, split, images, names, found.names, config, root, indices, left_out, unlabelled
     )
+
+
+def _openers(root: Path) -> list[Opener]:
+    """All images under a folder, of whatever split."""
+    files = in_folder(root)
+    return [(member.name, partial(files.open, member)) for member in files.members]
 
 
 def _limit(data: ImageData, limit: int) -> ImageData:

@@ -131,13 +131,28 @@ def found_scale(
     spec: str,
     files: Sequence[Opener],
     pixel_max: float | None = None,
+    everything: Callable[[], Sequence[Opener]] | None = None,
 ) -> Scale:
     """The scale of a data set, from some of its pictures; logged where it has any of many bits.
 
     Args:
-        files: names, and what opens each.
+        files: the pictures of a split.
         pixel_max: what is white in all kinds; found where None.
+        everything: those of all splits, which have one scale; called where any has many bits.
     """
+    highest = _highest(files)
+    if highest and everything is not None:
+        for kind, high in _highest(everything()).items():
+            highest[kind] = max(high, highest.get(kind, 0.0))
+    white = {kind: pixel_max or _white(kind, high) for kind, high in highest.items()}
+    for kind, top in white.items():
+        if top is not None and kind != COLOUR:
+            _say(f"{spec} has {kind} up to {highest[kind]:g}; {top:g} is white in all of them")
+    return Scale(white)
+
+
+def _highest(files: Sequence[Opener]) -> dict[str, float]:
+    """The highest value of some of the pictures, by kind."""
     highest: dict[str, float] = {}
     for _, opener in _some(files):
         try:
@@ -148,13 +163,9 @@ def found_scale(
                     if kind is not None:
                         high = float(np.asarray(image).max()) * (257 if kind == COLOUR else 1)
                         highest[kind] = max(high, highest.get(kind, 0.0))
-        except Exception:  # which is told where it is read to be measured
+        except Exception:  # it is told where the picture is read to be measured
             continue
-    white = {kind: pixel_max or _white(kind, high) for kind, high in highest.items()}
-    for kind, top in white.items():
-        if top is not None and kind != COLOUR:
-            _say(f"{spec} has {kind} up to {highest[kind]:g}; {top:g} is white in all of them")
-    return Scale(white)
+    return highest
 
 
 def fixed_scale(white: float) -> Scale:
