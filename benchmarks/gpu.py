@@ -5,7 +5,8 @@
 Random weights and images, no network. Each row is written as it is done, the most telling ones
 first; after `--minutes` no new one is begun, and a later run goes on where this one stopped. Prints
 Markdown, from all rows of the file. `--smoke` runs through on a CPU, with small models, to see that
-the script works; its numbers say nothing.
+the script works; its numbers say nothing. `--host` needs no GPU either: it times what the launching
+core does for one pooling, with launches that do nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from torch.profiler import ProfilerActivity, profile
 from tpcli import pool
 from tpcli.bench.compare import cut, peak_memory
 from tpcli.config.options import pooling_options
-from tpcli.pooling import Clusters
+from tpcli.pooling import Clusters, get_method, merge_tokens
+from tpcli.pooling.backends import c as c_kernels
 from tpcli.pooling.backends import triton
 from tpcli.pooling.clusters import merge_by_operators
 from tpcli.pooling.ward import candidate_count, merges_per_round, ward_by_operators
@@ -218,6 +220,70 @@ def count_launches(call: Callable[[], Any], device: torch.device) -> int | None:
     return sum(event.device_type.name == "CUDA" for event in profiler.events())
 
 
+class NoGPU:
+    """What Triton asks of a driver, answered for an H100; kernels are compiled and never run."""
+
+    def __init__(self) -> None:
+        self.utils = self
+        self.launches = 0
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        def start(*arguments: Any) -> None:
+            self.launches += 1
+
+        return start
+
+    def load_binary(self, *arguments: Any) -> tuple[int, ...]:
+        return 1, 1, 32, 0, 1024
+
+    def unload_module(self, *arguments: Any) -> None:
+        pass
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32}
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+def host_cost() -> Iterator[str]:
+    """Markdown: microseconds of the launching core for one pooling of `ward`, DeiT-S in bfloat16.
+
+    Tensors lie on the CPU, whose allocations are somewhat cheaper than a GPU's.
+    """
+    from triton.runtime import driver
+
+    driver.set_active(nothing := NoGPU())
+    cpu = torch.device("cpu")
+    triton.DEVICES, c_kernels.kernels = ("cpu",), None
+    triton._checked.add(cpu)  # results are never written, so there is nothing to check
+    ward = get_method("ward")
+    yield "| tokens | kernels | microseconds a pooling |\n| --- | ---: | ---: |"
+    for n, k in ((196, 183), (144, 131), (196, 98)):
+        x, sizes = torch.randn(8, n + 1, 384).bfloat16(), torch.ones(8, n)
+
+        def pooling(x: Tensor = x, sizes: Tensor = sizes, k: int = k) -> None:
+            found = ward(x[:, 1:], k, weights=sizes, iterations=0, normalized=True)
+            given = {"prefix": 1, "keep_norms": True, "clusters": found.clusters}
+            merge_tokens(x, found.labels, k, sizes, sizes, numbered=False, **given)
+
+        for _ in range(20):
+            pooling()
+        before = nothing.launches
+        pooling()
+        launches = nothing.launches - before
+        ms = milliseconds(pooling, Machine(cpu, 2.0, False))
+        yield f"| {n} to {k} | {launches} | {1000 * ms:.1f} |"
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -251,7 +317,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--host", action="store_true")
     arguments = parser.parse_args()
+    if arguments.host:
+        with torch.inference_mode():
+            print("\n".join(host_cost()))
+        return
     if not arguments.smoke and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --smoke runs through on the CPU")
     began = time.perf_counter()
