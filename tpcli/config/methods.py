@@ -77,7 +77,7 @@ class Description:
     def options(self) -> tuple[str, ...]:
         """The pooling options that have an effect on this method."""
         taken = tuple(name for name in OPTIONS if name in self.takes)
-        return (*taken, "position", "proportional_attention")
+        return (*taken, "position", "proportional_attention", "attention_bias")
 
 
 def describe(spec: str) -> tuple[Description, dict[str, str | int | float]]:

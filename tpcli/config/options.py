@@ -39,6 +39,8 @@ class PoolingOptions:
     reduce: how a cluster becomes a token. iterations: steps (or rounds) of the method. position:
     after the block, or between its attention and its MLP; None is the latter where a block has such
     a place. proportional_attention: a token that stands for s tokens counts s times as a key.
+    attention_bias: whether it does so by a mask, or by one more channel of queries and keys, which
+    leaves flash attention its kernels; the logits are the same up to rounding.
 
     Raises:
         UserError: the method or one of the values is unknown, or has no effect on this method.
@@ -72,6 +74,9 @@ class PoolingOptions:
         ("block", "attention"),
     )
     proportional_attention: bool = _about(True, "Count a token as often as its size.")
+    attention_bias: str = _about(
+        "mask", "How attention is told of sizes: a mask, or a channel", ("mask", "channel")
+    )
 
     def __post_init__(self) -> None:
         chosen, _ = describe(self.method)
@@ -99,8 +104,11 @@ class PoolingOptions:
         return self.weights in SCORES or self.reduce == "significance"
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON; `attention_bias` only where it is not the default."""
+        values = asdict(self)
+        if self.attention_bias == "mask":
+            del values["attention_bias"]
+        return values
 
 
 def _check(item: Field[Any], value: object) -> None:

@@ -279,6 +279,11 @@ def _check_options(model: nn.Module, options: PoolingOptions) -> None:
         check_shows_attention(model)
     for i, block in enumerate(blocks_of(model)):
         family, own = FAMILIES[type(block)], own_method(block, "forward")
+        if options.attention_bias == "channel" and family.bias is not None:
+            raise UserError(
+                f"`attention_bias=channel` is not there in blocks.{i}: {type(block).__name__} "
+                "adds a position bias, which is a mask already; use `attention_bias=mask`."
+            )
         if options.position == "attention" and (family.halves is None or own):
             reason = "has a forward of its own" if own else "runs attention and MLP side by side"
             raise UserError(

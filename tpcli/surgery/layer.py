@@ -19,6 +19,7 @@ from .attention import AttentionInputs, patch_scores
 from .dense import Patches, merged_patches, stand_ins
 from .families import Family
 from .geometry import POOLING_NAME, tokens_left
+from .key_bias import KeyBias
 from .patching import call_original
 from .positions import follow, mean_rotations
 from .state import THREAD, Attending, BlockRun, Merge
@@ -314,7 +315,8 @@ def pooled_forward(block: nn.Module, x: Tensor | PooledTokens, *args: Any, **kwa
             family.bias.prepare(attention, kwargs, run.attending)
             mask = family.bias.total(attention, kwargs) if layer.reads_attention else None
         elif mask is not None:
-            kwargs["attn_mask"] = mask
+            by_channel = layer.options.attention_bias == "channel"
+            kwargs["attn_mask"] = mask.as_subclass(KeyBias) if by_channel else mask
         if is_inside:
             assert family.halves is not None
             tokens = family.halves[0](block, tokens, **kwargs)

@@ -403,7 +403,7 @@ def means_recipe(
     segments, block = _tiles(n - k, SEGMENT), _block(channels)
     sums = recipe.room(b * k * segments * channels)
     figures = recipe.room(b * k * segments * 4)
-    tiles = {"LENGTH": length, "CHANNELS": block, "warps": max(1, min(block // 128, 8))}
+    tiles = {"LENGTH": length, "CHANNELS": block, "warps": max(1, min(block // 64, 16))}
     recipe.add(
         kernels.partial,
         b * k * segments,
@@ -441,7 +441,7 @@ def _add_means(
         *(x, *((counted, counted) if norms is None else norms), lead, followers, into),
         *(counted, shares, recipe.room(b * (n - k), torch.int32), out, sizes),
         *(n, k, prefix, channels, *strides, constants.LARGEST_STRETCH, constants.LEAST_NORM),
-        warps=max(1, min(block // 128, 8)),
+        warps=max(1, min(block // 64, 16)),
         LENGTH=length,
         NORMALIZED=norms is not None,
         CHANNELS=block,
