@@ -50,7 +50,7 @@ class FlopCount:
     """FLOPs of one image.
 
     total: all. pooling: the share of it that pooling itself costs. blocks: per transformer block.
-    by_module, by_op: the same total, cut in two other ways.
+    by_module, by_op: the same total by module and by operator.
     """
 
     total: int

@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 SIDE_BY_SIDE = ("ParallelScalingBlock", "DiffParallelScalingBlock")
 """Variants without a place between attention and MLP."""
 
-PLACES = [
+POSITIONS = [
     (variant, position)
     for variant in VARIANTS
     for position in ("block", "attention")

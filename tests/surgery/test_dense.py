@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 import tpcli
 from tests.helpers import architectures as zoo
 from tests.helpers.dense_reference import assert_as_by_hand
-from tests.helpers.models import PLACES, SMALL, VARIANTS, images, tiny_vit
+from tests.helpers.models import POSITIONS, SMALL, VARIANTS, images, tiny_vit
 from tpcli.config.methods import METHODS
 from tpcli.errors import TpcliError
 from tpcli.flops import count_flops
@@ -28,7 +28,7 @@ def test_every_method_as_by_hand(method: str) -> None:
     assert_as_by_hand(tpcli.pool(tiny_vit(reg_tokens=2), SCHEDULE, method), images())
 
 
-@pytest.mark.parametrize(("variant", "position"), PLACES)
+@pytest.mark.parametrize(("variant", "position"), POSITIONS)
 def test_every_block_and_place_as_by_hand(variant: str, position: str) -> None:
     model = tpcli.pool(tiny_vit(**VARIANTS[variant]), SCHEDULE, position=position)
     assert_as_by_hand(model, images())

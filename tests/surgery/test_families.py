@@ -1,4 +1,4 @@
-"""The halves of a block, put together, are the block, to the bit."""
+"""The two halves of a block, run in turn, are the block, to the bit."""
 
 from __future__ import annotations
 

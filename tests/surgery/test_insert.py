@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from tests.helpers.models import PLACES, SIDE_BY_SIDE, VARIANTS, images, tiny_vit
+from tests.helpers.models import POSITIONS, SIDE_BY_SIDE, VARIANTS, images, tiny_vit
 from tpcli import Schedule, pool, unpool
 from tpcli.config.options import PoolingOptions
 from tpcli.errors import TpcliError, UserError
@@ -48,7 +48,7 @@ def test_unpool_gives_the_same_bits(variant: str, weights: str) -> None:
     assert "forward_intermediates" not in vars(model)
 
 
-@pytest.mark.parametrize(("variant", "position"), PLACES)
+@pytest.mark.parametrize(("variant", "position"), POSITIONS)
 def test_a_schedule_that_removes_nothing_gives_the_same_bits(variant: str, position: str) -> None:
     model = tiny_vit(**VARIANTS[variant])
     before = logits(model)

@@ -22,12 +22,12 @@ def test_it_has_the_type_of_the_queries_and_aligned_rows(
     seen: list[tuple[Tensor, Tensor]] = []
     attend = F.scaled_dot_product_attention
 
-    def watched(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, **kwargs: Any) -> Tensor:
+    def recorded(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, **kwargs: Any) -> Tensor:
         if attn_mask is not None:
             seen.append((q, attn_mask))
         return attend(q, k, v, attn_mask=attn_mask, **kwargs)
 
-    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
     model, x = pool(tiny_vit(), [50, 41, 30, 19], position=position), images(2)
     if not autocast:
         model, x = model.to(dtype), x.to(dtype)

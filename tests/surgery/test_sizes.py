@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers.models import PLACES, VARIANTS, images, tiny_vit
+from tests.helpers.models import POSITIONS, VARIANTS, images, tiny_vit
 from tpcli import pool, trace, unpool
 from tpcli.surgery.families import FAMILIES
 
@@ -70,7 +70,7 @@ def compare(
     return pooled, whole
 
 
-@pytest.mark.parametrize(("variant", "position"), PLACES)
+@pytest.mark.parametrize(("variant", "position"), POSITIONS)
 @pytest.mark.parametrize("method", ["k-medoids", "ward"])
 def test_a_token_counts_as_often_as_its_size(variant: str, position: str, method: str) -> None:
     pooled, whole = compare(VARIANTS[variant], position=position, method=method)

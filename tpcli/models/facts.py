@@ -1,6 +1,6 @@
 """Facts of timm's architectures, from models without weights.
 
-Made anew by `python -m tpcli.models.facts > tpcli/models/architectures.json`.
+Rebuild the file with `python -m tpcli.models.facts > tpcli/models/architectures.json`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from tpcli.config import specs
 from tpcli.errors import TpcliError, UserError, did_you_mean, first_line
 from tpcli.schedules.resolve import pool
 from tpcli.surgery import PoolingSpec, check_supported, unpooled
-from tpcli.surgery.geometry import input_size, patch_tokens
+from tpcli.surgery.geometry import input_size, patch_tokens, vit_of
 from tpcli.system.files import read_json
 
 from .huggingface import describe
@@ -35,6 +35,13 @@ class LoadedModel:
     model: nn.Module
     name: str
     data_config: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if vit_of(self.model) is not self.model:
+            raise UserError(
+                f"{type(self.model).__name__} only holds a timm model; give that one, "
+                "tpcli.find(model)."
+            )
 
 
 def load(
@@ -92,6 +99,7 @@ def load(
 
 def data_config(model: nn.Module) -> dict[str, Any]:
     """How images for `model` are prepared: timm's config, at the size that FLOPs are counted at."""
+    model = vit_of(model)
     size = input_size(model)
     config: dict[str, Any] = {**resolve_input_data_config(model), "input_size": size}
     for key in ("mean", "std"):

@@ -103,26 +103,26 @@ def significance_scores(model: nn.Module, images: Tensor) -> Tensor:
     check_shows_attention(model)
     prefix = int(model.num_prefix_tokens)  # type: ignore[arg-type]
     scores: list[Tensor] = []
-    with _watched(model, scores), torch.inference_mode():
+    with _hooked(model, scores), torch.inference_mode():
         model(images)
     return torch.stack([score[:, prefix:] for score in scores])
 
 
 @contextmanager
-def _watched(model: nn.Module, scores: list[Tensor]) -> Iterator[None]:
+def _hooked(model: nn.Module, scores: list[Tensor]) -> Iterator[None]:
     """Append the scores of each block's tokens, (B, P + N), to `scores` while in the body."""
-    watchers = [_Watcher(block, scores) for block in blocks_of(model)]
+    hooks = [_Hooks(block, scores) for block in blocks_of(model)]
     try:
         yield
     finally:
-        for watcher in watchers:
-            watcher.remove()
+        for hook in hooks:
+            hook.remove()
 
 
-class _Watcher:
+class _Hooks:
     """Hooks on one block: what it is called with, then its queries, then its keys.
 
-    They look away where another thread runs the block.
+    They do nothing where another thread runs the block.
     """
 
     def __init__(self, block: nn.Module, scores: list[Tensor]) -> None:

@@ -177,6 +177,6 @@ def install(model: nn.Module) -> None:
 
 
 def uninstall(model: nn.Module) -> None:
-    """Give norm and head their own ways back."""
+    """Give norm and head their own methods back."""
     restore(model.norm, "forward")  # type: ignore[arg-type]
     restore(model, "forward_features", own_pool(model))

@@ -41,17 +41,17 @@ def find(model: nn.Module) -> nn.Module:
     """The timm Vision Transformer that `model` is or holds, such as `clip.visual.trunk`.
 
     Raises:
-        UserError: it holds none, or several; names their places.
+        UserError: it holds none, or several; names the attributes that hold them.
     """
     inside = vits_in(model)
     if len(inside) == 1:
         return next(iter(inside.values()))
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     if inside:
-        places = ", ".join(inside)
+        attributes = ", ".join(inside)
         raise UserError(
             f"{kind} holds {len(inside)} timm Vision Transformers; use one of them, which are its "
-            f"{places}."
+            f"{attributes}."
         )
     raise UserError(
         f"{kind} is no Vision Transformer that can be pooled; use a model of timm of class "
