@@ -57,7 +57,7 @@ COMMANDS: dict[str, list[object]] = {
     ],
     "optimize": [
         "optimize", "model", "--data", "demo", "--limit", 32, "--workers", 0, "--device", "cpu",
-        "--method", "tome", "--budget", 0.7, "--batch-size", 1, "--seconds", 0, "--out", "best",
+        "--method", "ward", "--budget", 0.8, "--batch-size", 1, "--seconds", 0, "--out", "best",
     ],
     "apply": ["apply", "model", *SCHEDULE, "--out", "pooled"],
     "apply --force": ["apply", "model", *SCHEDULE, "--out", "old", "--force"],

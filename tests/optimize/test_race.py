@@ -88,7 +88,7 @@ def test_early_leaving_makes_no_choice_worse(max_drop: float) -> None:
 
 
 @pytest.mark.parametrize(("risk", "most"), [("upper", 0.05), ("mean", 0.5)])
-def test_promises_are_kept_on_images_held_back(risk: str, most: float) -> None:
+def test_promises_are_kept_on_held_out_images(risk: str, most: float) -> None:
     """Worst case: the drop rises so slowly that many candidates lie near the limit."""
     targets = Targets(max_drop=1.0, risk=risk)
     losses = [0.0007 * i for i in range(30)]

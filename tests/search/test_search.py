@@ -203,6 +203,8 @@ def test_a_budget_of_time_is_held_by_forecast(
     into = (64, *tokens[:-1])
     assert 0.75 < (sum(into) + sum(tokens)) / (2 * 4 * 64) <= 0.81
     assert result.made_by["timing"]["batch_size"] == 4
+    with pytest.raises(UserError, match="speedup 999"):
+        search(model, digits, pooling_options("tome"), replace(options, budgets=(1 / 999,)))
 
 
 def test_a_budget_of_flops_and_one_of_time_are_refused(run: Run) -> None:
