@@ -210,7 +210,10 @@ class Finder:
             for candidate in self._at(plan, level)
         ]
         ranked = sorted(known, key=lambda c: c.damage)[:KEPT]
-        return [c for c in ranked if c.damage <= CLOSE * ranked[0].damage]
+        # rounding takes a damage of 0 a little below it
+        return [
+            c for c in ranked if c.damage <= CLOSE * max(ranked[0].damage, 0.0) or c is ranked[0]
+        ]
 
     def _searched(self, start: Plan, level: float) -> Plan:
         """A plan's method, under the profile that a search finds at a level."""
