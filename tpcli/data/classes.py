@@ -1,4 +1,4 @@
-"""Which folder is the class of an image: all classes lie at one depth, or it is an error."""
+"""Classes: from folders, `.cls` files or a class map, matched with the head of a model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HOLDERS = ("images", "imgs", "image", "img")
 
 
 class NoClasses(UserError):
-    """Images lie in no class folders, or in none that all of them agree on."""
+    """Images without class folders, or with class folders at different depths."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Classes:
     left_out: tuple[LeftOut, ...]
 
     def of(self, kept: Sequence[int], dropped: Sequence[LeftOut]) -> Classes:
-        """Some of the classes alone."""
+        """A subset of the classes."""
         position = {old: new for new, old in enumerate(kept)}
         pairs = zip(self.members, self.labels, strict=True)
         images = [(member, position[label]) for member, label in pairs if label in position]
@@ -105,7 +105,7 @@ def by_folder(files: Files) -> Classes:
 
 
 def without_classes(files: Files) -> Classes:
-    """All images, none with a class."""
+    """All images, unlabelled."""
     return Classes((), tuple(files.members), (NO_LABEL,) * len(files.members), ())
 
 
@@ -136,13 +136,13 @@ def by_class_files(files: Files) -> tuple[Classes, str]:
 
 
 def _key(name: str) -> str:
-    """What the files of a sample have in common: the name up to its first dot, with folders."""
+    """Key of a webdataset sample: the path up to the first dot of the file name."""
     folder, _, file = name.rpartition("/")
     return f"{folder}/{file.split('.')[0]}"
 
 
 def _holds_one_more(folders: Collection[str]) -> bool:
-    """Whether all folders have one name and lie in others."""
+    """Whether all folders have the same name, as in `class/images`."""
     last = {posixpath.basename(folder) for folder in folders}
     is_nested = all("/" in folder for folder in folders)
     return is_nested and len(last) == 1 and (len(set(folders)) > 1 or last.pop().lower() in HOLDERS)
@@ -159,7 +159,7 @@ def _check_depths(files: Files, folders: Collection[str]) -> None:
 
 
 def _refuse_twins(files: Files, paths: Collection[str]) -> None:
-    """Raise, naming two folders of one name."""
+    """Raise UserError with two class folders of the same name."""
     seen: dict[str, str] = {}
     for path in sorted(paths):
         name, parent = posixpath.basename(path), posixpath.dirname(path)
@@ -181,7 +181,7 @@ NOT_MAPPED = "not in the class map"
 
 
 def read_class_map(path: Path) -> dict[str, int]:
-    """Folder names and their indices in the head, from a file.
+    """Read a class map: folder names and their indices in the head.
 
     .txt: a name a line, in the order of the head, as timm's. .csv: lines `folder,index`. .json: an
     object of names and indices, or a list of names.
@@ -214,7 +214,7 @@ def read_class_map(path: Path) -> dict[str, int]:
 def by_map(
     spec: str, found: Classes, class_map: Mapping[str, int]
 ) -> tuple[Classes, tuple[int, ...]]:
-    """The classes that a class map has, and the index of each; the other folders are left out.
+    """Select the classes in a class map, and their indices; other folders are left out.
 
     Raises:
         UserError: it has none of them.
@@ -267,13 +267,12 @@ log = logging.getLogger(__name__)
 
 
 class Unmatched(UserError):
-    """The labels of the data say nothing about the model: there are none, or it has no such
-    classes."""
+    """Labels that can't be compared with the model: there are none, or of other classes."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """The classes that a model tells apart.
+    """The output classes of a model.
 
     model: what it is called. size: number of classes. names: of each, empty where unknown.
     """
@@ -363,7 +362,7 @@ def _warn_once(message: str) -> None:
 
 
 def no_head(spec: str, head: Head) -> Unmatched:
-    """What is wrong where labels are held against a model that has no classes."""
+    """The error for labels where the model has no head."""
     return Unmatched(
         f"{head.model} has no head, so the labels of {spec} say nothing about it; use a model "
         "with classes, or `measure=knn` or `measure=similarity`, which need no head."
@@ -371,7 +370,7 @@ def no_head(spec: str, head: Head) -> Unmatched:
 
 
 def check_indices(indices: Iterable[int], head: Head) -> None:
-    """Raise where a class map goes beyond a head.
+    """Raise unless the indices of a class map are within the head.
 
     Raises:
         UserError: names the index.

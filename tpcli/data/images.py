@@ -27,10 +27,10 @@ MODES = {1: "L", 3: "RGB"}
 
 
 def mode_for(channels: int) -> str:
-    """Pillow's mode of pictures with so many channels.
+    """Pillow's mode for a number of channels.
 
     Raises:
-        UserError: there is none.
+        UserError: Pillow has no such mode.
     """
     if channels not in MODES:
         raise UserError(
@@ -77,7 +77,7 @@ class ImageData:
     indices: tuple[int, ...] | None = None
     """For each class its index in the head, where targets are such; else they are positions."""
     left_out: tuple[LeftOut, ...] = ()
-    """What lies under the root and does not count, and why."""
+    """Files and folders that are ignored, with the reason."""
     unlabelled: str = ""
     """Why the images have no labels, as a sentence; empty where they have."""
 
@@ -116,7 +116,7 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of which images these are: names, labels, sizes, times, split, preprocessing."""
+        """Hash of names, labels, sizes, modification times, split and preprocessing."""
         digest = hashlib.sha256()
         config = {key: self.config[key] for key in sorted(self.config)}
         place = self.root and self.root.resolve()

@@ -49,7 +49,7 @@ class LeftOut(NamedTuple):
 
 @dataclass
 class Files:
-    """What was found under a root.
+    """The files under a root.
 
     members: images, by their names. classes: files `.cls` beside them, as in a webdataset, with the
     index of a class each. folders: those that are not hidden. left_out: the rest.
@@ -81,7 +81,7 @@ class Files:
 
 
 def in_folder(root: Path) -> Files:
-    """Everything under a folder; links to folders are followed.
+    """List everything under a folder; links to folders are followed.
 
     Raises:
         UserError: a folder can't be listed.
@@ -113,7 +113,7 @@ def in_folder(root: Path) -> Files:
 
 
 def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """What is in a folder, in the system's order.
+    """List a folder, in the system's order.
 
     Raises:
         UserError: it can't be listed.
@@ -134,7 +134,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is none of the user's."""
+    """Whether a file or folder is hidden, or made by the system."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 
@@ -169,7 +169,7 @@ class TarFiles(Files):
 
 @dataclass
 class Scan:
-    """Names met so far: of regular files (offset, size), of links (what they point to)."""
+    """Entries read so far: regular files (offset, size), links (target)."""
 
     files: TarFiles
     regular: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -179,10 +179,10 @@ class Scan:
 
 
 def in_tar(root: Path) -> TarFiles:
-    """Everything in an uncompressed .tar; links are followed inside it.
+    """List everything in an uncompressed .tar; links are followed inside it.
 
     Raises:
-        UserError: it is none, it is compressed, or it is cut off.
+        UserError: it is no .tar, compressed, or truncated.
     """
     scan = Scan(TarFiles(root))
     try:
@@ -252,7 +252,7 @@ def _read(file: BinaryIO, scan: Scan, *, prefix: str, start: int, depth: int) ->
 
 
 def _check_end(file: BinaryIO, offset: int) -> None:
-    """Raise where an archive ends without its end mark, or goes on behind it."""
+    """Raise ReadError if an archive is truncated, or has data after its end mark."""
     file.seek(offset)
     mark = file.read(tarfile.BLOCKSIZE)
     if len(mark) < tarfile.BLOCKSIZE:
@@ -278,7 +278,7 @@ def _reason(root: Path, error: Exception) -> str:
 
 
 def _clean(name: str) -> str:
-    """A name in an archive without ./, / and ../ at its front."""
+    """A member name without leading ./, / and ../."""
     parts = posixpath.normpath(name).split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))
 
@@ -293,7 +293,7 @@ def _hidden_part(name: str) -> str | None:
 
 
 def _follow(target: str, scan: Scan) -> tuple[int, int]:
-    """Where the file at the end of a chain of links is."""
+    """Offset and size of the file that a chain of links leads to."""
     for _ in range(len(scan.links)):
         if target not in scan.links:
             break
@@ -320,7 +320,7 @@ def suffixes() -> frozenset[str]:
 
 
 def natural_key(name: str) -> tuple[list[object], str]:
-    """Sorts a2 before a10, in any capitals."""
+    """Sort key that puts a2 before a10, ignoring case."""
     parts = re.split(r"(\d+)", name.lower())
     digits = [part.lstrip("0") for part in parts[1::2]]
     key: list[object] = list(parts)
@@ -329,7 +329,7 @@ def natural_key(name: str) -> tuple[list[object], str]:
 
 
 def describe(left_out: Iterable[LeftOut], most: int = 3) -> str:
-    """Why things were left out, how many, and some of their names; empty where there are none."""
+    """Summary of what was left out: reasons, counts and some names."""
     kinds: dict[str, list[str]] = {}
     for entry in left_out:
         kinds.setdefault(entry.why, []).append(entry.name)

@@ -1,4 +1,4 @@
-"""Batches of images, by several processes where the machine has room for them."""
+"""Batches of images, decoded by worker processes as far as shared memory allows."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tpcli.errors import TpcliError, first_line
 from .images import ImageData
 
 PREFETCH = 2
-"""Batches that each process has ready."""
+"""Batches that each worker prefetches."""
 
 PATIENCE = 600
-"""Seconds after which a process that sends no batch is given up."""
+"""Seconds to wait for a batch from a worker."""
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -59,7 +59,7 @@ def batches(
 
 
 def worker_arguments(workers: int, start_worker: Callable[[int], None] | None) -> dict[str, Any]:
-    """A DataLoader's arguments for so many processes."""
+    """DataLoader arguments for a number of workers."""
     if workers == 0:
         return {"num_workers": 0}
     return {
@@ -71,7 +71,7 @@ def worker_arguments(workers: int, start_worker: Callable[[int], None] | None) -
 
 
 def affordable_workers(workers: int, batch_bytes: int) -> int:
-    """`workers`, or as many as there is shared memory for: their batches wait in it.
+    """The number of workers that shared memory has room for, at most `workers`.
 
     Where it is full a batch is lost and its receiver waits for ever. Docker gives 64 MB.
     """
@@ -93,7 +93,7 @@ def affordable_workers(workers: int, batch_bytes: int) -> int:
 
 
 def free_shared_memory() -> int | None:
-    """Bytes, or None where the system has no such place."""
+    """Free bytes of shared memory, or None if the system has none."""
     try:
         place = os.statvfs(SHARED_MEMORY)
     except (AttributeError, OSError):
@@ -102,7 +102,7 @@ def free_shared_memory() -> int | None:
 
 
 def safely(loader: DataLoader[Any]) -> Iterator[Any]:
-    """What the loader yields, in memory of this process; its own failures as sentences.
+    """Yield the batches of a loader, moved out of shared memory; its errors become sentences.
 
     Raises:
         TpcliError: a worker process dies, or sends nothing for ten minutes.

@@ -85,7 +85,7 @@ def named(
 
 
 def spec_kind(spec: str) -> str:
-    """Which of timm's forms a data set has, such as wds."""
+    """The prefix of a spec, such as wds."""
     return spec.partition("/")[0].lower()
 
 
@@ -96,7 +96,7 @@ def _ordered(indices: Mapping[str, int]) -> list[str]:
 
 
 def class_index(label: Any) -> int | None:
-    """A label as the index of a class, NO_LABEL where it hides it, None where it is none at all."""
+    """A label as the index of a class, NO_LABEL where it hides it, None if it is neither."""
     if label is None:
         return NO_LABEL
     if isinstance(label, bytes):
@@ -114,7 +114,7 @@ def class_index(label: Any) -> int | None:
 
 
 class _Labels:
-    """What the two forms of data sets have in common: images and labels that may be odd."""
+    """Base of map-style and streamed data sets: decoding and labels."""
 
     def __init__(
         self, found: Any, spec: str, prepared: Prepared, input_size: tuple[int, int, int]
@@ -177,13 +177,13 @@ class _Labels:
         return self.prepared(image), target
 
     def _failed(self, position: int, error: Exception) -> TpcliError:
-        """What to say of an image that could not be got, for whatever reason."""
+        """The error for an image that could not be fetched."""
         if isinstance(error, TpcliError):
             return error
         if isinstance(error, KeyError):
             return _NoColumn(self._no_column(error))
         return TpcliError(
-            f"image {position} of {self.spec} could not be got: {first_line(error)}; try again."
+            f"image {position} of {self.spec} could not be read: {first_line(error)}; try again."
         )
 
     def _no_column(self, error: KeyError) -> str:

@@ -1,4 +1,4 @@
-"""DATA specs: from what the user typed to images."""
+"""Open a DATA spec: the demo, a folder, a .tar or a data set of timm's."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def create(
 
 
 def match_classes(data: ImageData, head: Head) -> ImageData:
-    """The same images, with targets that are indices into a model's head.
+    """Map targets to indices into a model's head.
 
     Raises:
         Unmatched: there are no labels, no head, or no class is the head's.
@@ -208,7 +208,9 @@ def _limit(data: ImageData, limit: int) -> ImageData:
 
 
 def count_of(data: ImageData, who: str) -> int:
-    """The number of images, for `who` has to pick some of them.
+    """The number of images, where they can be read in any order.
+
+    who: what needs that, for the error.
 
     Raises:
         UserError: they come as a stream.
@@ -222,13 +224,13 @@ def count_of(data: ImageData, who: str) -> int:
 
 
 def subset(data: ImageData, indices: Sequence[int]) -> ImageData:
-    """Some of the images, in that order."""
+    """A subset of the images, in the order of `indices`."""
     names = [data.names[i] for i in indices] if data.names else ()
     return replace(data, images=Subset(data.images, indices), names=names)
 
 
 def _check_readable(data: ImageData) -> None:
-    """Read until one image can be read, so that a folder of broken files fails at once."""
+    """Raise UserError if no image can be read."""
     if isinstance(data.images, IterableDataset):
         return
     count = data.count or 0

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Subset
+from torch.utils.data import IterableDataset, Subset
 
 from tpcli.config.specs import main_name
 
@@ -125,7 +125,7 @@ def _are_one_split(one: ImageData, other: ImageData) -> bool:
     first, second = _unwrapped(one)[0], _unwrapped(other)[0]
     if one.spec != other.spec or one.count is None or other.count is None:
         return False
-    if len(first) != len(second):
+    if isinstance(first, IterableDataset) or len(first) != len(second):
         return False
     places = {0, len(first) // 2, len(first) - 1}
     return all(np.array_equal(first[i][0], second[i][0]) for i in places)

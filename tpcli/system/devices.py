@@ -1,4 +1,4 @@
-"""Where tensors are computed: devices by name, waiting for them, 16-bit autocast, memory."""
+"""Devices: by name, synchronization, autocast, free memory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def pick_device(device: str | torch.device) -> torch.device:
 
 
 def _own_of(device: torch.device) -> torch.device:
-    """Of a kind of device, this process's own where there are several processes."""
+    """The device of this rank, where there are several."""
     own = team()
     if device.type == "cpu" or device.index is not None or own.world_size == 1:
         return device
@@ -52,7 +52,7 @@ def _own_of(device: torch.device) -> torch.device:
 
 
 def device_name(device: str | torch.device) -> str:
-    """What does the computing: its maker's name for it, and the threads of a CPU."""
+    """Model name of the device; for a CPU also its number of threads."""
     chosen = pick_device(device)
     if chosen.type == "cuda":
         return torch.cuda.get_device_name(chosen)

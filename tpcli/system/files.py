@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: write beside the target, then rename."""
+"""Atomic writes, locks, and which existing files an output may replace."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _check_existing(path: Path, force: bool, is_folder: bool, kind: Kind | None)
 
 
 def _names(folder: Path) -> list[str]:
-    """What a folder holds but for our own hidden leftovers."""
+    """Names in a folder, without hidden files of unfinished writes."""
     return [entry.name for entry in folder.iterdir() if not entry.match(f".*{PARTIAL}")]
 
 

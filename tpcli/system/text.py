@@ -1,4 +1,4 @@
-"""Words that stand in several places; names from outside, harmless in each kind of text."""
+"""Escape names for terminals, Markdown, HTML and CSV."""
 
 from __future__ import annotations
 
