@@ -18,7 +18,7 @@ from tests.helpers.models import tiny_vit
 from tpcli.cli import main as main_module
 from tpcli.cli.verbosity import Visible
 from tpcli.errors import UserError
-from tpcli.evaluation import run as together
+from tpcli.evaluation import measurer
 
 
 @pytest.fixture
@@ -194,7 +194,6 @@ MISTAKES = [
     ("eval MODEL --data SEVEN --measure knn", "no 'train' split of its own for --measure knn"),
     ("eval --num-classes 0 --measure top1", "use a model with classes, or --measure knn or --mea"),
     ("eval --split test", "data 'demo' has no 'test' split"),
-    ("apply MODEL --out EMPTY", "exists already; choose another --out or add --force"),
     ("apply MODEL --out FILE/out", "is a file; choose another --out"),
     ("apply MODEL --schedule nonsense", "schedule 'nonsense' is unknown"),
 ]
@@ -268,7 +267,7 @@ def test_interrupts_and_bugs(
     def fail(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr(together, "evaluate", fail)
+    monkeypatch.setattr(measurer, "evaluate", fail)
     found = run("eval", model_folder, "--data", image_folder, "--workers", 0)
     assert (found.code, found.out) == (code, "")
     assert message in found.err
