@@ -178,8 +178,8 @@ def measure_parity(case: Case, machine: Machine) -> Numbers:
         if found is None:
             return {"same": None, "note": "no kernels here"}
         expected = ward_by_operators(z.double(), ones.double(), count, plan_of, True)
-        together = [labels[:, :, None] == labels[:, None] for labels in (found[0], expected)]
-        same.append((together[0] == together[1]).flatten(1).all(1).float().mean().item())
+        same_cluster = [labels[:, :, None] == labels[:, None] for labels in (found[0], expected)]
+        same.append((same_cluster[0] == same_cluster[1]).flatten(1).all(1).float().mean().item())
     clusters = Clusters(*found[1])
     errors = []
     for length in range(3):

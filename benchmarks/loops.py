@@ -1,8 +1,8 @@
-"""What each of the two compiled loops brings: clustering (ward.c) and merging (clusters.c).
+"""What each of the two C kernels brings: clustering (ward.c) and merging (clusters.c).
 
     python benchmarks/loops.py --seconds 60
 
-A pooled model is timed against its base with both loops, with the loop for clustering alone
+A pooled model is timed against its base with both kernels, with the one for clustering alone
 (merging by torch's operators) and with neither, one forward of each in turn, so that the ratios
 hold on a machine whose speed drifts. Prints Markdown: median and quartiles of the speed-ups.
 """
@@ -24,11 +24,11 @@ from tpcli import pool
 from tpcli.pooling.backends import c as c_kernels
 
 FORMS = {
-    "both loops": (),
+    "both kernels": (),
     "clustering alone": ("merge_tokens",),
     "neither": ("merge_tokens", "ward_labels"),
 }
-"""What stands aside in each form."""
+"""Functions that are switched off in each form."""
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="for each batch size")
     arguments = parser.parse_args()
     if c_kernels.kernels is None:
-        parser.error(f"the loops were not built{c_kernels.not_built}")
+        parser.error(f"the C kernels were not built{c_kernels.not_built}")
     print(f"{arguments.model}, {arguments.schedule}, {torch.get_num_threads()} threads\n")
     print("| batch | " + " | ".join(FORMS) + " |")
     print("| ---: |" + " ---: |" * len(FORMS))

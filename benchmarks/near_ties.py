@@ -33,20 +33,20 @@ def main() -> None:
     torch.manual_seed(0)
     groups = torch.arange(384).view(-1, constants.SKETCH_DIM)
     order = groups.index_select(1, torch.randperm(constants.SKETCH_DIM)).flatten()
-    ways: dict[str, Callable[[Tensor], Tensor]] = {
+    variants: dict[str, Callable[[Tensor], Tensor]] = {
         "channels in another order": lambda z: z[..., order],
         "float64": Tensor.double,
         "the last bit of each value": lambda z: z * (1 + 6e-8 * torch.randn_like(z)),
     }
     if arguments.device != "cpu":
-        ways[arguments.device] = lambda z: z.to(arguments.device)
-    changed, total = dict.fromkeys(ways, 0), 0
+        variants[arguments.device] = lambda z: z.to(arguments.device)
+    changed, total = dict.fromkeys(variants, 0), 0
     with torch.inference_mode():
         for z, k, weights in poolings(arguments.images):
-            expected = together(z, k, weights)
+            expected = same_cluster(z, k, weights)
             total += len(z)
-            for name, way in ways.items():
-                differs = together(way(z), k, weights) != expected
+            for name, change in variants.items():
+                differs = same_cluster(change(z), k, weights) != expected
                 changed[name] += int(differs.flatten(1).any(1).sum())
     print(f"| | poolings of {total} that change |\n| --- | ---: |")
     for name, count in changed.items():
@@ -58,7 +58,7 @@ def poolings(images: int) -> list[tuple[Tensor, int, Tensor]]:
     model = pool(timm.create_model("deit_small_patch16_224").eval(), "r:13", "ward")
     given: list[tuple[Tensor, int, Tensor]] = []
 
-    def watched(layer: TokenPooling, assign: Callable[..., Any]) -> Callable[..., Any]:
+    def recorded(layer: TokenPooling, assign: Callable[..., Any]) -> Callable[..., Any]:
         def call(metric: Tensor, k: int, weights: Tensor, sizes: Tensor) -> Any:
             given.append((metric.clone(), k, weights.clone()))
             return assign(metric, k, weights, sizes)
@@ -67,7 +67,7 @@ def poolings(images: int) -> list[tuple[Tensor, int, Tensor]]:
 
     for layer in model.modules():
         if isinstance(layer, TokenPooling):
-            layer._assign = watched(layer, layer._assign)  # type: ignore[method-assign]
+            layer._assign = recorded(layer, layer._assign)  # type: ignore[method-assign]
     noise = torch.randn(images, 3, 224, 224)
     coarse = torch.randn(images // 2, 3, 28, 28)
     noise[: images // 2] = (
@@ -77,7 +77,7 @@ def poolings(images: int) -> list[tuple[Tensor, int, Tensor]]:
     return given
 
 
-def together(z: Tensor, k: int, weights: Tensor) -> Tensor:
+def same_cluster(z: Tensor, k: int, weights: Tensor) -> Tensor:
     """Whether two tokens are in one cluster: (B, N, N), on the CPU."""
     n = z.shape[1]
     count = candidate_count(n, k) if sketch_saves(n, k, z.shape[2]) else n

@@ -128,7 +128,7 @@ def test_arguments_that_were_prepared_are_those_that_triton_binds(driver: FakeDr
 @needs_triton
 @pytest.mark.usefixtures("forbidden")
 class TestStandAside:
-    """Where somebody watches the operators, there are operators to see."""
+    """Where the operators are recorded, there are operators to record."""
 
     model = pool(tiny_vit(depth=2), "r:10", "ward")
     batch = images(2)
@@ -295,14 +295,14 @@ class TestInGraphs:
         x.requires_grad_()
         upstream = torch.randn(2, 4, 4)
         shares = (weights, weights, 1, length)
-        ways = [
+        variants = [
             torch.autograd.grad(tokens_of, x, upstream)[0]
             for tokens_of in (
                 torch.ops.tpcli.means(x, *clusters, *shares)[0],
                 merge_by_operators(x, clusters, *shares)[0],
             )
         ]
-        torch.testing.assert_close(*ways)
+        torch.testing.assert_close(*variants)
 
     @needs_triton
     @pytest.mark.usefixtures("on_cpu")

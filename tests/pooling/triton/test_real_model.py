@@ -33,7 +33,7 @@ pytestmark = [
 ]
 
 
-class Watched:
+class Recorded:
     """`triton.ward_labels`, with the reconstruction loss of its clusters and of the operators'."""
 
     def __init__(self) -> None:
@@ -64,13 +64,13 @@ def test_rounding_changes_no_answer(device: str, monkeypatch: pytest.MonkeyPatch
     pixels, _ = next(batches(data, 64))
     model = pool(loaded.model, "r:4").to(device, torch.bfloat16).eval()
     batch = data.normalize(pixels).to(device, torch.bfloat16)
-    watched = Watched()
-    monkeypatch.setattr(triton, "ward_labels", watched)
+    recorded = Recorded()
+    monkeypatch.setattr(triton, "ward_labels", recorded)
     with torch.inference_mode():
         by_kernels = model(batch).float()
         monkeypatch.setattr(triton, "AVAILABLE", False)
         by_operators = model(batch).float()
-    ratio = watched.found / watched.expected
+    ratio = recorded.found / recorded.expected
     apart = (by_kernels - by_operators).abs().max()
     same = (by_kernels.argmax(1) == by_operators.argmax(1)).sum()
     print(f"loss {ratio:.5f} of the operators', logits differ by {apart:.4f} at most, {same} same")

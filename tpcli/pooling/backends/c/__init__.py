@@ -1,9 +1,9 @@
-"""Ward's clustering and the merging of tokens as compiled loops, for CPUs.
+"""Ward's clustering and the merging of tokens in C, for CPUs.
 
-There a pooling made of some 180 small operators costs more overhead than work. Where the package
-was installed with a C compiler, `ward` and `merge_tokens` hand their work to these kernels, as long
-as nobody watches the operators (autograd, a tracer, a compiler, a counter). The results are the
-same up to rounding. Which form runs, and why, the logger "tpcli" says once.
+There a pooling made of a hundred small operators costs more overhead than work. Where the package
+was installed with a C compiler, `ward` and `merge_tokens` hand their work to these kernels, unless
+torch's operators are recorded (by autograd, a tracer, a compiler, a counter). The results are the
+same up to rounding. Which form runs, and why, is logged once at DEBUG.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def can_run(*tensors: Tensor) -> bool:
 def _obstacle(tensors: Sequence[Tensor]) -> str | None:
     """Why operators have to run."""
     if kernels is None:
-        return f"the loops were not built{not_built}"
+        return f"the C kernels were not built{not_built}"
     why_not = obstacle(tensors)
     if why_not is not None:
         return why_not
@@ -61,7 +61,7 @@ def _obstacle(tensors: Sequence[Tensor]) -> str | None:
 
 @cache
 def _tell(why_not: str | None) -> None:
-    form = "in compiled loops" if why_not is None else f"in torch's operators: {why_not}"
+    form = "in the C kernels" if why_not is None else f"in torch's operators: {why_not}"
     logging.getLogger("tpcli").debug("pooling runs %s", form)
 
 
