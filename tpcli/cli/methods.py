@@ -46,14 +46,14 @@ def methods(as_json: JsonOption = False) -> None:
 
 def describe(method: Description) -> dict[str, Any]:
     """One method, in plain values."""
-    chosen = pooling_options(method.name).to_dict()
-    weights = chosen["weights"] if "weights" in method.options else None
+    chosen = pooling_options(method.name)
+    weights = chosen.weights if "weights" in method.options else None
     return {
         "name": method.name,
         "is_default": method.name == DEFAULT_METHOD,
         "summary": method.summary,
         "paper": method.paper,
-        "options": {name: chosen[name] for name in method.options},
+        "options": {name: getattr(chosen, name) for name in method.options},
         "accepted_weights": None if method.weights is None else list(method.weights),
         "parameters": [
             {
