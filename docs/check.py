@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ DROPPED = {"--device": 1, "--img-size": 1, "--model-kwargs": 1, "--no-pretrained
 
 SMALL = {
     "bench": ("--seconds", "0.2"),
-    "finetune": ("--epochs", "1", "--workers", "0"),
+    "finetune": ("--epochs", "1", "--workers", "0", "--batch-size", "8"),
     "schedule": ("--images", "8", "--trials", "2"),
     "analyze": ("--limit", "8"),
 }
@@ -128,8 +129,10 @@ def stand_ins(folder: Path) -> None:
         image.save(folder / "photos" / f"{index}.png")
     for name in IMAGES:
         Image.new("RGB", (64, 48), (90, 120, 30)).save(folder / name)
+    with tarfile.open(folder / "test.tar", "w") as tar:
+        tar.add(folder / "imagenet" / "validation", ".")
     (folder / "docs").symlink_to(ROOT / "docs")
-    (folder / "recipe.toml").write_text('epochs = 1\nbatch-size = 8\nprecision = "fp32"\n')
+    (folder / "recipe.toml").write_text('batch-size = 8\nprecision = "fp32"\n')
     tokens = ", ".join(str(60 - 4 * block) for block in range(12))
     for name in ("schedule.json", "searched.json", "mine.json"):
         (folder / name).write_text(f'{{"format": "tpcli-schedule/1", "tokens": [{tokens}]}}')
@@ -149,9 +152,12 @@ def standing_in(command: str) -> list[str]:
             kept.append("mine")
         else:
             kept.append(word)
-    if kept[1] == "pareto":
-        kept += [] if "--method" in kept else ["--method", "ward"]
-        kept += [] if {"--budget", "--schedule"} & {*kept} else ["--budget", "0.6"]
+    if kept[1] == "pareto":  # one point of one method
+        for option, value in (("--method", "ward"), ("--budget", "0.6")):
+            if option in kept:
+                kept[kept.index(option) + 1] = value
+            elif "--schedule" not in kept or option == "--method":
+                kept += [option, value]
     return [*kept, *SMALL.get(kept[1], ())]
 
 
@@ -174,8 +180,10 @@ def check(folder: Path, pages: list[Path]) -> list[str]:
                 continue
             done.add(tuple(words))
             place = Path(tempfile.mkdtemp(dir=folder))
+            outputs = {words[at + 1].strip("/") for at, word in enumerate(words) if word == "--out"}
             for source in (folder / "stand-ins").iterdir():
-                (place / source.name).symlink_to(source)
+                if source.name not in outputs:
+                    (place / source.name).symlink_to(source)
             os.chdir(place)
             start = time.monotonic()
             code, _, err = run(shlex.join(words))

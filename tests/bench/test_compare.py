@@ -18,8 +18,10 @@ from tpcli.pooling.backends import c as c_kernels
 from tpcli.surgery import TokenPooling, pooling_spec
 
 
-def test_ideal_keeps_the_first_tokens_and_nothing_else() -> None:
-    model = cut(pool(tiny_vit(), [50, 40, 30, 20], "ward"))
+@pytest.mark.parametrize("method", ["ward", "tome", "evit", "wk-medoids"])
+def test_ideal_keeps_the_first_tokens_and_nothing_else(method: str) -> None:
+    """Also of methods that read keys or attention, which the ideal does not."""
+    model = cut(pool(tiny_vit(), [50, 40, 30, 20], method))
     seen = []
     for block in model.blocks:  # type: ignore[union-attr]
         block.register_forward_hook(lambda module, args, out: seen.append(out.shape))

@@ -225,7 +225,7 @@ def bench(
         tpcli bench pooled/ --batch-size 1 --batch-size 64 --device cuda --dtype bfloat16
         tpcli bench --method ward,tome,k-medoids --out bench.png
         tpcli bench deit_small_patch16_224 --runtime torch,onnxruntime,openvino --threads 1
-        tpcli bench --schedule flops:0.6 --schedule flops:0.6@3,6,9
+        tpcli bench --schedule flops:0.6 --schedule flops:0.6@2,4,6
     """
     if out is not None:
         check_output(out, kind=FIGURE_KIND)
