@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.helpers.models import PLACES, VARIANTS, images, tiny_vit
+from tests.helpers.models import POSITIONS, VARIANTS, images, tiny_vit
 from tpcli import pool
 from tpcli.config.options import options_from_dict, pooling_options
 from tpcli.errors import UserError
+from tpcli.search.variants import Variant, moves
 from tpcli.surgery import key_bias
 
 TOKENS = [50, 50, 30, 12]
@@ -23,7 +24,7 @@ def pooled(model: torch.nn.Module, bias: str, **options: Any) -> torch.nn.Module
     return pool(copy.deepcopy(model), TOKENS, attention_bias=bias, **options)
 
 
-@pytest.mark.parametrize(("variant", "position"), PLACES)
+@pytest.mark.parametrize(("variant", "position"), POSITIONS)
 def test_the_logits_are_those_of_the_mask(
     variant: str, position: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,3 +93,11 @@ def test_it_is_written_only_where_it_is_not_the_default() -> None:
     assert options_from_dict(own.to_dict()) == own
     with pytest.raises(UserError, match="'canal'"):
         pooling_options(attention_bias="canal")
+
+
+def test_a_search_does_not_try_it() -> None:
+    """It changes no logits, so there is nothing to find."""
+    start = Variant(pooling_options())
+    tried = [move(start) for several in moves(start, 4, ["options"]) for move in several]
+    assert any(variant is not None for variant in tried)
+    assert {v.options.attention_bias for v in tried if v is not None} == {"mask"}

@@ -43,7 +43,7 @@ def moves(start: Variant, depth: int, varied: Sequence[str]) -> list[list[Move]]
     """What to try from `start` on: of each list the best one is taken, then comes the next."""
     found: list[list[Move]] = []
     if "options" in varied:
-        taken = describe(start.options.method)[0].options
+        taken = set(describe(start.options.method)[0].options) - {"attention_bias"}  # same logits
         for item in fields(PoolingOptions):
             values = ITERATIONS if item.name == "iterations" else item.metadata.get("choices", ())
             if item.name in taken and values:
