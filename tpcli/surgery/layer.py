@@ -327,7 +327,7 @@ def pooled_forward(block: nn.Module, x: Tensor | PooledTokens, *args: Any, **kwa
     rotate_half = bool(getattr(attention, "rotate_half", False))
     scale = float(attention.scale)  # type: ignore[arg-type]
     queries, keys = family.laid_out(run.queries), family.laid_out(run.keys)
-    if layer._hooks and (queries is None or keys is None):
+    if layer.reads_attention and (queries is None or keys is None):
         raise TpcliError(
             f"the attention of a block ({type(attention).__name__}) does not run its q_norm and "
             "k_norm, so its queries and keys can't be seen; use `weights=size` and `metric=tokens`."

@@ -41,7 +41,7 @@ def test_mctf_merges_by_three_criteria(
     z: Tensor, attention: Tensor, sizes: Tensor, k: int, taus: tuple[float, float]
 ) -> None:
     method = get_method(f"mctf:information={taus[0]}:size={taus[1]}")
-    labels, medoids, shares = method.assign(z, k, weights=attention, sizes=sizes)
+    labels, medoids, shares, _ = method.assign(z, k, weights=attention, sizes=sizes)
     assert medoids is None
     torch.testing.assert_close(shares, attention * sizes)
     for row, found in enumerate(groups(labels)):
@@ -62,7 +62,7 @@ def test_mctf_keeps_apart_what_is_looked_at_and_what_is_large() -> None:
 @pytest.mark.parametrize("attention", [0.0, 1e-30, 1e30])
 def test_attention_of_any_scale_drops_nothing(z: Tensor, attention: float) -> None:
     ones = torch.ones(3, N)
-    labels, _, shares = get_method("mctf").assign(z, 9, weights=attention * ones, sizes=ones)
+    labels, _, shares, _ = get_method("mctf").assign(z, 9, weights=attention * ones, sizes=ones)
     assert shares is not None
     assert (shares > 0).all()
     assert [len(row.unique()) for row in labels] == [9, 9, 9]
@@ -74,7 +74,7 @@ def test_diffrate_drops_the_tail_and_merges_the_next(
     z: Tensor, attention: Tensor, sizes: Tensor, k: int, dropped: float
 ) -> None:
     method = get_method(f"diffrate:dropped={dropped}")
-    labels, kept, shares = method.assign(z, k, weights=attention)
+    labels, kept, shares, _ = method.assign(z, k, weights=attention)
     assert kept is not None
     assert shares is not None
     pooled, counted, _ = merge_tokens(z, labels, k, sizes * (shares > 0), shares, leads=kept)
@@ -101,7 +101,7 @@ def test_diffrate_that_only_drops_is_top_k() -> None:
 @pytest.mark.parametrize("k", EVERY_K)
 def test_tofu_drops_one_of_a_pair_in_the_first_half(z: Tensor, sizes: Tensor, k: int) -> None:
     for depth in (0.0, 5 / 12):
-        _, kept, shares = get_method("tofu").assign(z, k, sizes=sizes, depth=depth)
+        _, kept, shares, _ = get_method("tofu").assign(z, k, sizes=sizes, depth=depth)
         assert kept is not None
         assert torch.equal(shares, kept.float())
         for row in range(3):
@@ -114,7 +114,7 @@ def test_tofu_merges_to_the_largest_norm_in_the_second_half(
     z: Tensor, sizes: Tensor, k: int
 ) -> None:
     assert pooling_options("tofu").reduce == "max-norm"
-    labels, medoids, shares = get_method("tofu").assign(z, k, sizes=sizes, depth=0.5)
+    labels, medoids, shares, _ = get_method("tofu").assign(z, k, sizes=sizes, depth=0.5)
     assert (medoids, shares) == (None, None)
     pooled = merge_tokens(z, labels, k, sizes, sizes, keep_longest=True).tokens
     for row in range(3):

@@ -59,7 +59,7 @@ def test_pitome_merges_by_energy(z: Tensor, sizes: Tensor, k: int, depth: float)
 @pytest.mark.parametrize("neighbours", [1, 5, 60])
 @pytest.mark.parametrize("k", [20, 9, 1])
 def test_dpc_knn_finds_density_peaks(z: Tensor, k: int, neighbours: int) -> None:
-    labels, centres, _ = get_method(f"dpc-knn:neighbours={neighbours}").assign(z, k)
+    labels, centres, _, _ = get_method(f"dpc-knn:neighbours={neighbours}").assign(z, k)
     assert centres is not None
     for row in range(len(z)):
         expected, peaks = reference.dpc_knn(z[row].double().numpy(), k, neighbours)

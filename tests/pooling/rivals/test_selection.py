@@ -15,7 +15,7 @@ from . import reference
 
 
 def pooled(name: str, x: Tensor, k: int, **keywords: object) -> Tensor:
-    labels, medoids, shares = get_method(name).assign(x, k, **keywords)
+    labels, medoids, shares, _ = get_method(name).assign(x, k, **keywords)
     assert shares is not None
     return reduce_tokens(x, Clusters.from_labels(labels, k, medoids), shares)
 
