@@ -82,6 +82,7 @@ class TokenPooling(nn.Module):
         self.prefix_tokens = prefix_tokens
         self.follows_positions = follows_positions
         self._hooks: list[RemovableHandle] = []
+        self.is_hooked = False  # beside the hooks, which torch.compile can't look at
         projection = None
         if options.metric_dim is not None:
             # random signs (Achlioptas, 2003), whole numbers, which model.half() leaves alone
@@ -113,6 +114,7 @@ class TokenPooling(nn.Module):
         """
         if self.reads_attention:
             q_norm, k_norm = attention.q_norm, attention.k_norm
+            self.is_hooked = True
             self._hooks = [
                 q_norm.register_forward_hook(capture_queries),  # type: ignore[union-attr]
                 k_norm.register_forward_hook(capture_keys),  # type: ignore[union-attr]
@@ -122,7 +124,7 @@ class TokenPooling(nn.Module):
         """Undo `attach_hooks`."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
+        self._hooks, self.is_hooked = [], False
 
     def tokens_to_keep(self, tokens: int) -> int:
         """K for `tokens` patch tokens: the schedule's, or its share for another image size."""
@@ -327,7 +329,7 @@ def pooled_forward(block: nn.Module, x: Tensor | PooledTokens, *args: Any, **kwa
     rotate_half = bool(getattr(attention, "rotate_half", False))
     scale = float(attention.scale)  # type: ignore[arg-type]
     queries, keys = family.laid_out(run.queries), family.laid_out(run.keys)
-    if layer.reads_attention and (queries is None or keys is None):
+    if layer.is_hooked and (queries is None or keys is None):
         raise TpcliError(
             f"the attention of a block ({type(attention).__name__}) does not run its q_norm and "
             "k_norm, so its queries and keys can't be seen; use `weights=size` and `metric=tokens`."
