@@ -72,8 +72,7 @@ def test_docstrings_describe_arguments_that_exist() -> None:
             section = re.search(
                 r"^Args:\n((?: {4}.*\n?)+)", ast.get_docstring(node) or "", re.MULTILINE
             )
-            lines = re.findall(r"^ {4}(\S[^:]*):", section[1], re.MULTILINE) if section else []
-            described = [name for line in lines for name in line.split(", ")]
+            described = re.findall(r"^ {4}(\S[^:]*):", section[1], re.MULTILINE) if section else []
             arguments = node.args
             taken = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
             taken += filter(None, [arguments.vararg, arguments.kwarg])

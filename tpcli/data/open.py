@@ -64,7 +64,8 @@ def create(
         transform: from a PIL image to what the data yields, in place of evaluation's own.
         class_map: class folders and their indices in the head, as `read_class_map` reads them; the
             other folders are left out. Without it targets are positions, until `match_classes`.
-        input_key, target_key: columns of images and labels in a data set of timm's.
+        input_key: the column that holds the images, where a data set has columns.
+        target_key: the column that holds the labels.
         pixel_max: what is white in pictures of more than 8 bits; found from the data where None.
 
     Raises:
