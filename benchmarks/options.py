@@ -25,7 +25,7 @@ from tpcli.errors import UserError
 from tpcli.models.load import load, told_apart
 from tpcli.pareto import ModelSource, Point, SweepOptions, sweep
 from tpcli.pareto.cache import default_folder
-from tpcli.search.variants import places
+from tpcli.search.variants import block_sets
 from tpcli.stats import drop, holm, paired_p_value, signed
 
 VALUES = {
@@ -36,7 +36,7 @@ VALUES = {
 }
 """Of options that don't list theirs, or where one of those is what is taken anyway."""
 
-AS_IT_IS = "as it is"
+DEFAULT = "default"
 Found = dict[tuple[str, str, str], Point]
 """Points by what was changed, model and budget."""
 
@@ -44,7 +44,7 @@ Found = dict[tuple[str, str, str], Point]
 def variants(method: str) -> Iterator[tuple[str, PoolingOptions]]:
     """The method as it is, then with each other value of each option, by what changes."""
     options = pooling_options(method)
-    yield AS_IT_IS, options
+    yield DEFAULT, options
     for item in fields(PoolingOptions)[1:]:
         if item.name not in describe(method)[0].options:
             continue
@@ -73,9 +73,9 @@ def measure(arguments: argparse.Namespace) -> Found:
             if point.options == pooling.to_dict():
                 found[changed, point.model, point.asked] = point
     depth = min(len(source.loaded.model.blocks) for source in sources)  # type: ignore[arg-type]
-    for budget, blocks in itertools.product(arguments.budget, places(depth)):
+    for budget, blocks in itertools.product(arguments.budget, block_sets(depth)):
         spec = "flops:{}@" + ",".join(map(str, blocks))
-        options = SweepOptions([poolings[AS_IT_IS]], schedules=[spec.format(budget)])
+        options = SweepOptions([poolings[DEFAULT]], schedules=[spec.format(budget)])
         with suppress(UserError):  # so few places can't meet the budget
             for point in sweep(sources, options, arguments.cache).points:
                 if not point.is_base:
@@ -85,9 +85,9 @@ def measure(arguments: argparse.Namespace) -> Found:
 
 def table(found: Found) -> Iterator[str]:
     """A line for each change, a column for each model and budget."""
-    columns = [key[1:] for key in found if key[0] == AS_IT_IS]
-    pairs = {key: (found[AS_IT_IS, key[1], key[2]].each, found[key].each) for key in found}
-    changes = {key: pair for key, pair in pairs.items() if key[0] != AS_IT_IS}
+    columns = [key[1:] for key in found if key[0] == DEFAULT]
+    pairs = {key: (found[DEFAULT, key[1], key[2]].each, found[key].each) for key in found}
+    changes = {key: pair for key, pair in pairs.items() if key[0] != DEFAULT}
     corrected = holm([paired_p_value(*pair) for pair in changes.values()])
     p_values = dict(zip(changes, corrected, strict=True))
     yield "| |" + "".join(f" {model}, {budget} |" for model, budget in columns)
@@ -96,7 +96,7 @@ def table(found: Found) -> Iterator[str]:
         cells = []
         for model, budget in columns:
             key = (changed, model, budget)
-            if changed == AS_IT_IS:
+            if changed == DEFAULT:
                 cells.append(f"{found[key].score:.2f}")
             elif key in pairs:
                 words = signed(-drop(*pairs[key]).points)
