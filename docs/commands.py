@@ -10,7 +10,8 @@ from typing import Any, get_args, get_origin
 
 from typer.models import ArgumentInfo, ParameterInfo
 
-from tpcli.cli.main import app, described
+from tpcli.cli.main import app
+from tpcli.cli.option_groups import described
 
 PAGE = Path(__file__).parent / "reference" / "commands.md"
 HEAD = """# Commands

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -105,3 +108,56 @@ def test_hints_are_as_they_were_written() -> None:
     assert _declared(Optional[wanted]) == wanted  # noqa: UP045
     assert _declared(wanted) == wanted
     assert _declared(int | None) == int | None
+
+
+@pytest.mark.parametrize(
+    "text", ["batch_size = 3\nbatch-size = 4", "[eval]\nimg-size=3\nimg_size=3"]
+)
+def test_one_option_under_two_spellings_is_refused(run: Run, tmp_path: Path, text: str) -> None:
+    write(tmp_path, text)
+    found = run("eval")
+    assert found.code == 2
+    assert str(tmp_path / "tpcli.toml") in found.err
+    assert "_size" in found.err
+    assert "-size" in found.err
+
+
+@pytest.mark.parametrize("name", ["tpcli.toml", "pyproject.toml"])
+def test_a_byte_order_mark_is_no_key(run: Run, tmp_path: Path, name: str) -> None:
+    head = "[tool.tpcli]\n" if name == "pyproject.toml" else ""
+    (tmp_path / name).write_text(f'{head}schedule = "r:5"\n', encoding="utf-8-sig")
+    assert "r:5" in run("apply", "--help").out
+
+
+def test_one_value_serves_commands_that_take_several(run: Run, tmp_path: Path) -> None:
+    """`bench` takes several batch sizes, `eval` one."""
+    write(tmp_path, "batch_size = 3")
+    assert "[default: 3]" in " ".join(run("eval", "--help").out.split())
+    assert run("bench", "--help").code == 0
+
+
+@pytest.mark.parametrize("how", ["folder", "file", "owner"])
+def test_settings_that_others_could_write_are_ignored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    """With a word on stderr, as they could set which weights are loaded."""
+    file = write(tmp_path / "a", 'schedule = "half"')
+    if how == "owner":
+        if not hasattr(os, "getuid") or os.getuid():
+            pytest.skip("only root can give files away")
+        os.chown(file, 12345, -1)
+    else:
+        (file if how == "file" else file.parent).chmod(0o777)
+    monkeypatch.chdir(file.parent)
+    found = run_here("methods")
+    assert found.returncode == 0
+    assert str(file) in found.stderr
+    if how == "folder":  # as in /tmp: nobody can replace another's file
+        file.parent.chmod(0o1777)
+        assert run_here("flops").returncode == 2
+
+
+def run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the program in the current folder."""
+    command = [sys.executable, "-m", "tpcli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -17,7 +17,7 @@ from tpcli.cli import bench, render
 from tpcli.cli import main as main_module
 from tpcli.cli import progress as training_progress
 from tpcli.cli import sweep_progress as live
-from tpcli.cli.main import with_flags
+from tpcli.cli.errors import with_flags
 from tpcli.cli.render import print_sweep
 from tpcli.report import ReportContext
 from tpcli.system.text import visible

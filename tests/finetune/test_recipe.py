@@ -10,9 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from tpcli.cli.field_options import RecipeGroup
 from tpcli.cli.main import main
 from tpcli.cli.option_groups import spread
-from tpcli.cli.recipe_options import RecipeGroup
 from tpcli.cli.settings import take_config
 from tpcli.config.recipe import BASE_LR, IMAGES_OF_LR, OPTIMIZERS, SHORT, STRONG, Recipe, recipe
 from tpcli.errors import UserError

@@ -57,7 +57,7 @@ BAD: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Values that no option of the kind accepts, by what stands for it in the help."""
 LINES = (
-    "", "flop", "Flops", "flops --nonsense", "eval --nonsense=3", "flops demo demo2", "methods x",
+    "flop", "Flops", "flops --nonsense", "eval --nonsense=3", "flops demo demo2", "methods x",
     "pareto demo demo", "flops --schedule", "bench --out x.xls", "pareto --out plot",
     "schedule --out s.txt",
     "export --out x.pt2", "export --format torch-export --opset 18", "export --out x.onnx.zip",
@@ -170,8 +170,6 @@ def refused(case: Case) -> str:
     said = err.getvalue()
     if code != 2:
         return f"exit {code}: {said}"
-    if not case.arguments:
-        return ""  # the help
     if out.getvalue():
         return "prints on stdout"
     if not said.startswith("error: ") or said.count("\n") != 1 or "bug" in said:

@@ -153,7 +153,7 @@ def test_model_kwargs_that_are_wrong(item: str) -> None:
 
 
 def test_an_argument_that_the_model_does_not_take() -> None:
-    with pytest.raises(UserError, match="wings"):
+    with pytest.raises(UserError, match="wings=2"):
         load(NAME, pretrained=False, model_kwargs={"wings": 2})
 
 

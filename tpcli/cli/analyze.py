@@ -1,4 +1,4 @@
-"""`tpcli analyze`: what the tokens of a model are like, block by block."""
+"""`tpcli analyze`: measure the tokens of a model, block by block."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tpcli.config.options import pooling_options
 from tpcli.config.outputs import ANALYSIS_FORMAT, check_report, report_paths
 from tpcli.config.specs import DEMO, SPLITS
 
+from .field_options import METHODS_HELP, POOLING_PANEL, method_names
 from .groups import DATA_PANEL, JsonOption, ModelArgument, ModelGroup, RunGroup, SourceGroup
 from .option_groups import add
-from .pooling_options import METHODS_HELP, POOLING_PANEL, method_names
 from .provenance import report_context
 from .values import FIGURE, SOME_METHODS, SPLIT, option, whole
 
@@ -35,28 +35,34 @@ def analyze(
         list[str] | None,
         option(
             SOME_METHODS,
-            f"What keeps how much. {METHODS_HELP}",
+            f"Methods whose kept variance is compared. {METHODS_HELP}",
             panel=POOLING_PANEL,
             shown=",".join(ANALYZE_METHODS),
         ),
     ] = None,
     source: SourceGroup,
     split: Annotated[
-        str, option(SPLIT, f"Split to measure on, such as {', '.join(SPLITS)}.", panel=DATA_PANEL)
+        str, option(SPLIT, f"Split to measure on: {', '.join(SPLITS)}.", panel=DATA_PANEL)
     ] = "validation",
     limit: Annotated[
-        int, option(whole(1, 10**9), "At most N images, spread evenly.", panel=DATA_PANEL)
+        int,
+        option(
+            whole(1, 10**9), "Use at most N images, evenly spaced over the split.", panel=DATA_PANEL
+        ),
     ] = 256,
     run: RunGroup,
     out: Annotated[
-        Path, option(FIGURE, "Figure: .png, .svg or .pdf; the other files go beside it.")
+        Path,
+        option(
+            FIGURE, "Figure to write: .png, .svg or .pdf; .csv, .json, .md and .html go beside it."
+        ),
     ] = Path("analysis.png"),
     as_json: JsonOption = False,
 ) -> None:
-    """Measure patch tokens without pooling: whether attention smooths, where they are redundant.
+    """Measure patch tokens of an unpooled model: smoothing by attention, and redundancy.
 
-    Labels are not needed. Frequencies, rank, likeness, and the share of variance that a method
-    keeps, in every block.
+    For every block: frequencies, effective rank, similarity, and the share of the variance that
+    each method keeps. Needs no labels.
 
     Examples:
         tpcli analyze deit_small_patch16_224 --data imagenet/ --out analysis.png

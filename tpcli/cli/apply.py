@@ -12,9 +12,9 @@ from tpcli.config.outputs import POOLED_MODEL_KIND
 from tpcli.config.specs import base_name
 from tpcli.system.files import check_output
 
+from .field_options import PoolingGroup
 from .groups import ForceOption, JsonOption, ModelArgument, ModelGroup
 from .option_groups import add
-from .pooling_options import PoolingGroup
 from .values import FOLDER, option
 
 
@@ -28,11 +28,13 @@ def apply(
     *,
     loading: ModelGroup,
     pooling: PoolingGroup,
-    out: Annotated[Path | None, option(FOLDER, "Folder to write.", shown="MODEL-pooled")] = None,
+    out: Annotated[
+        Path | None, option(FOLDER, "Folder to write the model to.", shown="MODEL-pooled")
+    ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Pool a model and save it as a folder that plain timm loads too (unpooled).
+    """Pool a model and save it; plain timm loads the folder too, without pooling.
 
     Examples:
         tpcli apply deit_small_patch16_224 --schedule flops:0.6 --out pooled/

@@ -1,4 +1,4 @@
-"""`tpcli bench`: do FLOPs turn into seconds?"""
+"""`tpcli bench`: time a pooled model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from tpcli.config.runtimes import RUNTIMES
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
 
-from .groups import DeviceOption, JsonOption, ModelArgument, ModelGroup
-from .option_groups import add
-from .pooling_options import (
+from .field_options import (
     METHODS_HELP,
     POOLING_PANEL,
     SCHEDULE_HELP,
@@ -25,6 +23,8 @@ from .pooling_options import (
     PoolingGroup,
     method_names,
 )
+from .groups import DeviceOption, JsonOption, ModelArgument, ModelGroup
+from .option_groups import add
 from .values import (
     FIGURE,
     SCHEDULE,
@@ -175,7 +175,7 @@ def bench(
         list[str] | None,
         option(
             SCHEDULE,
-            f"{SCHEDULE_HELP.rstrip('.')}; repeat for several.",
+            f"{SCHEDULE_HELP.rstrip('.')}; repeat for more.",
             panel=POOLING_PANEL,
             shown=f"the model's own, else {DEFAULT_SCHEDULE}",
         ),
@@ -187,26 +187,32 @@ def bench(
     pooling: MethodGroup,
     batch_size: Annotated[
         list[int] | None,
-        option(SIZE, "Images in a batch: repeat for several.", shown="16"),
+        option(SIZE, "Images in a batch; repeat for more.", shown="16"),
     ] = None,
     device: DeviceOption = "auto",
     dtype: Annotated[
         list[str] | None,
         option(
             one_of(DTYPES),
-            f"Precision: {', '.join(DTYPES)}; repeat for several; 16-bit types run in autocast.",
+            f"Precision: {', '.join(DTYPES)}; repeat for more. 16-bit types run in autocast.",
             shown="float32",
         ),
     ] = None,
-    threads: Annotated[int | None, option(whole(1, 256), "CPU threads.")] = None,
-    compiled: Annotated[bool, flag("torch.compile all versions.", "--compile")] = False,
-    seconds: Annotated[float, option(number(0, 86400), "Time for each row.")] = 10.0,
+    threads: Annotated[
+        int | None, option(whole(1, 256), "CPU threads.", shown="torch's own")
+    ] = None,
+    compiled: Annotated[
+        bool, flag("Compile all versions with torch.compile.", "--compile")
+    ] = False,
+    seconds: Annotated[
+        float, option(number(0, 86400), "Seconds of timing for each row, at least.")
+    ] = 10.0,
     runtime: Annotated[
         str | None,
         option(
             SOME_RUNTIMES,
-            f"Time base and pooled model exported, on the CPU, in: {', '.join(RUNTIMES)}; commas "
-            "between several.",
+            f"Time the exported models on the CPU instead, in these runtimes, separated by commas: "
+            f"{', '.join(RUNTIMES)}.",
         ),
     ] = None,
     out: Annotated[
@@ -215,10 +221,10 @@ def bench(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time base, pooled and ideal model in one interleaved run, on random images.
+    """Time the unpooled, pooled and ideal model in one interleaved run, on random images.
 
-    The ideal drops tokens by slicing, which costs nothing: how much of its speed-up is kept is what
-    a pooling method can be held to.
+    The ideal model drops tokens by slicing, at no cost: its speed-up is the upper bound for any
+    pooling method.
 
     Examples:
         tpcli bench deit_small_patch16_224 --no-pretrained --schedule r:13 --batch-size 16

@@ -1,4 +1,4 @@
-"""`tpcli env`: what it runs on."""
+"""`tpcli env`: versions and devices."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def environment() -> dict[str, str]:
         )
         facts["CPU"] = device_name("cpu")
     built = c_kernels.kernels is not None
-    facts["loops on a CPU"] = "compiled" if built else f"torch's operators{c_kernels.not_built}"
+    facts["CPU kernels"] = "compiled" if built else f"torch's operators{c_kernels.not_built}"
     return {**facts, "cache": str(default_folder())}
 
 
@@ -58,7 +58,7 @@ def register(app: typer.Typer) -> None:
 
 
 def env(as_json: JsonOption = False) -> None:
-    """Show versions, devices, which loops pool on this machine, and settings: for bug reports.
+    """Show versions, devices, compiled kernels and settings, for bug reports.
 
     Examples:
         tpcli env

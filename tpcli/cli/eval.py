@@ -1,4 +1,4 @@
-"""`tpcli eval`: what a model is worth."""
+"""`tpcli eval`: evaluate a model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from tpcli.config.measures import MEASURES
 from tpcli.errors import UserError
 
+from .field_options import PoolingGroup
 from .groups import MEASURE_PANEL as PANEL
 from .groups import (
     DataGroup,
@@ -21,7 +22,6 @@ from .groups import (
     TrainSplit,
 )
 from .option_groups import add
-from .pooling_options import PoolingGroup
 from .values import BLOCKS, blocks, option
 
 if TYPE_CHECKING:
@@ -57,16 +57,17 @@ def evaluate(
             "Blocks whose features dense compares, such as 3,6,9.",
             "--blocks",
             panel=PANEL,
-            shown="four, the last among them",
+            shown="four, with the last",
         ),
     ] = None,
     run: RunGroup,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a model, with a 95% interval. Pools only where asked to.
+    """Evaluate a model, with a 95% confidence interval.
 
-    Top-1 where it has a head whose classes the data are of; else by neighbours, or against the
-    model without pooling, which needs no labels (--measure).
+    The model is pooled only if it was saved so, or if a schedule or pooling option is given. The
+    measure is top-1 where the head and the labels match; else k-NN, or agreement with the model
+    without pooling, which needs no labels (--measure).
 
     Examples:
         tpcli eval deit_small_patch16_224 --data imagenet/ --schedule flops:0.6

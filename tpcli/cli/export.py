@@ -1,4 +1,4 @@
-"""`tpcli export`: a pooled model for other runtimes."""
+"""`tpcli export`: write a pooled model for other runtimes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tpcli.config.specs import base_name
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
 
+from .field_options import PoolingGroup
 from .groups import DATA_PANEL, ForceOption, JsonOption, ModelArgument, ModelGroup, SourceGroup
 from .option_groups import add
-from .pooling_options import PoolingGroup
 from .values import PLACE, SPLIT, one_of, option, whole
 
 if TYPE_CHECKING:
@@ -45,16 +45,14 @@ def export(
     pooling: PoolingGroup,
     file_format: Annotated[
         str,
-        option(
-            one_of(list(EXPORT_FORMATS)), f"What to write: {', '.join(EXPORT_FORMATS)}.", "--format"
-        ),
+        option(one_of(list(EXPORT_FORMATS)), f"Format: {', '.join(EXPORT_FORMATS)}.", "--format"),
     ] = "onnx",
     output: Annotated[
         str,
         option(
             one_of(EXPORT_OUTPUTS),
-            "What it answers: logits, features (the tokens that are left), or dense (a feature for "
-            "each patch).",
+            "Output of the program: logits, features (the remaining tokens), or dense (a feature "
+            "for each patch).",
         ),
     ] = "logits",
     out: Annotated[
@@ -62,28 +60,27 @@ def export(
     ] = None,
     opset: Annotated[
         int | None,
-        option(
-            whole(LEAST_OPSET, 30), f"Opset of ONNX, {LEAST_OPSET} or more.", shown="torch's own"
-        ),
+        option(whole(LEAST_OPSET, 30), f"ONNX opset, {LEAST_OPSET} or later.", shown="torch's own"),
     ] = None,
     dtype: Annotated[
         str,
         option(
             one_of(EXPORT_DTYPES),
-            f"Type of weights and arithmetic: {', '.join(EXPORT_DTYPES)}; images and answers are "
-            "float32 all the same.",
+            f"Type of weights and arithmetic: {', '.join(EXPORT_DTYPES)}. Inputs and outputs stay "
+            "float32.",
         ),
     ] = "float32",
     source: SourceGroup,
     split: Annotated[
-        str, option(SPLIT, "Split that the images are of.", panel=DATA_PANEL)
+        str, option(SPLIT, "Split of the images that check the export.", panel=DATA_PANEL)
     ] = "validation",
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a pooled model as ONNX or as a torch.export program, for any batch size.
+    """Export a pooled model to ONNX or torch.export, for any batch size.
 
-    What was written is run and held against torch: on 16 images of --data, else on random ones.
+    The exported program is run and compared with torch: on 16 images of --data, else on random
+    images.
 
     Examples:
         tpcli export deit_small_patch16_224 --schedule flops:0.6 --out deit.onnx
@@ -95,7 +92,9 @@ def export(
     if out.suffix != suffix:
         raise UserError(f"--out {str(out)!r} needs the suffix {suffix} to hold {file_format}.")
     if opset is not None and file_format != "onnx":
-        raise UserError(f"--opset {opset} is for ONNX alone; leave it out, or use --format onnx.")
+        raise UserError(
+            f"--opset {opset} has an effect on ONNX only; leave it out, or use --format onnx."
+        )
     check_output(out, force, kind=PROGRAM_KIND)
     pooling.check(model)
     if source.data is not None:

@@ -14,15 +14,14 @@ from tpcli.config.specs import base_name
 from tpcli.system.files import check_output
 from tpcli.system.ranks import team
 
+from .field_options import PoolingGroup, RecipeGroup, open_training
 from .groups import DATA_PANEL, DataGroup, ForceOption, JsonOption, ModelArgument, ModelGroup
 from .option_groups import add
-from .pooling_options import PoolingGroup
-from .recipe_options import RecipeGroup, open_training
 from .settings import take_config
 from .values import FILE, FOLDER, SPLIT, flag, one_of, option
 
 DEMO_SCHEDULE = "keep:0.12@0"
-"""Harsher, so that the small demo has something to win back."""
+"""A harsher schedule, so that the small demo has accuracy to recover."""
 
 
 def register(app: typer.Typer) -> None:
@@ -40,31 +39,27 @@ def finetune(
     training: RecipeGroup,
     out: Annotated[
         Path | None,
-        option(FOLDER, "Folder to write; a run that is there goes on.", shown="MODEL-finetuned"),
+        option(FOLDER, "Folder to write; a run in it is resumed.", shown="MODEL-finetuned"),
     ] = None,
     config: Annotated[
         Path | None,
         option(
             FILE,
-            "TOML file of options; those typed here win.",
+            "TOML file with options; the command line takes precedence.",
             callback=take_config,
             is_eager=True,
         ),
     ] = None,
-    device: Annotated[
-        str, option(one_of(DEVICES), f"Where it runs: {', '.join(DEVICES)}.")
-    ] = "auto",
-    resume: Annotated[bool, flag("Insist that there is a run to go on with.", "--resume")] = False,
+    device: Annotated[str, option(one_of(DEVICES), f"Device: {', '.join(DEVICES)}.")] = "auto",
+    resume: Annotated[bool, flag("Fail unless there is a run to resume.", "--resume")] = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a model with its pooling in place, and win back the accuracy that pooling cost.
+    """Fine-tune a pooled model, to recover accuracy.
 
-    Without labels, or without a head, it learns from the model before pooling. With --freeze
-    backbone only a linear head is trained, on features that are computed once.
-
-    The same command again goes on after an interruption. On 8 GPUs: torchrun --nproc-per-node 8
-    -m tpcli finetune ...
+    Without labels or without a head, the pooled model is distilled from the unpooled one. With
+    --freeze backbone, only a linear head is trained, on features that are computed once. The same
+    command resumes an interrupted run. On 8 GPUs: torchrun --nproc-per-node 8 -m tpcli finetune ...
 
     Examples:
         tpcli finetune deit_small_patch16_224 --data imagenet/ --schedule flops:0.58

@@ -1,4 +1,4 @@
-"""`tpcli flops`: what a model costs."""
+"""`tpcli flops`: FLOPs of a model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import typer
 
 from tpcli.config.choices import FLOPS_TABLES
 
+from .field_options import PoolingGroup
 from .groups import JsonOption, ModelArgument, ModelGroup
 from .option_groups import add
-from .pooling_options import PoolingGroup
 from .values import one_of, option
 
 
@@ -29,7 +29,9 @@ def flops(
     ] = "block",
     as_json: JsonOption = False,
 ) -> None:
-    """Count FLOPs with fvcore, clustering included and shown apart. Pools only where asked to.
+    """Count the FLOPs of a model with fvcore, pooling included and shown separately.
+
+    The model is pooled only if it was saved so, or if a schedule or pooling option is given.
 
     Examples:
         tpcli flops deit_small_patch16_224 --no-pretrained --schedule flops:0.58

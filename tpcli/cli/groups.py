@@ -45,19 +45,25 @@ if TYPE_CHECKING:
 MODEL_PANEL, DATA_PANEL, RUN_PANEL = "Model", "Data", "Run"
 
 
-DEVICE_HELP = f"Where it runs: {', '.join(DEVICES)}."
+DEVICE_HELP = f"Device: {', '.join(DEVICES)}, or one of several such as cuda:1."
 
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        help="demo, a timm name, hf-hub:org/name, or a folder with config.json.",
+        help="demo, a timm model name, hf-hub:org/name, or a model folder (config.json).",
         metavar=MODEL.metavar,
         parser=MODEL.parse,
         autocompletion=MODEL.complete,
     ),
 ]
-JsonOption = Annotated[bool, flag("One JSON document on stdout.", "--json")]
-ForceOption = Annotated[bool, flag("Replace an existing output.", "--force")]
+JsonOption = Annotated[bool, flag("Print one JSON document on stdout.", "--json")]
+ForceOption = Annotated[
+    bool,
+    flag(
+        "Replace an existing output of this command; files of other origin are never replaced.",
+        "--force",
+    ),
+]
 DeviceOption = Annotated[str, option(DEVICE, DEVICE_HELP, panel=RUN_PANEL)]
 
 
@@ -67,20 +73,26 @@ class ModelGroup:
 
     checkpoint: Annotated[
         Path | None,
-        option(FILE, "Weights: .safetensors, or .pth of weights.", panel=MODEL_PANEL),
+        option(
+            FILE, "Checkpoint to load: .safetensors, or a .pth of plain weights.", panel=MODEL_PANEL
+        ),
     ] = None
-    pretrained: Annotated[bool, flag("Take pretrained weights.", panel=MODEL_PANEL)] = True
+    pretrained: Annotated[bool, flag("Load pretrained weights.", panel=MODEL_PANEL)] = True
     img_size: Annotated[
-        int | None, option(whole(1, 8192), "Image size in pixels.", panel=MODEL_PANEL)
+        int | None,
+        option(
+            whole(1, 8192), "Image size in pixels, a multiple of the patch size.", panel=MODEL_PANEL
+        ),
     ] = None
     num_classes: Annotated[
-        int | None, option(whole(0), "Classes of a new head; 0: none.", panel=MODEL_PANEL)
+        int | None,
+        option(whole(0), "Number of classes of a new head; 0 for no head.", panel=MODEL_PANEL),
     ] = None
     model_kwargs: Annotated[
         list[str] | None,
         option(
             MODEL_ARGUMENT,
-            "More for timm: name=value.",
+            "Extra argument of timm.create_model; repeat for more.",
             panel=MODEL_PANEL,
         ),
     ] = None
@@ -101,7 +113,7 @@ class ModelGroup:
 
 @dataclass(frozen=True)
 class SourceGroup:
-    """Where images are from."""
+    """Where images come from."""
 
     data: Annotated[
         str | None,
@@ -111,24 +123,26 @@ class SourceGroup:
         ),
     ] = None  # fmt: skip
     data_dir: Annotated[
-        Path | None, option(FOLDER, "Where a named data set is kept.", panel=DATA_PANEL)
+        Path | None, option(FOLDER, "Folder where a timm data set is stored.", panel=DATA_PANEL)
     ] = None
-    download: Annotated[bool, flag("Fetch a named set.", "--download", panel=DATA_PANEL)] = False
+    download: Annotated[bool, flag("Download a timm data set.", "--download", panel=DATA_PANEL)] = (
+        False
+    )
     input_key: Annotated[
         str | None,
-        option(TEXT, "Column of the images in a named data set.", panel=DATA_PANEL),
+        option(TEXT, "Column of the images in a timm data set.", panel=DATA_PANEL),
     ] = None
     target_key: Annotated[
         str | None,
-        option(TEXT, "Column of the labels in a named data set.", panel=DATA_PANEL),
+        option(TEXT, "Column of the labels in a timm data set.", panel=DATA_PANEL),
     ] = None
     pixel_max: Annotated[
         float | None,
         option(
             number(1e-6, 1e12),
-            "What is white in pictures of more than 8 bits, such as 4095 of a 12-bit sensor.",
+            "White level of images with more than 8 bits, such as 4095 of a 12-bit sensor.",
             panel=DATA_PANEL,
-            shown="found from the pictures",
+            shown="estimated from the images",
         ),
     ] = None
 
@@ -158,18 +172,26 @@ class DataGroup(SourceGroup):
     """Which images."""
 
     split: Annotated[
-        str, option(SPLIT, f"Split to measure on, such as {', '.join(SPLITS)}.", panel=DATA_PANEL)
+        str,
+        option(
+            SPLIT,
+            f"Split to evaluate: {', '.join(SPLITS)}, or a name of the data set's own.",
+            panel=DATA_PANEL,
+        ),
     ] = "validation"
     limit: Annotated[
-        int | None, option(whole(1, 10**9), "At most N images, spread evenly.", panel=DATA_PANEL)
+        int | None,
+        option(
+            whole(1, 10**9), "Use at most N images, evenly spaced over the split.", panel=DATA_PANEL
+        ),
     ] = None
 
     class_map: Annotated[
         Path | None,
         option(
             FILE,
-            "Which folder is which class of the head: .txt (a folder a line), .csv or .json "
-            "(folder, index).",
+            "File that maps class folders to class indices of the head: .txt (one folder a line), "
+            ".csv or .json (folder, index).",
             panel=DATA_PANEL,
         ),
     ] = None
@@ -196,17 +218,17 @@ class DataGroup(SourceGroup):
 
 @dataclass(frozen=True)
 class RunGroup:
-    """On what, and how fast."""
+    """How models run over images."""
 
     batch_size: Annotated[int, option(SIZE, "Images in a batch.", panel=RUN_PANEL)] = 128
     device: DeviceOption = "auto"
-    amp: Annotated[bool, flag("16-bit autocast.", "--amp/--no-amp", panel=RUN_PANEL)] = False
+    amp: Annotated[bool, flag("Use 16-bit autocast.", "--amp/--no-amp", panel=RUN_PANEL)] = False
     workers: Annotated[
-        int, option(whole(0, 256), "Processes that decode images.", panel=RUN_PANEL)
+        int, option(whole(0, 256), "Worker processes that decode images.", panel=RUN_PANEL)
     ] = 2
-    strict: Annotated[bool, flag("Stop at an unreadable image.", "--strict", panel=RUN_PANEL)] = (
-        False
-    )
+    strict: Annotated[
+        bool, flag("Stop at the first unreadable image.", "--strict", panel=RUN_PANEL)
+    ] = False
 
     def options(self, device: str | torch.device, *, sharded: bool = False) -> RunOptions:
         """The same on the device that was picked."""
@@ -219,19 +241,19 @@ MEASURE_PANEL = "Measure"
 KNN_IMAGES = 10_000
 
 TrainSplit = Annotated[
-    str, option(SPLIT, "Split of the training images, for knn.", panel=DATA_PANEL)
+    str, option(SPLIT, "Split of the training images that knn searches.", panel=DATA_PANEL)
 ]
 
 
 @dataclass(frozen=True)
 class MeasureGroup:
-    """What a model is measured by."""
+    """Which measure scores a model."""
 
     measure: Annotated[
         str | None,
         option(
             one_of(list(MEASURES)),
-            f"What is measured: {', '.join(f'{m.name} ({m.about})' for m in MEASURES.values())}.",
+            f"Measure: {', '.join(f'{m.name} ({m.about})' for m in MEASURES.values())}.",
             panel=MEASURE_PANEL,
             shown="the first that model and data allow",
         ),
@@ -240,7 +262,7 @@ class MeasureGroup:
         int | None,
         option(
             whole(2, 10**9),
-            "Training images that knn looks for neighbours among, spread evenly.",
+            "Number of training images that knn searches, evenly spaced.",
             panel=MEASURE_PANEL,
             shown=str(KNN_IMAGES),
         ),
@@ -249,8 +271,8 @@ class MeasureGroup:
         str | None,
         option(
             one_of(BANKS),
-            "Whose features of the training images knn uses: pooled (the model's own), or unpooled "
-            "(an index that is there already).",
+            "Features of the training images for knn: pooled (by the pooled model), or unpooled "
+            "(an index that exists already).",
             panel=MEASURE_PANEL,
             shown="pooled",
         ),
@@ -299,13 +321,13 @@ SECONDS = 2.0
 
 @dataclass(frozen=True)
 class ReportGroup:
-    """What is in the report, and how it is drawn."""
+    """What the report shows, and its files."""
 
     x: Annotated[
         str,
         option(
             one_of(AXES),
-            f"Horizontal axis: {', '.join(AXES)}; speed is that of the evaluation, or of --bench.",
+            f"Horizontal axis: {', '.join(AXES)}; speed from the evaluation, or from --bench.",
             "--x",
             panel=REPORT_PANEL,
         ),
@@ -313,8 +335,7 @@ class ReportGroup:
     bench: Annotated[
         bool,
         flag(
-            "Time every point too, all of a model in one interleaved run; milliseconds stand "
-            "beside GFLOPs.",
+            "Also time every point, all points of a model in one interleaved run.",
             "--bench",
             panel=REPORT_PANEL,
         ),
@@ -323,7 +344,7 @@ class ReportGroup:
         int | None,
         option(
             SIZE,
-            "Images in a batch that is timed; asks for --bench.",
+            "Images in a timed batch; implies --bench.",
             shown="16",
             panel=REPORT_PANEL,
         ),
@@ -331,15 +352,16 @@ class ReportGroup:
     out: Annotated[
         Path,
         option(
-            FIGURE, "Figure: .png, .svg or .pdf; the other files go beside it.", panel=REPORT_PANEL
+            FIGURE,
+            "Figure to write: .png, .svg or .pdf; .csv, .json, .md and .html go beside it.",
+            panel=REPORT_PANEL,
         ),
     ] = Path("pareto.png")
     style: Annotated[
         str,
         option(
             one_of(FIGURE_STYLES),
-            "Figure for a screen, or of a column's width for a paper, with a table in LaTeX "
-            "beside it: screen, paper.",
+            "Figure style: screen, or paper (one column wide, with a LaTeX table beside it).",
             panel=REPORT_PANEL,
         ),
     ] = "screen"
@@ -351,7 +373,7 @@ class ReportGroup:
 
     @property
     def is_timed(self) -> bool:
-        """Whether points are timed; a batch size asks for it."""
+        """Whether points are timed; a batch size implies it."""
         return self.bench or self.bench_batch_size is not None
 
     def timing(self, device: str, amp: bool) -> BenchOptions | None:

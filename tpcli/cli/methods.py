@@ -1,4 +1,4 @@
-"""`tpcli methods`: what tokens can be pooled by."""
+"""`tpcli methods`: list the pooling methods."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def methods(as_json: JsonOption = False) -> None:
-    """List pooling methods: where each is from, its options and what they are by default.
+    """List the pooling methods: source, options and their defaults.
 
     Examples:
         tpcli methods
@@ -39,8 +39,8 @@ def methods(as_json: JsonOption = False) -> None:
         name = entry["name"] + ("*" if entry["is_default"] else "")
         print(f"{name:<{width}}" + f"\n{'':<{width}}".join(lines) + "\n")
     print(
-        "* the default. Parameters of one method follow its name: --method atc:linkage=complete.\n"
-        "What is said of each method's options is what they are if left out."
+        "* the default. Parameters of a method follow its name: --method atc:linkage=complete.\n"
+        "Options are shown with their defaults."
     )
 
 

@@ -1,4 +1,4 @@
-"""`tpcli models`: what can be pooled."""
+"""`tpcli models`: list the models that can be pooled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def models(
     pattern: Annotated[
         str,
         typer.Argument(
-            help="Part of a name, or a pattern with * and ?.", metavar="FILTER", show_default=False
+            help="Part of a model name, or a pattern with * and ?.",
+            metavar="FILTER",
+            show_default=False,
         ),
     ] = "",
     as_json: JsonOption = False,

@@ -1,4 +1,4 @@
-"""`tpcli optimize`: from what the user wants to a pooled model that holds it."""
+"""`tpcli optimize`: find and save the fastest model that meets the targets."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tpcli.optimize.options import Targets
 from tpcli.system.files import check_output
 from tpcli.system.resume import resumable
 
+from .field_options import METHODS_HELP, POOLING_PANEL, MethodGroup, method_names
 from .groups import (
     DataGroup,
     DeviceOption,
@@ -28,7 +29,6 @@ from .groups import (
     TrainSplit,
 )
 from .option_groups import add
-from .pooling_options import METHODS_HELP, POOLING_PANEL, MethodGroup, method_names
 from .provenance import report_context
 from .values import BUDGET, FOLDER, SIZE, SOME_METHODS, flag, number, one_of, option, whole
 from .verbosity import note
@@ -41,7 +41,7 @@ TARGETS_PANEL, SPEED_PANEL = "Targets", "Target hardware"
 
 @dataclass(frozen=True)
 class TargetGroup:
-    """What is wanted: one or two of the first three."""
+    """Targets: one or two of the first three."""
 
     max_drop: Annotated[
         float | None,
@@ -49,12 +49,14 @@ class TargetGroup:
             number(0, 100),
             "Largest drop of the measure, in points.",
             panel=TARGETS_PANEL,
-            shown=f"{DEFAULT_MAX_DROP:g}, where no target is given",
+            shown=f"{DEFAULT_MAX_DROP:g} if no target is given",
         ),
     ] = None
     speedup: Annotated[
         float | None,
-        option(number(1, 1000), "Least speed-up, such as 1.5.", panel=TARGETS_PANEL),
+        option(
+            number(1, 1000), "Smallest speed-up: times as fast as unpooled.", panel=TARGETS_PANEL
+        ),
     ] = None
     budget: Annotated[
         float | None,
@@ -64,8 +66,8 @@ class TargetGroup:
         str,
         option(
             one_of(RISKS),
-            "What must be within --max-drop on the selection images: upper (end of the drop's "
-            "95% interval) or mean.",
+            "What must stay within --max-drop on the images that schedules are chosen on: upper "
+            "(end of the drop's 95% interval) or mean.",
             panel=TARGETS_PANEL,
         ),
     ] = "upper"
@@ -92,7 +94,7 @@ def optimize(
         list[str] | None,
         option(
             SOME_METHODS,
-            f"Methods that are tried. {METHODS_HELP}",
+            f"Methods to try. {METHODS_HELP}",
             panel=POOLING_PANEL,
             shown=",".join(OPTIMIZE_METHODS),
         ),
@@ -101,9 +103,7 @@ def optimize(
     source: DataGroup,
     train_split: TrainSplit = "train",
     measuring: MeasureGroup,
-    batch_size: Annotated[
-        int, option(SIZE, "Images in a batch that is timed.", panel=SPEED_PANEL)
-    ] = 16,
+    batch_size: Annotated[int, option(SIZE, "Images in a timed batch.", panel=SPEED_PANEL)] = 16,
     dtype: Annotated[
         str,
         option(
@@ -112,27 +112,38 @@ def optimize(
             panel=SPEED_PANEL,
         ),
     ] = "float32",
-    threads: Annotated[int | None, option(whole(1, 256), "CPU threads.", panel=SPEED_PANEL)] = None,
+    threads: Annotated[
+        int | None, option(whole(1, 256), "CPU threads.", panel=SPEED_PANEL, shown="torch's own")
+    ] = None,
     compiled: Annotated[
-        bool, flag("torch.compile what is timed in the end.", "--compile", panel=SPEED_PANEL)
+        bool,
+        flag(
+            "Compile the final benchmark's models with torch.compile.",
+            "--compile",
+            panel=SPEED_PANEL,
+        ),
     ] = False,
     seconds: Annotated[
         float,
         option(
-            number(0, 86400), "Time for timing each method, and the chosen one.", panel=SPEED_PANEL
+            number(0, 86400),
+            "Seconds of timing for each method and for the chosen model.",
+            panel=SPEED_PANEL,
         ),
     ] = 15.0,
     device: DeviceOption = "auto",
-    workers: Annotated[int, option(whole(0, 256), "Processes that decode images.")] = 2,
-    seed: Annotated[int, option(whole(0, 2**31), "Seed of the split into two halves.")] = 0,
-    out: Annotated[Path | None, option(FOLDER, "Folder to write.", shown="MODEL-optimized")] = None,
+    workers: Annotated[int, option(whole(0, 256), "Worker processes that decode images.")] = 2,
+    seed: Annotated[int, option(whole(0, 2**31), "Seed of the selection/check split.")] = 0,
+    out: Annotated[
+        Path | None, option(FOLDER, "Folder to write the model to.", shown="MODEL-optimized")
+    ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find the fastest schedule that meets your targets, and save the pooled model.
 
-    Schedules are chosen on one half of the images, and the chosen one is checked on the other.
-    Where a target is missed, nothing is saved, and the exit code is 1.
+    Schedules are chosen on one half of the images and checked on the held-out half. If a target
+    can't be met, nothing is saved and the exit code is 1.
 
     Examples:
         tpcli optimize deit_small_patch16_224 --data imagenet/ --max-drop 0.5

@@ -1,16 +1,18 @@
-"""Commands from functions, with groups of options in their signature."""
+"""Commands from functions: groups of options in their signature, and the page of `--help`."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
-from .main import Command, described
 from .verbosity import QuietOption, VerboseOption, speak
 
 Result = TypeVar("Result")
@@ -73,3 +75,56 @@ def _declared(hint: Any) -> Any:
     """A hint as it was written: Python 3.10 makes `Annotated[...] = None` optional once more."""
     inside = [part for part in get_args(hint) if get_origin(part) is Annotated]
     return inside[0] if get_origin(hint) is Union and inside else hint
+
+
+WIDEST = 100
+"""Characters in a line at most; longer lines are hard to read."""
+NAMES = 26
+"""Characters of the column of option names; a longer name has a line of its own."""
+
+
+def described(docstring: str | None) -> tuple[str, str]:
+    """The paragraphs of a docstring, each on one line, and its examples unchanged."""
+    text, _, examples = inspect.cleandoc(docstring or "").partition("Examples:\n")
+    paragraphs = (" ".join(lines.split()) for lines in text.strip().split("\n\n"))
+    return "\n\n".join(paragraphs), textwrap.dedent(examples).strip()
+
+
+class Command(TyperCommand):
+    """A command that shows its examples first, then its options by panel."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the whole page."""
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        if self.epilog:
+            with formatter.section("Examples"):
+                formatter.write(textwrap.indent(self.epilog, " " * formatter.current_indent) + "\n")
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                panel = f"{parameter.param_type_name}s".capitalize()
+                panel = getattr(parameter, "rich_help_panel", None) or panel
+                panels.setdefault(panel, []).append(record)
+        for panel, records in panels.items():
+            with formatter.section(panel):
+                room = formatter.width - formatter.current_indent
+                for line in two_columns(records, room):
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+def two_columns(records: Sequence[tuple[str, str]], room: int) -> Iterator[str]:
+    """Lines with an option at the left and its help at the right, broken between words only."""
+    names = [re.sub(r" <.*>$", "", name) for name, _ in records]  # MODEL <str> becomes MODEL
+    width = max((len(name) for name in names if len(name) <= NAMES), default=0)
+    for name, (_, text) in zip(names, records, strict=True):
+        text = re.sub(r" +\[default: \(?(.*?)\)?\]$", r" [default: \1]", text)
+        wrapped = textwrap.wrap(
+            text, room - width - 2, break_on_hyphens=False, break_long_words=False
+        )
+        if len(name) > width:
+            yield name
+            name = ""
+        for i, line in enumerate(wrapped or [""]):
+            yield f"{'' if i else name:<{width}}  {line}".rstrip()

@@ -1,4 +1,4 @@
-"""`tpcli pareto`: the accuracy-versus-GFLOPs curve."""
+"""`tpcli pareto`: accuracy against GFLOPs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from tpcli.config.specs import DEMO
 from tpcli.errors import UserError
 from tpcli.system.ranks import team
 
+from .field_options import METHODS_HELP, POOLING_PANEL, FinetuneGroup, MethodGroup, method_names
 from .groups import DataGroup, JsonOption, MeasureGroup, ModelGroup, ReportGroup, RunGroup
 from .option_groups import add
-from .pooling_options import METHODS_HELP, POOLING_PANEL, MethodGroup, method_names
 from .provenance import CommandFor, report_context
-from .recipe_options import FinetuneGroup
 from .render import print_sweep
 from .values import BUDGETS, FOLDER, MODEL, SCHEDULE, SOME_METHODS, Value, budgets, one_of, option
 from .verbosity import note
@@ -54,7 +53,7 @@ def pareto(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="One or more models, as in the other commands.",
+            help="One or more models: demo, a timm model name, hf-hub:org/name, or a folder.",
             metavar=MODEL.metavar,
             parser=MODEL.parse,
             autocompletion=MODEL.complete,
@@ -73,14 +72,18 @@ def pareto(
     ] = None,
     budget: Annotated[
         str,
-        option(BUDGETS, "Shares of the base model's FLOPs.", panel=POOLING_PANEL),
+        option(
+            BUDGETS,
+            "Budgets: shares of the unpooled model's FLOPs, separated by commas.",
+            panel=POOLING_PANEL,
+        ),
     ] = ",".join(map(str, DEFAULT_BUDGETS)),
     schedule: Annotated[
         list[str] | None,
         option(
             SCHEDULES,
-            "Schedules to measure instead of the budgets: repeat. search: find those of the "
-            "budgets, as tpcli schedule does.",
+            "Schedules to measure instead of the budgets; repeat for more. search: search one for "
+            "each budget, as tpcli schedule does.",
             panel=POOLING_PANEL,
         ),
     ] = None,
@@ -101,7 +104,9 @@ def pareto(
     reporting: ReportGroup,
     cache: Annotated[
         Path | None,
-        option(FOLDER, "Folder of measured points.", shown="~/.cache/tpcli"),
+        option(
+            FOLDER, "Folder of measured points; a sweep resumes from it.", shown="~/.cache/tpcli"
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -215,7 +220,7 @@ def _training(
         return None
     from tpcli.finetune import join
 
-    from .recipe_options import open_training
+    from .field_options import open_training
 
     join(device)
     return open_training(source, loaded, recipe, training.train_split)

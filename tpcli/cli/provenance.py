@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tpcli.config import specs
 
+from .field_options import FinetuneGroup, MethodGroup
 from .groups import DataGroup, ModelGroup
-from .pooling_options import MethodGroup
-from .recipe_options import FinetuneGroup
 from .settings import command_line
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`tpcli schedule`: find the tokens per block for a budget."""
+"""`tpcli schedule`: search the tokens per block for a budget."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tpcli.system.files import check_output
 from tpcli.system.ranks import team
 from tpcli.system.resume import Progress, resumable
 
+from .field_options import METHOD_HELP, POOLING_PANEL, MethodGroup
 from .groups import (
     DATA_PANEL,
     DeviceOption,
@@ -29,7 +30,6 @@ from .groups import (
     SourceGroup,
 )
 from .option_groups import add
-from .pooling_options import METHOD_HELP, POOLING_PANEL, MethodGroup
 from .values import (
     BUDGET,
     MANY,
@@ -63,13 +63,20 @@ OUT = Value(named_like((".json",)), "FILE")
 
 @dataclass(frozen=True)
 class CalibrationGroup(SourceGroup):
-    """Which images to calibrate on; their labels are not used."""
+    """Calibration images; their labels are not used."""
 
     split: Annotated[
         str | None,
-        option(SPLIT, "Split to calibrate on.", panel=DATA_PANEL, shown="train, else validation"),
+        option(
+            SPLIT,
+            "Split of the calibration images.",
+            panel=DATA_PANEL,
+            shown="train, else validation",
+        ),
     ] = None
-    images: Annotated[int, option(whole(1, MANY), "Number of images.", panel=DATA_PANEL)] = 256
+    images: Annotated[
+        int, option(whole(1, MANY), "Number of calibration images.", panel=DATA_PANEL)
+    ] = 256
 
     def open(self, loaded: LoadedModel) -> ImageData:
         """Open the data, `images` of it, spread evenly."""
@@ -101,43 +108,54 @@ def schedule(
     ] = None,
     budget: Annotated[
         float | None,
-        option(BUDGET, "Share of the base FLOPs: more than 0, at most 1.", shown=f"{DEFAULT:g}"),
+        option(
+            BUDGET,
+            "Target: share of the unpooled model's FLOPs, above 0 and at most 1.",
+            shown=f"{DEFAULT:g}",
+        ),
     ] = None,
     speedup: Annotated[
         float | None,
         option(
             number(1, 1000),
-            "In place of a budget: speed-up to reach, in batches of --batch-size on this device.",
+            "Target instead of a budget: times as fast as unpooled, on this device at "
+            "--batch-size.",
         ),
     ] = None,
     by: Annotated[
         str | None,
         option(
             one_of(OBJECTIVES),
-            f"What a schedule is judged by: {', '.join(OBJECTIVES)}.",
-            shown="kl; similarity where there is no head",
+            f"Objective of the search: {', '.join(OBJECTIVES)}.",
+            shown="kl, or similarity without a head",
         ),
     ] = None,
-    trials: Annotated[int, option(whole(1, MANY), "Schedules tried per budget.")] = 16,
+    trials: Annotated[int, option(whole(1, MANY), "Schedules to try per budget.")] = 16,
     vary: Annotated[
         str | None,
-        option(VARY, "Search these too, with commas between: options, places.", shown="none"),
+        option(
+            VARY,
+            "Also search, separated by commas: options (of pooling), places (which blocks pool).",
+            shown="none",
+        ),
     ] = None,
     last_free: Annotated[
         bool,
         flag(
-            "Leave one patch token for the last MLP: exact where only the class token is read, "
-            "but useless for dense features.",
+            "Keep one patch token for the last MLP: exact if only the class token is read, useless "
+            "for dense features.",
             "--last-free",
         ),
     ] = False,
-    out: Annotated[Path | None, option(OUT, "File to write.", shown="MODEL-schedule.json")] = None,
+    out: Annotated[
+        Path | None, option(OUT, "Schedule file to write.", shown="MODEL-schedule.json")
+    ] = None,
     batch_size: Annotated[int, option(SIZE, "Images in a batch.")] = 64,
     device: DeviceOption = "auto",
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Search tokens per block under a budget of FLOPs or time, on a few images, without labels.
+    """Search the tokens per block for a FLOPs or time budget, on a few images without labels.
 
     Examples:
         tpcli schedule deit_small_patch16_224 --data imagenet/ --budget 0.58
@@ -145,7 +163,7 @@ def schedule(
     """
     out = out or Path(f"{base_name(model)}-schedule.json")
     if budget is not None and speedup is not None:
-        raise UserError("--budget and --speedup can't both be held; give one of them.")
+        raise UserError("--budget and --speedup can't be combined; give one of them.")
     share = 1 / speedup if speedup else budget or DEFAULT
     chosen = pooling.options(method)
     calibration.require_for(model, calibration.split)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from tpcli.errors import UserError, did_you_mean
 
 from .values import NUMBERS
+from .verbosity import note
 
 FILE, PROJECT, TABLE = "tpcli.toml", "pyproject.toml", "tpcli"
 NOT_IN_FILES = {"config", "as_json", "force", "resume", "help", "version", "debug"}
@@ -35,7 +38,7 @@ def read_toml(where: str, path: Path) -> dict[str, Any]:
         import tomli as tomllib
 
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{where} is not a readable TOML file: {error}.") from None
     return values
@@ -44,21 +47,40 @@ def read_toml(where: str, path: Path) -> dict[str, Any]:
 def find_settings(folder: Path) -> tuple[str, dict[str, Any]]:
     """The settings nearest to `folder`, in it or above: what to call them, and their keys.
 
-    tpcli.toml counts before the [tool.tpcli] of a pyproject.toml beside it.
+    tpcli.toml takes precedence over the [tool.tpcli] of a pyproject.toml beside it. Files that
+    another user could have put there are left out, with a note.
 
     Raises:
-        UserError: they are no TOML.
+        UserError: they are not TOML.
     """
     for place in (folder, *folder.parents):
-        if (place / FILE).is_file():
-            return str(place / FILE), read_toml(str(place / FILE), place / FILE)
+        path = place / FILE
+        if path.is_file() and _is_trusted(path):
+            return str(path), read_toml(str(path), path)
         path = place / PROJECT
-        with suppress(OSError):  # somebody else's project may not be ours to read
-            if f"tool.{TABLE}".encode() in path.read_bytes():
+        with suppress(OSError):  # another user's project may not be readable
+            if f"tool.{TABLE}".encode() in path.read_bytes() and _is_trusted(path):
                 values = read_toml(str(path), path).get("tool", {}).get(TABLE)
                 if isinstance(values, dict):
                     return f"{path} [tool.{TABLE}]", values
     return "", {}
+
+
+def _is_trusted(path: Path) -> bool:
+    """Whether only this user or root could have written a file of settings; says so if not."""
+    if not hasattr(os, "getuid"):
+        return True
+    here, file = path.parent.stat(), path.stat()
+    if file.st_uid not in (os.getuid(), 0):
+        reason = "belongs to another user"
+    elif file.st_mode & stat.S_IWOTH:
+        reason = "can be changed by every user"
+    elif here.st_mode & stat.S_IWOTH and not here.st_mode & stat.S_ISVTX:
+        reason = "is in a folder that every user can write to"
+    else:
+        return True
+    note(f"ignored {path}: it {reason}")
+    return False
 
 
 def take_settings(context: Any) -> None:
@@ -92,7 +114,7 @@ def take_settings(context: Any) -> None:
     defaults: dict[str, dict[str, Any]] = {}
     for name, options in known.items():
         own = {
-            key: [value] if options[plain(key)].multiple and isinstance(value, str) else value
+            key: [value] if options[plain(key)].multiple and not isinstance(value, list) else value
             for key, value in shared.items()
             if plain(key) in options
         }
@@ -125,6 +147,15 @@ def plain(key: str) -> str:
     return key.replace("_", "-")
 
 
+def check_spelled_once(where: str, keys: Iterable[str]) -> None:
+    """Raise where one option is given as `batch_size` and as `batch-size`."""
+    seen: dict[str, str] = {}
+    for key in keys:
+        other = seen.setdefault(plain(key), key)
+        if other != key:
+            raise UserError(f"{where} has both {other!r} and {key!r}; keep one of them.")
+
+
 def options_of(command: Any, *, arguments: bool = False) -> dict[str, Any]:
     """What a file may set, as it is typed without the dashes."""
     return {
@@ -142,6 +173,7 @@ def checked(where: str, values: Mapping[str, Any], options: Mapping[str, Any]) -
         UserError: a key that is no option, or a value of the wrong kind; names it.
     """
     defaults: dict[str, Any] = {}
+    check_spelled_once(where, values)
     for key, value in values.items():
         option = options.get(plain(key))
         if option is None:

@@ -1,4 +1,4 @@
-"""`tpcli show`: clusters on images."""
+"""`tpcli show`: draw clusters on images."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from tpcli.config.specs import DEMO
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
 
-from .groups import JsonOption, ModelArgument, ModelGroup
-from .option_groups import add
-from .pooling_options import (
+from .field_options import (
     METHODS_HELP,
     POOLING_PANEL,
     SCHEDULE_HELP,
@@ -23,6 +21,8 @@ from .pooling_options import (
     PoolingGroup,
     method_names,
 )
+from .groups import JsonOption, ModelArgument, ModelGroup
+from .option_groups import add
 from .values import BLOCKS, FIGURE, FILE, SCHEDULE, SOME_METHODS, blocks, one_of, option
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def show(
     model: ModelArgument = DEMO,
     images: Annotated[
         list[Path] | None,
-        typer.Argument(help="Files of images.", metavar="IMAGE", parser=FILE.parse),
+        typer.Argument(help="Image files.", metavar="IMAGE", parser=FILE.parse),
     ] = None,
     *,
     loading: ModelGroup,
@@ -58,7 +58,7 @@ def show(
     ] = None,
     method: Annotated[
         list[str] | None,
-        option(SOME_METHODS, f"A row each. {METHODS_HELP}", panel=POOLING_PANEL, shown="ward"),
+        option(SOME_METHODS, f"One row each. {METHODS_HELP}", panel=POOLING_PANEL, shown="ward"),
     ] = None,
     pooling: MethodGroup,
     block: Annotated[
@@ -67,23 +67,25 @@ def show(
             BLOCKS,
             "Blocks to show, such as 3,6,9.",
             "--blocks",
-            shown="four spread over those that pool",
+            shown="four of the pooled blocks",
         ),
     ] = None,
     style: Annotated[
-        str, option(one_of(CLUSTER_STYLES), f"How clusters are drawn: {', '.join(CLUSTER_STYLES)}.")
+        str, option(one_of(CLUSTER_STYLES), f"Style of the clusters: {', '.join(CLUSTER_STYLES)}.")
     ] = "mean",
-    out: Annotated[Path, option(FIGURE, "Figure: .png, .svg or .pdf.")] = Path("show.png"),
+    out: Annotated[Path, option(FIGURE, "Figure to write: .png, .svg or .pdf.")] = Path("show.png"),
     as_json: JsonOption = False,
 ) -> None:
-    """Draw which patches of an image become one token, block by block, and what the model says.
+    """Draw which patches of an image become one token, block by block, with the predictions.
 
     Examples:
         tpcli show deit_small_patch16_224 cat.jpg dog.jpg --schedule flops:0.6
         tpcli show pooled/ cat.jpg --method ward,tome --blocks 3,6,9 --out show.pdf
     """
     if not images and model != DEMO:
-        raise UserError(f"model {model!r} needs images to show; add files (demo has its own).")
+        raise UserError(
+            f"model {model!r} needs images to show; add image files (only demo has its own)."
+        )
     chosen: list[str | None] = [*method_names(method)]
     groups = [
         PoolingGroup(**vars(pooling), schedule=schedule, method=name) for name in chosen or [None]

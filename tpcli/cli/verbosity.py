@@ -1,4 +1,4 @@
-"""How much is said on stderr: --quiet and --verbose, of every command."""
+"""--quiet and --verbose of every command: what is logged on stderr."""
 
 from __future__ import annotations
 
@@ -14,21 +14,19 @@ from .values import flag
 if TYPE_CHECKING:
     from rich.console import Console
 
-QuietOption = Annotated[bool, flag("Nothing on stderr but errors.", "--quiet", "-q")]
-VerboseOption = Annotated[
-    bool, flag("Say on stderr how things are done, and why.", "--verbose", "-v")
-]
+QuietOption = Annotated[bool, flag("Print nothing on stderr but errors.", "--quiet", "-q")]
+VerboseOption = Annotated[bool, flag("Log more on stderr.", "--verbose", "-v")]
 
 
 class Visible(logging.Formatter):
-    """One line per record, without a character that a terminal would act upon."""
+    """One line per record, with control characters written out."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record))
 
 
 def speak(*, quiet: bool = False, verbose: bool = False) -> None:
-    """Send what the library logs to stderr, from the level that was asked for on."""
+    """Log the library's messages on stderr, from the chosen level on."""
     handler = logging.StreamHandler()
     handler.setFormatter(Visible("%(name)s: %(message)s"))
     logger = logging.getLogger("tpcli")
@@ -37,18 +35,18 @@ def speak(*, quiet: bool = False, verbose: bool = False) -> None:
 
 
 def is_quiet() -> bool:
-    """Whether only errors are wanted, or another process reports."""
+    """Whether only errors are printed, or another process reports."""
     return logging.getLogger("tpcli").level >= logging.ERROR or not team().is_first
 
 
 def note(text: str) -> None:
-    """A line on stderr, where notes are wanted."""
+    """A line on stderr, unless --quiet."""
     if not is_quiet():
         sys.stderr.write(visible(text) + "\n")
 
 
 def console() -> Console:
-    """Where progress is shown."""
+    """The console that shows progress."""
     from rich.console import Console
 
     return Console(stderr=True, quiet=is_quiet(), highlight=False, markup=False)

@@ -82,6 +82,9 @@ def check_choice(name: str, value: str, accepted: Collection[str]) -> None:
 
 
 def listed(names: Collection[str], most: int = 20) -> str:
-    """`one of a, b, c`; of a long list, its beginning and how many there are."""
-    some = ", ".join(list(names)[:most])
-    return f"one of {some}" if len(names) <= most else f"one of the {len(names)} names {some}, ..."
+    """`one of a, b, c`; of a list of more than `most`, some and how many there are."""
+    if len(names) <= most:
+        return f"one of {', '.join(names)}"
+    return (
+        f"one of the {len(names)} names that the help lists, such as {', '.join(list(names)[:5])}"
+    )

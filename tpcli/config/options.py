@@ -48,10 +48,10 @@ class PoolingOptions:
 
     method: str = DEFAULT_METHOD
     metric: str = _about(
-        "normalized", "What distances are measured on", ("tokens", "normalized", "keys")
+        "normalized", "Tensor that distances are measured on", ("tokens", "normalized", "keys")
     )
     metric_dim: int | None = _about(
-        None, "Channels of a random projection of it.", low=1, high=LARGEST_PROJECTION
+        None, "Channels of a random projection of the metric.", low=1, high=LARGEST_PROJECTION
     )
     weights: str = _about(
         "size",
@@ -59,23 +59,27 @@ class PoolingOptions:
         ("size", "significance", "uniform", "class", "attention"),
     )
     start: str = _about(
-        "matching", "What clustering starts from", ("top-k", "matching", "even", "ward")
+        "matching", "Initial cluster centres", ("top-k", "matching", "even", "ward")
     )
     reduce: str = _about(
         "mean",
-        "What a cluster becomes (norm, max-norm: a mean as long as its members, as the longest; "
-        "significance: a mean)",
+        "How a cluster becomes one token (norm, max-norm: a mean scaled to the mean or largest "
+        "norm of its members; significance: a weighted mean)",
         ("mean", "norm", "max-norm", "significance", "medoid"),
     )
-    iterations: int = _about(3, "Steps of the method.", low=0, high=MOST_ITERATIONS)
+    iterations: int = _about(3, "Iterations of the method.", low=0, high=MOST_ITERATIONS)
     position: str | None = _about(
         None,
-        "Whether tokens are pooled after a block, or inside it after its attention",
+        "Pool after a whole block, or inside it after attention",
         ("block", "attention"),
     )
-    proportional_attention: bool = _about(True, "Count a token as often as its size.")
+    proportional_attention: bool = _about(
+        True, "Weight each key by its token's size in attention (adds log size to the logits)."
+    )
     attention_bias: str = _about(
-        "mask", "How attention is told of sizes: a mask, or a channel", ("mask", "channel")
+        "mask",
+        "How attention learns the sizes: an additive mask, or an extra channel",
+        ("mask", "channel"),
     )
 
     def __post_init__(self) -> None:

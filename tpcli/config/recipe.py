@@ -1,4 +1,4 @@
-"""Recipe: one frozen value that says how a model is trained, and its defaults; no torch."""
+"""Recipe: how a model is fine-tuned, and its defaults; no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPTIMIZERS = tuple(
     radam radamlegacy radamw rmsprop rmsproptf rmsproptfc rmsproptfw sgd sgdc sgdp sgdw
     """.split()
 )
-"""timm's, but for those that need another package (bnb..., fused...) or a second backward pass."""
+"""timm's, without those that need another package (bnb, fused) or a second backward pass."""
 SCHEDULERS = ("constant", "cosine", "multistep", "poly", "rsqrt", "step", "tanh", "wsd")
 AUGMENTATIONS = re.compile(
     r"none|rand(-(m|n|mmax)\d{1,3}|-(p|mstd)\d{1,3}(\.\d+)?|-inc[01]|-t(weights|3aw?))*"
@@ -35,10 +35,10 @@ IMAGES_OF_LR = 512
 """The batch that `BASE_LR` is meant for; other batches scale it linearly, as DeiT does."""
 BASE_LR = 4e-4
 SHORT = 10
-"""Runs of fewer epochs than this end before strong augmentation has paid off."""
+"""Runs of fewer epochs take mild augmentation, as strong augmentation needs time to pay off."""
 STRONG = {"mix_prob": 0.5, "aa": "rand-m7-mstd0.5-mmax9-inc1", "erasing": 0.1}
 MILD = {"mix_prob": 0.0, "aa": "none", "erasing": 0.0}
-"""Augmentation of long runs and of short ones, where nothing is said."""
+"""Default augmentation of long runs and of short ones."""
 NONE = {**MILD, "hflip": 0.0, "crop_scale": 1.0}
 """Where only the head is trained: features are then computed once."""
 CROP_SCALE = 0.5
@@ -80,10 +80,10 @@ class Recipe:
         UserError: a value is out of range or unknown; names the option.
     """
 
-    epochs: int = knob(10, "Passes over the training images.", "Training", low=1, high=100_000)
+    epochs: int = knob(10, "Epochs to train.", "Training", low=1, high=100_000)
     batch_size: int = knob(
         128,
-        "Images in an optimizer step, over all processes.",
+        "Images in an optimizer step, summed over all processes.",
         "Training",
         low=1,
         high=2**20,
@@ -96,28 +96,24 @@ class Recipe:
         low=0,
         high=1000,
     )
-    min_lr: float = knob(1e-6, "Learning rate at the end.", "Training", low=0, high=1000)
-    warmup_epochs: float = knob(
-        0.5, "Epochs of linear warm-up; not more than there are.", "Training", low=0, high=100_000
-    )
+    min_lr: float = knob(1e-6, "Final learning rate.", "Training", low=0, high=1000)
+    warmup_epochs: float = knob(0.5, "Epochs of linear warm-up.", "Training", low=0, high=100_000)
     weight_decay: float = knob(0.05, "Weight decay.", "Training", low=0, high=1000)
     layer_decay: float | None = knob(
         None,
-        "Factor on the learning rate per block, from the head down.",
+        "Layer-wise learning rate decay, a factor per block from the head down.",
         "Training",
         low=0.01,
         high=1,
     )
-    opt: str = knob("adamw", "Optimizer, by timm's name", "Training", choices=OPTIMIZERS)
-    sched: str = knob(
-        "cosine", "Learning rate schedule, by timm's name", "Training", choices=SCHEDULERS
-    )
+    opt: str = knob("adamw", "timm optimizer", "Training", choices=OPTIMIZERS)
+    sched: str = knob("cosine", "timm learning rate schedule", "Training", choices=SCHEDULERS)
     clip_grad: float | None = knob(
-        1.0, "Largest gradient norm; 0 for no limit.", "Training", low=0, high=LARGE
+        1.0, "Gradient norm to clip to; 0 for no clipping.", "Training", low=0, high=LARGE
     )
     grad_accumulation: int = knob(
         1,
-        "Parts that a process cuts its batch into, to save memory.",
+        "Gradient accumulation steps: parts of a batch, to save memory.",
         "Training",
         low=1,
         high=2**16,
@@ -125,19 +121,19 @@ class Recipe:
     )
     precision: str | None = knob(
         None,
-        "Arithmetic (default bf16, fp32 where the processor has no fast bf16)",
+        "Precision (default bf16, or fp32 where the processor has no fast bf16)",
         "Training",
         choices=PRECISIONS,
     )
     ema_decay: float = knob(
         0.998,
-        "Decay of the weights' moving average, after a warm-up; 0 for none.",
+        "Decay of the moving average of the weights (EMA), after a warm-up; 0 for none.",
         "Training",
         low=0,
         high=0.999999,
     )
     drop_path: float = knob(
-        0.0, "Stochastic depth of the last block.", "Training", low=0, high=0.99
+        0.0, "Stochastic depth rate of the last block.", "Training", low=0, high=0.99
     )
     freeze: str | None = knob(
         None,
@@ -145,11 +141,12 @@ class Recipe:
         "Training",
         choices=("backbone",),
     )
-    seed: int = knob(0, "Seed of everything random.", "Training", low=0, high=2**31 - 1)
+    seed: int = knob(0, "Random seed.", "Training", low=0, high=2**31 - 1)
 
     distill: bool | None = knob(
         None,
-        "Learn from the unpooled model (default: if there is pooling, and that model is good).",
+        "Distil from the unpooled model (default: if the model is pooled and the unpooled one is "
+        "good).",
         "Distillation",
     )
     distill_target: str | None = knob(
@@ -160,10 +157,10 @@ class Recipe:
         choices=("output", "dense"),
     )
     distill_alpha: float = knob(
-        0.9, "Share of the teacher in the loss.", "Distillation", low=0, high=1
+        0.9, "Weight of the distillation loss.", "Distillation", low=0, high=1
     )
     distill_temperature: float = knob(
-        1.0, "Softness of both outputs.", "Distillation", low=1e-3, high=1000
+        1.0, "Distillation temperature.", "Distillation", low=1e-3, high=1000
     )
 
     smoothing: float = knob(0.1, "Label smoothing.", "Augmentation", low=0, high=0.99)
@@ -171,7 +168,7 @@ class Recipe:
     cutmix: float = knob(1.0, "CutMix alpha; 0 for none.", "Augmentation", low=0, high=1000)
     mix_prob: float | None = knob(
         None,
-        f"Share of batches that are mixed (default {STRONG['mix_prob']}, "
+        f"Probability that a batch is mixed (default {STRONG['mix_prob']}, "
         f"0 in runs of fewer than {SHORT} epochs).",
         "Augmentation",
         low=0,
@@ -179,14 +176,14 @@ class Recipe:
     )
     aa: str | None = knob(
         None,
-        f"RandAugment or AutoAugment, by timm's name; none (default {STRONG['aa']}, "
+        f"timm RandAugment, AugMix or AutoAugment string, or none (default {STRONG['aa']}, "
         f"none in runs of fewer than {SHORT} epochs).",
         "Augmentation",
         form=AUGMENTATIONS,
     )
     erasing: float | None = knob(
         None,
-        f"Share of images with a random erasure (default {STRONG['erasing']}, "
+        f"Probability of random erasing (default {STRONG['erasing']}, "
         f"0 in runs of fewer than {SHORT} epochs).",
         "Augmentation",
         low=0,
@@ -194,7 +191,7 @@ class Recipe:
     )
     crop_scale: float | None = knob(
         None,
-        f"Smallest area of a random crop; 1 for the whole image (default {CROP_SCALE}, 1 with "
+        f"Smallest area of a random crop, as a share of the image (default {CROP_SCALE}, 1 with "
         "freeze).",
         "Augmentation",
         low=0.01,
@@ -202,30 +199,35 @@ class Recipe:
     )
     hflip: float | None = knob(
         None,
-        "Share of mirrored images (default 0.5, 0 on the demo and with freeze).",
+        "Probability of a horizontal flip (default 0.5, 0 on the demo and with freeze).",
         "Augmentation",
         low=0,
         high=1,
     )
 
     workers: int = knob(
-        2, "Processes that decode images, per process.", "Run", low=0, high=256, free=True
+        2,
+        "Worker processes that decode images, per training process.",
+        "Run",
+        low=0,
+        high=256,
+        free=True,
     )
     save_minutes: float = knob(
-        10.0, "Longest time between checkpoints.", "Run", low=0, high=LARGE, free=True
+        10.0, "Minutes between checkpoints, at most.", "Run", low=0, high=LARGE, free=True
     )
     eval_batch_size: int = knob(
-        256, "Images in a batch when measuring.", "Run", low=1, high=2**16, free=True
+        256, "Images in a batch of the evaluation.", "Run", low=1, high=2**16, free=True
     )
-    tracker: str | None = knob(None, "Also log to", "Run", choices=TRACKERS, free=True)
+    tracker: str | None = knob(None, "Also log metrics to", "Run", choices=TRACKERS, free=True)
 
     def __post_init__(self) -> None:
         for item in fields(self):
             _check(item, getattr(self, item.name))
         if self.warmup_epochs > self.epochs:
             raise UserError(
-                f"warmup_epochs {self.warmup_epochs:g} is more than the {self.epochs} epochs there "
-                "are; use fewer."
+                f"warmup_epochs {self.warmup_epochs:g} is more than the {self.epochs} epochs; "
+                "use fewer."
             )
         if self.freeze and (self.distill or self.distill_target == "dense"):
             raise UserError(
@@ -291,7 +293,7 @@ def _check(item: Field[Any], value: object) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (type(value) in types or (is_number and isinstance(value, int) and float in types)):
         wanted = " or ".join(t.__name__ for t in types)
-        raise UserError(f"{item.name} {value!r} is no {wanted}; give one.")
+        raise UserError(f"{item.name} {value!r} is not of type {wanted}.")
     if about["choices"] and value not in about["choices"]:
         raise UserError(
             f"{item.name} {value!r} is unknown; use one of {', '.join(about['choices'])}."
@@ -299,7 +301,7 @@ def _check(item: Field[Any], value: object) -> None:
         )
     if about["form"] and not about["form"].fullmatch(str(value)):
         raise UserError(
-            f"{item.name} {value!r} is of no form that timm has; use one like "
+            f"{item.name} {value!r} is not a string that timm knows; use one like "
             f"{STRONG['aa']}, augmix-m3, v0 or original, or none."
         )
     low, high = about["low"], about["high"]

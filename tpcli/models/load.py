@@ -88,6 +88,8 @@ def load(
         if use_pretrained:
             load_weights(model, foreign.weights, translate=foreign.translate)
     check_supported(model)
+    if img_size is not None:
+        _check_image_size(model)
     if checkpoint is not None:
         load_weights(model, Path(checkpoint), adapt_head=num_classes is None)
     stored = config.get("token_pooling")
@@ -95,6 +97,25 @@ def load(
         remembered = PoolingSpec.from_dict(stored)
         pool(model, remembered.schedule.resized(patch_tokens(model)), remembered.options)
     return LoadedModel(model, specs.display_name(spec), data_config(model))
+
+
+def _check_image_size(model: nn.Module) -> None:
+    """Raise where patches do not cover the image: timm would leave out the last rows and columns.
+
+    Raises:
+        UserError: names a size that fits.
+    """
+    stem: Any = getattr(model, "patch_embed", None)
+    patch = getattr(stem, "patch_size", None)
+    if patch is None or getattr(stem, "dynamic_img_pad", False) or hasattr(stem, "backbone"):
+        return
+    _, *sides = input_size(model)
+    for side, step in zip(sides, patch, strict=True):
+        if side % step:
+            raise UserError(
+                f"`img_size={side}` is not a whole number of patches of {step} pixels; use "
+                f"{max(step, side - side % step)} or {side - side % step + step}."
+            )
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:
@@ -225,24 +246,26 @@ def _check_architecture(name: str, arguments: Mapping[str, Any]) -> None:
 
 
 def _create(spec: str, name: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Module:
+    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    built = f"model {spec!r}" + (f" with {given}" if given else "")
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:
-        raise UserError(f"model {spec!r} does not take these arguments: {error}.") from error
+        raise UserError(f"{built} can't be built: {first_line(error)}.") from error
     except RuntimeError as error:
         if "No pretrained weights" in str(error):
             raise UserError(
                 f"timm has no pretrained weights for {spec!r}; add "
                 "`pretrained=False` or `checkpoint`."
             ) from error
-        raise UserError(f"model {spec!r} could not be loaded: {first_line(error)}.") from error
+        raise UserError(f"{built} could not be loaded: {first_line(error)}.") from error
     except (FileNotFoundError, AssertionError, KeyError, ValueError) as error:
         if type(error).__module__.startswith("huggingface_hub"):  # some are FileNotFoundErrors
             raise _not_fetched(spec, error) from error
-        raise UserError(f"model {spec!r} could not be loaded: {first_line(error)}.") from error
+        raise UserError(f"{built} could not be loaded: {first_line(error)}.") from error
     except Exception as error:
         if name.startswith("local-dir:"):
-            raise UserError(f"model {spec!r} could not be loaded: {first_line(error)}.") from error
+            raise UserError(f"{built} could not be loaded: {first_line(error)}.") from error
         raise _not_fetched(spec, error) from error
     return model
 

@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import nn
 
-from tpcli.errors import UserError, first_line
+from tpcli.errors import UserError, first_line, quoted
 
 from .ranks import team
 
@@ -34,11 +34,14 @@ def pick_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
         if chosen.type == "meta":
             raise RuntimeError("it computes nothing")
+        if not torch.get_device_module(chosen.type).is_available():
+            raise RuntimeError("this machine, or this torch, has none")
         chosen = _own_of(chosen)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except (RuntimeError, AssertionError, ValueError, AttributeError) as error:
+        reason = quoted(first_line(error), 120)[1:-1]
         raise UserError(
-            f"device {str(device)!r} can't be used ({first_line(error)}); try auto or cpu."
+            f"device {str(device)!r} can't be used ({reason}); use auto or cpu."
         ) from None
     return chosen
 

@@ -361,6 +361,6 @@ def read_json(path: Path) -> Any:
     if not path.is_file():  # a pipe would be waited for
         raise UserError(f"{path} is not a readable JSON file: it is no file at all.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a readable JSON file: {error}.") from None
