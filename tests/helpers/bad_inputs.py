@@ -87,7 +87,7 @@ TOML = (
 
 
 FITS = {
-    ("X", "1.5"), (None, "true"), ("FOLDER", "'x'"),
+    ("X", "1.5"), (None, "true"), ("FOLDER", "'x'"), ("TEXT", "'x'"),
 }  # fmt: skip
 """Values in TOML that some options take."""
 
