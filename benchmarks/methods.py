@@ -37,7 +37,7 @@ def table(result: SweepResult, model: str) -> Iterator[str]:
     """A line for each method, a column for each budget."""
     base, *own = (p for p in result.points if p.model == model)
     leader = own[0].method
-    first = {p.asked: f"{p.score:.2f}" for p in own if p.method == leader}
+    first = {p.target: f"{p.score:.2f}" for p in own if p.method == leader}
     found: dict[str, dict[str, Comparison]] = {}
     for entry in result.comparisons:
         if entry.model == model:

@@ -71,7 +71,7 @@ def measure(arguments: argparse.Namespace) -> Found:
     for changed, pooling in poolings.items():
         for point in points:
             if point.options == pooling.to_dict():
-                found[changed, point.model, point.asked] = point
+                found[changed, point.model, point.target] = point
     depth = min(len(source.loaded.model.blocks) for source in sources)  # type: ignore[arg-type]
     for budget, blocks in itertools.product(arguments.budget, block_sets(depth)):
         spec = "flops:{}@" + ",".join(map(str, blocks))

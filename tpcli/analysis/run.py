@@ -25,13 +25,9 @@ from tpcli.surgery.families import FAMILIES
 from tpcli.surgery.geometry import patch_grid
 from tpcli.surgery.patching import override, restore
 
-from . import measures as likeness
-from . import measures as rank
-from . import measures as redundancy
-from . import measures as spectrum
+from . import measures
 from .result import KEEP, Analysis, Kept, Stage
 
-STAGES = ("input", "attention", "mlp")
 See = Callable[[int, str, Tensor], None]
 """see(index of the block, stage, (B, P + N, C))."""
 
@@ -78,11 +74,11 @@ def why_no_grid(model: nn.Module, grid: tuple[int, int]) -> str:
 
 
 SCALARS: dict[str, Callable[[Tensor], Tensor]] = {
-    "hf_lf_ratio": spectrum.hf_lf_ratio,
-    "residual": rank.residual,
-    "effective_rank": rank.effective_rank,
-    "mean_cosine": likeness.mean_cosine,
-    "nearest_distance": likeness.nearest_distance,
+    "hf_lf_ratio": measures.hf_lf_ratio,
+    "residual": measures.residual,
+    "effective_rank": measures.effective_rank,
+    "mean_cosine": measures.mean_cosine,
+    "nearest_distance": measures.nearest_distance,
 }
 
 
@@ -166,10 +162,10 @@ class _Sums:
         with torch.autocast(x.device.type, enabled=False):
             found = {name: measure(x).sum().cpu().double() for name, measure in SCALARS.items()}
             if stage != "input" and self.patches > 2:
-                consistent = likeness.rank_consistency(x, entered).sum()
+                consistent = measures.rank_consistency(x, entered).sum()
                 found["rank_consistency"] = consistent.cpu().double()
             if not self.no_spectrum:
-                found["spectrum"] = spectrum.log_amplitudes(x, self.grid).sum(0).cpu().double()
+                found["spectrum"] = measures.log_amplitudes(x, self.grid).sum(0).cpu().double()
             if stage == self.pools_at[index]:
                 self._reconstruct(index, x)
         held = self.scalars.setdefault((index, stage), dict.fromkeys(found, torch.zeros(())))
@@ -177,7 +173,7 @@ class _Sums:
             held[name] = held[name] + value
 
     def _reconstruct(self, index: int, x: Tensor) -> None:
-        whole = redundancy.spread_loss(x).sum().cpu().double()
+        whole = measures.spread_loss(x).sum().cpu().double()
         self.losses[index, "", 1.0] = self.losses[index, "", 1.0] + whole
         for options in self.methods:
             for keep in KEEP:
@@ -185,7 +181,7 @@ class _Sums:
                 loss = torch.zeros(())
                 if k < self.patches:
                     depth = index / self.depth
-                    loss = redundancy.reconstruction(x, k, options, self.grid, depth).sum().cpu()
+                    loss = measures.reconstruction(x, k, options, self.grid, depth).sum().cpu()
                 key = index, options.method, keep
                 self.losses[key] = self.losses[key] + loss.double()
 

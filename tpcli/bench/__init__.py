@@ -1,1 +1,1 @@
-"""Pooled models in other runtimes: whether it is as fast there, and answers the same."""
+"""Timing: the clock, pooled models against their base, runtimes, and a time model of schedules."""

@@ -1,4 +1,4 @@
-"""What a schedule costs in time on this device: parts that were timed, put sharded anew."""
+"""Time of a schedule on this device, assembled from timed parts."""
 
 from __future__ import annotations
 

@@ -118,6 +118,8 @@ def main() -> None:
         by = f" by {signal.Signals(number).name}"
         raise KeyboardInterrupt
 
+    # a notebook's, which matplotlib refuses on import where the module is missing; none is used
+    os.environ.pop("MPLBACKEND", None)
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         code = _run(arguments)

@@ -97,7 +97,7 @@ class LiveSweep(SweepProgress):
             [
                 p.curve,
                 p.model,
-                p.asked,
+                p.target,
                 f"{p.gflops:.4f}",
                 f"{100 * p.gflops_ratio:.1f}%",
                 f"{p.score:.2f}",

@@ -47,20 +47,20 @@ def compare(points: Sequence[Point], reference: str) -> list[Comparison]:
     """
     pooled = [p for p in points if not p.is_base]
     anchors = {
-        (p.model, p.asked, p.epochs): p
+        (p.model, p.target, p.epochs): p
         for p in pooled
         if p.curve.removesuffix(FINETUNED) == reference
     }
     pairs = [
-        (p, anchors[p.model, p.asked, p.epochs])
+        (p, anchors[p.model, p.target, p.epochs])
         for p in pooled
-        if p.curve.removesuffix(FINETUNED) != reference and (p.model, p.asked, p.epochs) in anchors
+        if p.curve.removesuffix(FINETUNED) != reference and (p.model, p.target, p.epochs) in anchors
     ]
     p_values = [paired_p_value(anchor.each, point.each) for point, anchor in pairs]
     return [
         Comparison(
             model=point.model,
-            schedule=point.asked,
+            schedule=point.target,
             method=point.curve,
             reference=anchor.curve,
             difference=-lost.points,

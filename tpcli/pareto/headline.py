@@ -50,13 +50,13 @@ class Saving:
 class Headline:
     """One method's result on one model.
 
-    same_accuracy_flops_saving: per number of points below the base model's score that is allowed,
-    the largest share of the base model's FLOPs that is saved; None where the curve stays below.
-    same_flops_accuracy_gain: points over the unpooled models' own curve, at the GFLOPs where the
-    gain is largest; None with fewer than two models, and where all of them have 100. asked: at how
-    many points below the base the sentence tells what is saved; None for the first where there is
-    something to tell. untrained: of a fine-tuned curve, the same against the unpooled
-    models before any training. is_against_untrained: whether this is such a one.
+    same_accuracy_flops_saving: per number of points allowed below the base model's score, the
+    largest share of the base model's FLOPs that is saved; None where the curve stays below.
+    same_flops_accuracy_gain: points over the unpooled models' own curve, at the GFLOPs of the
+    largest gain; None with fewer than two models, and where all of them have 100. step: the key of
+    same_accuracy_flops_saving in the sentence; None for the first at which anything is saved.
+    untrained: of a fine-tuned curve, the same against the unpooled models before any training.
+    is_against_untrained: whether this is that one.
     """
 
     curve: str
@@ -65,7 +65,7 @@ class Headline:
     same_flops_accuracy_gain: Saving | None
     gain_at_gflops: float | None = None
     measure: str = "top1"
-    asked: str | None = None
+    step: str | None = None
     untrained: Headline | None = None
     is_against_untrained: bool = False
 
@@ -94,7 +94,7 @@ class Headline:
     @property
     def told(self) -> tuple[str, Saving] | None:
         """What the sentence tells: how far below the base, and what is saved there, if anything."""
-        for below in self.steps if self.asked is None else (self.asked,):
+        for below in self.steps if self.step is None else (self.step,):
             saving = self.same_accuracy_flops_saving[below]
             if saving is not None and saving.value >= 0.005:
                 return below, saving
@@ -106,7 +106,7 @@ class Headline:
         name, noun = self.label, MEASURES[self.measure].noun
         is_of_unpooled = MEASURES[self.measure].is_of_unpooled
         if self.told is None:
-            below = self.asked or self.steps[-1]
+            below = self.step or self.steps[-1]
             reach = f"at {kept(below)}" if is_of_unpooled else "within 1 point of"
             if not is_of_unpooled and float(below) == 0:
                 reach = "at the same"
@@ -139,10 +139,10 @@ def answered_alike(headlines: Sequence[Headline]) -> tuple[Headline, ...]:
     """The headlines, all telling what is saved at one score: the highest at which any saves."""
     steps = headlines[0].steps if headlines else ()
     every = [one for h in headlines for one in h.both]
-    saves = (below for below in steps if any(replace(one, asked=below).told for one in every))
-    asked = next(saves, steps[-1] if steps else None)
+    saves = (below for below in steps if any(replace(one, step=below).told for one in every))
+    step = next(saves, steps[-1] if steps else None)
     return tuple(
-        replace(h, asked=asked, untrained=h.untrained and replace(h.untrained, asked=asked))
+        replace(h, step=step, untrained=h.untrained and replace(h.untrained, step=step))
         for h in headlines
     )
 

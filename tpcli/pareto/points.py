@@ -73,7 +73,7 @@ class PointTime:
 class Point:
     """A model under one method and schedule.
 
-    budget: the share of the base's FLOPs that was asked for, None for other schedules. gflops:
+    budget: the target share of the base's FLOPs, None for other schedules. gflops:
     multiply-adds per image. measure: what score is, in percent, with its 95% interval. more: other
     values of the measure by their names in files, top1 too where that is the measure. each:
     (count,) the score of each image, for paired comparisons. epochs: of fine-tuning; `method` then
@@ -120,8 +120,8 @@ class Point:
         return self.is_base and self.model == other.model and self.epochs == other.epochs
 
     @property
-    def asked(self) -> str:
-        """What was asked for: the budget, else the schedule."""
+    def target(self) -> str:
+        """The budget, else the schedule."""
         return f"{self.budget:g}" if self.budget is not None else self.schedule
 
     def to_dict(self) -> dict[str, Any]:

@@ -52,11 +52,11 @@ AXES = {
 }
 
 
-TIMED = {
+BENCHED = {
     "throughput": Axis("images per second", lambda p: 1000 / _timed_ms(p)),
     "latency": Axis("milliseconds per image", lambda p: _timed_ms(p)),
 }
-"""Speed where points were timed in one interleaved run."""
+"""Axes of speed where points were timed in one interleaved run."""
 
 
 def _timed_ms(p: Point) -> float:
@@ -64,9 +64,9 @@ def _timed_ms(p: Point) -> float:
 
 
 def axis_for(x: str, points: Sequence[Point]) -> Axis:
-    """The axis of that name in `AXES`; speed by the clock of the benchmark where there is one."""
+    """The axis of that name in `AXES`; of `BENCHED` where all points were timed."""
     timed = all(p.time is not None for p in points)
-    return TIMED[x] if timed and x in TIMED else AXES[x]
+    return BENCHED[x] if timed and x in BENCHED else AXES[x]
 
 
 def pareto_figure(points: Sequence[Point], title: str, x: str = "gflops") -> Figure:
@@ -211,12 +211,12 @@ def bench_figure(results: Sequence[BenchResult], title: str) -> Figure:
 
     groups = list(dict.fromkeys((r.batch_size, r.dtype) for r in results))
     several = len({r.schedule for r in results}) > 1
-    ways = list(dict.fromkeys((r.method, r.schedule) for r in results))
+    variants = list(dict.fromkeys((r.method, r.schedule) for r in results))
     figure = Figure(figsize=(max(5.5, 1.2 + 1.6 * len(groups)), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    bar = WIDTH / len(ways)
-    for i, (method, schedule) in enumerate(ways):
+    bar = WIDTH / len(variants)
+    for i, (method, schedule) in enumerate(variants):
         own = [r for r in results if (r.method, r.schedule) == (method, schedule)]
         name = visible(f"{method}, {schedule}" if several else method)
         left = [groups.index((r.batch_size, r.dtype)) - WIDTH / 2 + i * bar for r in own]

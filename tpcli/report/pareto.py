@@ -1,4 +1,4 @@
-"""The files beside the figure: CSV, JSON, Markdown, and one HTML page that stands alone."""
+"""The report of a sweep: figure, CSV, JSON, Markdown, and one HTML page without other files."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def html(
     x: str = "gflops",
     strip: bytes | None = None,
 ) -> str:
-    """The report as one HTML file that needs no other."""
+    """The report as one HTML file without others."""
 
     def finalize(value: object) -> object:
         return visible(value) if type(value) is str else value
@@ -112,7 +112,7 @@ def _render(
 
 
 def render(name: str, finalize: Callable[[object], object], **values: Any) -> str:
-    """A template filled in; `finalize` makes what is put in harmless."""
+    """A template with its values, each escaped by `finalize`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
@@ -231,7 +231,7 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Mark:
-    """A point: where it is, its interval from `top` to `bottom`, and what is said of it."""
+    """A point: its coordinates, its interval from `top` to `bottom`, and its tooltip."""
 
     x: float
     y: float
@@ -242,7 +242,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Curve:
-    """Marks with a line through them; `link` is the dotted one on to the model without pooling."""
+    """Marks with a line through them; `link` is the dotted line to the model without pooling."""
 
     name: str
     colour: int
@@ -255,7 +255,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """All that is drawn, in units of a picture of WIDTH x HEIGHT."""
+    """Everything drawn, in units of a picture of WIDTH x HEIGHT."""
 
     curves: tuple[Curve, ...]
     frontier: str
@@ -283,8 +283,7 @@ def chart(points: Sequence[Point], x: str = "gflops") -> Chart:
     y_scale = Scale(low - room, min(high + room, 100 + room), HEIGHT - BOTTOM, TOP)
 
     def path(drawn: Sequence[Point]) -> str:
-        places = [f"{x_scale(axis.of(p))} {y_scale(p.score)}" for p in drawn]
-        return "M" + "L".join(places)
+        return "M" + "L".join(f"{x_scale(axis.of(p))} {y_scale(p.score)}" for p in drawn)
 
     def curve(name: str, own: list[Point], colour: int, shape: str, base: Point | None) -> Curve:
         own = sorted(own, key=axis.of)
@@ -325,7 +324,7 @@ def chart(points: Sequence[Point], x: str = "gflops") -> Chart:
 
 @dataclass(frozen=True)
 class Scale:
-    """From numbers between `low` and `high` to places between `start` and `end`."""
+    """Linear map from `low`..`high` to coordinates `start`..`end`."""
 
     low: float
     high: float
@@ -337,7 +336,7 @@ class Scale:
         return round(self.start + share * (self.end - self.start), 1)
 
     def ticks(self) -> tuple[tuple[float, str], ...]:
-        """A few round numbers: where they are, and how they are written."""
+        """A few round numbers: their coordinates and texts."""
         from matplotlib.ticker import MaxNLocator
 
         values = MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
@@ -346,11 +345,11 @@ class Scale:
 
 
 def told(p: Point) -> tuple[str, ...]:
-    """What is said of a point, a line each: what it is, what it costs, what it is worth."""
+    """Lines of a point's tooltip: name, cost, score."""
     what = "without pooling" if p.is_base else spoken(p.curve)
-    asked = "" if p.is_base else f", {p.asked}"
+    target = "" if p.is_base else f", {p.target}"
     lines = [
-        f"{p.model}, {what}{asked}",
+        f"{p.model}, {what}{target}",
         f"{p.gflops:.4g} GFLOPs, {100 * p.gflops_ratio:.1f}% of the base",
         f"{MEASURES[p.measure].label} {p.score:.2f}% ({p.score_lo:.2f} to {p.score_hi:.2f})",
     ]

@@ -1,4 +1,4 @@
-"""The tables of a report: data frames of text, one column for each thing that is said."""
+"""The tables of reports: data frames of text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEADINGS = {
     **{m.name: f"{m.label} %" for m in MEASURES.values()},
     **{name: heading for m in MEASURES.values() for name, heading in m.more},
 }
-"""What columns are headed by, where it is not their name."""
+"""Headings of columns, where they are not their names."""
 
 
 def csv_text(frame: DataFrame) -> str:
@@ -70,7 +70,7 @@ def _row(p: Point, base: Point) -> dict[str, str]:
     return {
         "model": p.model,
         "method": _curve(p),
-        "budget": "" if p.is_base else p.asked,
+        "budget": "" if p.is_base else p.target,
         "gflops": f"{p.gflops:.3f}" if p.gflops >= 0.1 else f"{p.gflops:.4f}",
         "ratio": f"{100 * p.gflops_ratio:.1f}%",
         p.measure: f"{p.score:.2f}",
