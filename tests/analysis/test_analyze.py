@@ -150,11 +150,11 @@ def test_images_without_labels_and_broken_ones(run: Run, model_folder: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["vit_x"], "model 'vit_x' needs data of its own"),
-        (["--method", "top-k"], "method top-k chooses tokens by their attention"),
-        (["--out", "other.png"], "other.json exists and belongs to no report"),
-        (["--limit", "0"], "--limit '0' is out of range"),
-        (["--split", "test"], "has no 'test' split"),
+        (["vit_x"], "'vit_x'"),
+        (["--method", "top-k"], "top-k"),
+        (["--out", "other.png"], "other.json"),
+        (["--limit", "0"], "--limit '0'"),
+        (["--split", "test"], "'test'"),
     ],
 )
 def test_mistakes(run: Run, arguments: list[str], words: str) -> None:

@@ -145,18 +145,18 @@ def test_other_formats_and_a_model_of_ones_own(run: Run, pooled_folder: Path, su
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{model}"], "needs images to show; add files"),
-        (["demo", "gone.png"], "'gone.png' does not exist"),
-        (["demo", "text.png"], "image 'text.png' can't be read; give a picture"),
-        (["--style", "means"], "use one of mean, outline, size, random."),
-        (["--blocks", "1,x"], "--blocks '1,x' has no numbers of blocks"),
+        (["{model}"], "add image files"),
+        (["demo", "gone.png"], "'gone.png'"),
+        (["demo", "text.png"], "'text.png'"),
+        (["--style", "means"], "mean, outline, size, random"),
+        (["--blocks", "1,x"], "--blocks '1,x'"),
         (
             ["--blocks", "8", "--schedule", "keep:0.5@2,5"],
-            "block 8 is not there; the model has blocks 0 to 7.",
+            "0 to 7",
         ),
-        (["--blocks", "2,3", "--schedule", "keep:0.5@2,5"], "block 3 does not pool under this"),
-        (["--schedule", "none"], "the model pools in no block"),
-        (["--out", "show.gif"], "has no known suffix"),
+        (["--blocks", "2,3", "--schedule", "keep:0.5@2,5"], "block 3"),
+        (["--schedule", "none"], "no block"),
+        (["--out", "show.gif"], "show.gif"),
     ],
 )
 def test_mistakes(run: Run, model_folder: Path, arguments: list[str], words: str) -> None:

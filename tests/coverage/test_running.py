@@ -160,7 +160,7 @@ def test_distributed(model: nn.Module, x: Tensor) -> None:
 def test_what_was_saved_loads_pooled_here_and_plain_in_timm(tmp_path: Path) -> None:
     model = tpcli.pool(zoo.small("vit_small_patch16_rope_224"), KEEP)
     x = zoo.images(model)
-    models.save(model, tmp_path / "saved")
+    tpcli.save(model, tmp_path / "saved")
     pooled = models.load(str(tmp_path / "saved")).model.eval()
     torch.testing.assert_close(pooled(x), model(x), atol=1e-5, rtol=1e-5)
     plain = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()

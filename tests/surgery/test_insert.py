@@ -224,7 +224,7 @@ def test_class_weights_need_a_class_token() -> None:
         ({"position": "middle"}, "position 'middle' is unknown"),
         ({"iterations": -1}, "iterations -1 is out of range; use 0 to"),
         ({"metric_dim": 0}, "metric_dim 0 is out of range; use 1 to"),
-        ({"steps": 3}, "pooling option 'steps' is unknown; use one of iterations"),
+        ({"steps": 3}, "'steps' is unknown.*iterations"),
         ({"method": "kmedoids"}, "method 'kmedoids' is unknown.*Did you mean k-medoids"),
     ],
 )
