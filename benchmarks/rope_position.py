@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from train_demo import CONFIG
 
 import tpcli
-from tpcli.demo.digits import IMAGE_SIZE, Digits
+from tpcli.demo import IMAGE_SIZE, Digits
 from tpcli.pooling import Assignment, Clusters, Method, get_method
 from tpcli.pooling.clusters import medoids_near_mean
 from tpcli.surgery import TokenPooling, layer, positions

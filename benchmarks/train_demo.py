@@ -15,7 +15,7 @@ from timm.scheduler import CosineLRScheduler
 from torch.utils.data import DataLoader
 
 from tpcli import data
-from tpcli.demo.digits import IMAGE_SIZE, Digits
+from tpcli.demo import IMAGE_SIZE, Digits
 from tpcli.evaluation.run import evaluate
 from tpcli.models.save import save
 

@@ -25,7 +25,8 @@ os.environ |= {"COLUMNS": "80", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 MODELS = "mine pooled tuned small-58 my-finetuned MODEL W96 W128 W192 DEIT_TINY OUT vit".split()
-DATA = "imagenet DATA fashion cifar10 flowers".split()
+MODELS += ["dinov2_s14"]
+DATA = "imagenet DATA fashion cifar10 flowers scenes".split()
 IMAGES = "cat.jpg dog.jpg street.jpg".split()
 DROPPED = {"--device": 1, "--img-size": 1, "--model-kwargs": 1, "--no-pretrained": 0}
 """Options that mean nothing for a stand-in, with their number of values."""
@@ -107,7 +108,7 @@ def stand_ins(folder: Path) -> None:
     from PIL import Image
 
     import tpcli
-    from tpcli.demo.digits import Digits
+    from tpcli.demo import Digits
 
     model = timm.create_model(
         "vit_tiny_patch16_224", img_size=32, patch_size=4, depth=12, embed_dim=32, num_heads=2,
@@ -131,6 +132,8 @@ def stand_ins(folder: Path) -> None:
         Image.new("RGB", (64, 48), (90, 120, 30)).save(folder / name)
     with tarfile.open(folder / "test.tar", "w") as tar:
         tar.add(folder / "imagenet" / "validation", ".")
+    with tarfile.open(folder / "photos.tar", "w") as tar:
+        tar.add(folder / "photos", ".")
     (folder / "docs").symlink_to(ROOT / "docs")
     (folder / "recipe.toml").write_text('batch-size = 8\nprecision = "fp32"\n')
     tokens = ", ".join(str(60 - 4 * block) for block in range(12))

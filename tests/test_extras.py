@@ -26,7 +26,7 @@ def test_a_missing_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch, pac
     def find_spec(name: str, *more: str) -> object:
         return None if name.partition(".")[0] == package else found(name, *more)
 
-    for module in ("tpcli.export", "tpcli.config.runtimes"):
+    for module in ("tpcli.export", "tpcli.config.choices"):
         monkeypatch.setattr(f"{module}.find_spec", find_spec)
     for command in COMMANDS[package]:
         outcome = run(*command)

@@ -109,7 +109,7 @@ def test_a_package_imports_lower_layers_alone() -> None:
 def test_the_package_stays_small_at_its_top() -> None:
     loose = [path.name for path in ROOT.glob("*.py") if path.name != "__init__.py"]
     assert len(loose) <= 6, loose
-    assert len(list(ROOT.rglob("*.py"))) <= 170
+    assert len(list(ROOT.rglob("*.py"))) <= 160
 
 
 def test_pooling_knows_neither_timm_nor_the_rest_of_the_package() -> None:

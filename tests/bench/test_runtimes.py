@@ -13,9 +13,9 @@ from tests.helpers.cli import Run
 from tests.helpers.models import tiny_vit
 from tpcli.bench import runtimes as timing
 from tpcli.bench.clock import BenchOptions
-from tpcli.config import runtimes as kinds
+from tpcli.config import choices as kinds
+from tpcli.config.choices import RUNTIMES, Runtime
 from tpcli.config.options import pooling_options
-from tpcli.config.runtimes import RUNTIMES, Runtime
 from tpcli.errors import UserError
 from tpcli.surgery import TokenPooling, pooling_spec
 

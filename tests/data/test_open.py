@@ -116,7 +116,7 @@ def test_the_demo_needs_no_files() -> None:
 def test_demo_splits_have_no_row_in_common() -> None:
     from sklearn.datasets import load_digits
 
-    from tpcli.demo.digits import Digits
+    from tpcli.demo import Digits
 
     total = np.concatenate([Digits("train").targets, Digits("validation").targets])
     assert sorted(total) == sorted(load_digits().target)

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from tpcli.demo.digits import FILE, IMAGE_SIZE, Digits
+from tpcli.demo import FILE, IMAGE_SIZE, Digits
 
 SPLITS = {
     "train": "b134efdedcf040c94305130e68fd2fdf188bcd2709e24db0a3f9cc06f12ba366",

@@ -12,7 +12,7 @@ from tests.helpers.cli import Run
 from tests.helpers.models import tiny_vit
 from tpcli import data
 from tpcli.errors import UserError
-from tpcli.evaluation.dense import dense, dense_blocks
+from tpcli.evaluation.measurer import dense, dense_blocks
 from tpcli.evaluation.run import RunOptions
 from tpcli.models.load import data_config
 

@@ -11,14 +11,7 @@ import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 
 from tpcli.evaluation.answers import Answers
-from tpcli.evaluation.scores import (
-    agreement,
-    knn,
-    nearest,
-    recall,
-    similarity,
-    vote,
-)
+from tpcli.evaluation.scores import agreement, knn, nearest, recall, similarity, vote
 
 CPU = torch.device("cpu")
 

@@ -101,7 +101,7 @@ def test_processes_and_accumulation_see_the_images_of_one_process(workers: int) 
 
 def test_looking_an_image_up_leaves_random_states_alone() -> None:
     transform = training_transform(CONFIG, Recipe())
-    from tpcli.demo.digits import Digits
+    from tpcli.demo import Digits
 
     images = SeededImages(Digits("train", transform), 1000, seed=1)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002

@@ -21,7 +21,7 @@ from tpcli.evaluation.choose import Task
 from tpcli.evaluation.measurer import Measurer
 from tpcli.evaluation.run import RunOptions
 from tpcli.finetune import finetune, open_data
-from tpcli.finetune.frozen import FeatureRows, HeadMeasurer, freeze_backbone
+from tpcli.finetune.setup import FeatureRows, HeadMeasurer, freeze_backbone
 from tpcli.models.load import LoadedModel, load
 
 from .conftest import LIMIT, Run
@@ -60,7 +60,7 @@ def test_features_are_computed_once(
 ) -> None:
     seen: list[int] = []
     own = features_of
-    for name in ("tpcli.finetune.run", "tpcli.finetune.frozen"):
+    for name in ("tpcli.finetune.run", "tpcli.finetune.setup"):
         monkeypatch.setattr(f"{name}.features_of", lambda m, x: seen.append(len(x)) or own(m, x))
     run(tmp_path / "run", epochs=3, **PLAIN)
     assert sum(seen) == 2 * LIMIT

@@ -12,12 +12,7 @@ import torch.nn.functional as F
 from tests.helpers.models import images, tiny_vit
 from tpcli import pool, unpool
 from tpcli.finetune import Recipe
-from tpcli.finetune.objective import (
-    DenseFeatures,
-    Objective,
-    feature_distance,
-    soft_divergence,
-)
+from tpcli.finetune.objective import DenseFeatures, Objective, feature_distance, soft_divergence
 
 
 @pytest.mark.parametrize("arguments", [{}, {"reg_tokens": 2}, {"global_pool": "avg"}])

@@ -15,7 +15,7 @@ from tpcli import pool
 from tpcli.config.options import options_from_dict, pooling_options
 from tpcli.errors import UserError
 from tpcli.search.variants import Variant, moves
-from tpcli.surgery import key_bias
+from tpcli.surgery import attention as key_bias
 
 TOKENS = [50, 50, 30, 12]
 

@@ -26,15 +26,7 @@ from tpcli.schedules.resolve import pool
 from tpcli.surgery import PooledTokens, TokenPooling, pooling_spec, unpool
 from tpcli.system.devices import pick_device, synchronize
 
-from .clock import (
-    BenchOptions,
-    Timing,
-    forward,
-    interleaved,
-    random_images,
-    timing,
-    timing_setup,
-)
+from .clock import BenchOptions, Timing, forward, interleaved, random_images, timing, timing_setup
 
 POOLING_LABEL = "tpcli::token_pooling"
 

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tpcli.config.choices import check_choice
+from tpcli.config.choices import RUNTIMES, check_choice
 from tpcli.config.options import PoolingOptions
-from tpcli.config.runtimes import RUNTIMES
 from tpcli.config.schedule import Schedule
 from tpcli.errors import UserError
 from tpcli.export import export_model, quantize_onnx

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpcli.config.choices import DEFAULT_SCHEDULE, DTYPES
+from tpcli.config.choices import DEFAULT_SCHEDULE, DTYPES, RUNTIMES
 from tpcli.config.outputs import BENCH_TABLE_KIND, FIGURE_KIND
-from tpcli.config.runtimes import RUNTIMES
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
 

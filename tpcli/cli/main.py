@@ -34,7 +34,7 @@ Start with one of these; each runs on a built-in model and data:
 With your own: tpcli optimize deit_small_patch16_224 --data imagenet/
 All commands:  tpcli --help"""
 
-COMPLETING = {"_TPCLI_COMPLETE", "_tpcli_COMPLETE"}
+COMPLETING = {"_tpcli_COMPLETE", "_TPCLI_COMPLETE"}
 """Set by a shell that asks for completions; click's spelling changed in 8.5."""
 
 SHARED = ("eval", "finetune", "pareto", "schedule")

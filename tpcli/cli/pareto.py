@@ -127,7 +127,7 @@ def pareto(
     measuring.check()
     poolings = [pooling.options(name) for name in method_names(method) or SWEEP_METHODS]
     recipe = training.recipe
-    if recipe is not None and team().world_size > 1:
+    if recipe is not None and team().size > 1:
         raise UserError(
             "--finetune-epochs trains with all processes, so they can't share out the points; "
             "start tpcli pareto once."

@@ -143,7 +143,7 @@ def _transform_arguments(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _demo(split: str, config: dict[str, Any], prepared: Prepared) -> ImageData:
-    from tpcli.demo.digits import Digits
+    from tpcli.demo import Digits
 
     split = main_name(split)
     images = Digits(split, prepared)

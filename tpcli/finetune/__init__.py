@@ -3,10 +3,9 @@
 from tpcli.config.recipe import Recipe
 
 from .data import TrainingData, match_data, open_data
-from .frozen import give_head
 from .result import FinetuneResult
 from .run import finetune, join, leave
-from .setup import Watcher
+from .setup import Watcher, give_head
 from .stop import Interrupted
 
 __all__ = [

@@ -33,7 +33,6 @@ from tpcli.system.files import write_json
 from .checkpoint import Checkpoints, Progress
 from .data import Batches, TrainingData, check_data, label_names, match_data
 from .folder import CHECKPOINTS, CURVE, RESULT, RunFolder
-from .frozen import FeatureRows, HeadMeasurer, freeze_backbone, give_head, linear_head
 from .objective import (
     FEATURES,
     LABELS,
@@ -45,7 +44,12 @@ from .objective import (
 )
 from .result import FinetuneResult, draw_curve, identity, summarise
 from .setup import (
+    FeatureRows,
+    HeadMeasurer,
     Watcher,
+    freeze_backbone,
+    give_head,
+    linear_head,
     make_accelerator,
     make_optimizer,
     make_scheduler,

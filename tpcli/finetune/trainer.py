@@ -24,9 +24,8 @@ from tpcli.system.devices import explain_out_of_memory, is_out_of_memory
 from .checkpoint import Checkpoints, Progress
 from .data import Batches
 from .folder import RunFolder
-from .frozen import HeadMeasurer
 from .objective import Objective
-from .setup import Watcher
+from .setup import HeadMeasurer, Watcher
 from .stop import Interrupted, StopRequest
 
 

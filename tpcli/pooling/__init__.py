@@ -5,13 +5,8 @@ cluster (`registry`); `clusters` turns the assignment into fewer tokens. Each me
 that registers itself on import.
 """
 
-# methods are listed in the order of these imports
-from . import centroids  # noqa: F401  # isort: skip
-from . import ward  # noqa: F401  # isort: skip
-from . import matching  # noqa: F401  # isort: skip
-from . import agglomerative, pruning, density, grid  # noqa: F401  # isort: skip
-from .backends import self_check, torch_ops  # noqa: F401  # isort: skip
-
+from . import agglomerative, centroids, grid, matching, pruning, ward  # noqa: F401
+from .backends import self_check, torch_ops  # noqa: F401
 from .clusters import Clusters, merge_tokens, reconstruction_loss, reduce_tokens
 from .registry import Assignment, Method, get_method, methods, register
 

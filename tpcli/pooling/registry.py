@@ -115,5 +115,5 @@ def get_method(spec: str) -> Method:
 
 
 def methods() -> list[Method]:
-    """All methods, in the order in which they were registered."""
-    return list(_METHODS.values())
+    """All methods, in the order of `tpcli.config.methods`, those of users last."""
+    return [_METHODS[name] for name in METHODS if name in _METHODS]

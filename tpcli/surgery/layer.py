@@ -15,11 +15,10 @@ from tpcli.errors import TpcliError
 from tpcli.pooling import Assignment, Clusters, get_method, merge_tokens
 from tpcli.pooling.clusters import medoids_near_mean
 
-from .attention import AttentionInputs, patch_scores
+from .attention import AttentionInputs, KeyBias, patch_scores
 from .dense import Patches, merged_patches, stand_ins
 from .families import Family
 from .geometry import POOLING_NAME, tokens_left
-from .key_bias import KeyBias
 from .patching import call_original
 from .positions import follow, mean_rotations
 from .state import THREAD, Attending, BlockRun, Merge

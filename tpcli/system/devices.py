@@ -49,7 +49,7 @@ def pick_device(device: str | torch.device) -> torch.device:
 def _own_of(device: torch.device) -> torch.device:
     """The device of this rank, where there are several."""
     own = team()
-    if device.type == "cpu" or device.index is not None or own.world_size == 1:
+    if device.type == "cpu" or device.index is not None or own.size == 1:
         return device
     return torch.device(device.type, own.local_rank % max(torch.accelerator.device_count(), 1))
 

@@ -47,7 +47,7 @@ class Team:
     """The processes that were started for one command, and which of them this is."""
 
     rank: int = 0
-    world_size: int = 1
+    size: int = 1
     local_rank: int = 0
 
     @property
@@ -96,9 +96,9 @@ def share(count: int) -> range | None:
     None where nothing is sharded: one process, or fewer images than processes.
     """
     own = team()
-    if own.world_size == 1 or count < own.world_size:
+    if own.size == 1 or count < own.size:
         return None
-    return range(own.rank * count // own.world_size, (own.rank + 1) * count // own.world_size)
+    return range(own.rank * count // own.size, (own.rank + 1) * count // own.size)
 
 
 def join(device_type: str | None = None) -> None:
@@ -113,16 +113,16 @@ def join(device_type: str | None = None) -> None:
     from accelerate import PartialState
 
     own = team()
-    if own.world_size == 1 or PartialState._shared_state:
+    if own.size == 1 or PartialState._shared_state:
         return
     import torch
 
-    ranks = {"RANK": own.rank, "WORLD_SIZE": own.world_size, "LOCAL_RANK": own.local_rank}
+    ranks = {"RANK": own.rank, "WORLD_SIZE": own.size, "LOCAL_RANK": own.local_rank}
     os.environ.update({name: str(value) for name, value in ranks.items()})
     for name, value in _rendezvous(os.environ).items():
         os.environ.setdefault(name, value)
     on_cpu = device_type == "cpu" or not torch.accelerator.is_available()
-    waiting_for = f"the other {own.world_size - 1} processes of this command to start"
+    waiting_for = f"the other {own.size - 1} processes of this command to start"
     state = _interruptible(
         lambda: PartialState(cpu=on_cpu, timeout=PATIENCE), waiting_for, START_SECONDS
     )
@@ -160,12 +160,12 @@ def gathered(value: ValueT) -> list[ValueT]:
         TpcliError: another process ended, or sent nothing for half an hour.
     """
     own = team()
-    if own.world_size == 1:
+    if own.size == 1:
         return [value]
     join()
     from accelerate.utils import gather_object
 
-    waiting_for = f"what the other {own.world_size - 1} processes of this command found"
+    waiting_for = f"what the other {own.size - 1} processes of this command found"
     found: list[ValueT] = _interruptible(lambda: gather_object([value]), waiting_for)
     return found
 

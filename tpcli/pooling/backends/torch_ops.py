@@ -84,7 +84,7 @@ def ward_labels(
 ) -> Four:
     """`launch.ward` in a graph."""
     if z.device.type in GPUS:
-        from .triton import launch
+        from tpcli.pooling.backends.triton import launch
 
         return launch.ward(z, weights, candidates, merges, normalized, traced=True)
     labels = ward_by_operators(z.float(), weights, candidates, merges, normalized)
@@ -96,7 +96,7 @@ def ward_labels(
 def number(labels: Tensor, k: int, leads: Tensor | None) -> Three:
     """`launch.number` in a graph."""
     if labels.device.type in GPUS:
-        from .triton import launch
+        from tpcli.pooling.backends.triton import launch
 
         return launch.number(labels, k, leads, traced=True)
     lead, followers, into = number_by_operators(labels, k, leads)
@@ -116,7 +116,7 @@ def means(
 ) -> Two:
     """`launch.means` in a graph."""
     if x.device.type in GPUS:
-        from .triton import launch
+        from tpcli.pooling.backends.triton import launch
 
         parts = (lead, followers, into)
         return launch.means(x, parts, counted, shares, prefix, length, traced=True)
