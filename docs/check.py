@@ -27,7 +27,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 MODELS = "mine pooled tuned small-58 my-finetuned MODEL W96 W128 W192 DEIT_TINY OUT vit".split()
 MODELS += ["dinov2_s14"]
 DATA = "imagenet DATA fashion cifar10 flowers scenes".split()
-IMAGES = "cat.jpg dog.jpg street.jpg".split()
+IMAGES = "cat.jpg dog.jpg sea.jpg street.jpg".split()
 DROPPED = {"--device": 1, "--img-size": 1, "--model-kwargs": 1, "--no-pretrained": 0}
 """Options that mean nothing for a stand-in, with their number of values."""
 

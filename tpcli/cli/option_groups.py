@@ -30,7 +30,7 @@ def spread(function: Callable[..., Result]) -> Callable[..., Result]:
     """Let typer see the fields of dataclass parameters as options of their own.
 
     `def command(model: ModelGroup)` becomes a command with one option per field of `ModelGroup`;
-    the function itself is called with the groups put together again. Every command also has
+    the function itself is called with the groups reassembled. Every command also has
     --quiet and --verbose.
     """
     hints = get_type_hints(function, include_extras=True)

@@ -198,7 +198,7 @@ class RunFolder:
         write_json(self.path / RUN, document)
 
     def write_metrics(self, rows: Sequence[Mapping[str, float]], measure: str) -> None:
-        """Write metrics.csv anew, one line per epoch; line 0 is the model before training."""
+        """Write metrics.csv again, one line per epoch; line 0 is the model before training."""
         table = pd.DataFrame(rows, columns=[c.format(measure=measure) for c in COLUMNS])
         write_text(self.path / METRICS, table.to_csv(index=False, float_format="%.6g"))
 

@@ -75,7 +75,7 @@ class Halves:
         self.choice = chosen
         self.images = (count_of(chosen, "optimize"), len(held_out))
         self.is_halved = chosen.split == task.data.split
-        # a bank is looked through anew for each part, so there is one part alone
+        # a bank is searched again for each part, so there is one part alone
         looks = LOOKS if task.bank is None else LOOKS[-1:]
         ends = [0, *(max(1, round(look * self.images[0])) for look in looks)]
         parts = [subset(chosen, range(a, b)) for a, b in itertools.pairwise(ends)]

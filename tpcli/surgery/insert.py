@@ -97,7 +97,7 @@ def insert(model: ModelT, spec: PoolingSpec) -> ModelT:
     """Put pooling layers into the timm Vision Transformer that `model` is or holds, in place.
 
     Returns `model`. Parameters and state_dict keys stay as they are. A model that is pooled already
-    is pooled anew.
+    is pooled again.
 
     spec: tokens per block and options; remembered with their place (`with_place`).
 
