@@ -23,6 +23,7 @@ import safetensors.torch
 import timm
 import torch
 
+import tpcli
 from tpcli.models.save import save
 
 from . import forks
@@ -79,6 +80,7 @@ def prepare_folder(folder: Path) -> Path:
         num_classes=10,
     )  # fmt: skip
     save(model, folder / "model")
+    tpcli.pool(model, "tokens:50,40,30,20")
     save(model, folder / "old")
     return folder
 

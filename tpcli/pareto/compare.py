@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tpcli.config.measures import MEASURES
-from tpcli.stats import drop, holm, paired_p_value
+from tpcli.stats import drop, holm, paired_p_value, signed
 
 from .points import FINETUNED, Point, spoken
 
@@ -152,8 +152,8 @@ class Recommendation:
     def _sure(self) -> str:
         low, high = self.ci95
         return (
-            f"a difference of {self.difference:+.2f} points, 95% interval {low:+.2f} to "
-            f"{high:+.2f}, on the same {self.base.count} images"
+            f"a difference of {signed(self.difference)} points, 95% interval {signed(low)} to "
+            f"{signed(high)}, on the same {self.base.count} images"
         )
 
     @property

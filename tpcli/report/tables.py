@@ -75,7 +75,7 @@ def _row(p: Point, base: Point) -> dict[str, str]:
         "ratio": f"{100 * p.gflops_ratio:.1f}%",
         p.measure: f"{p.score:.2f}",
         "interval": f"{p.score_lo:.2f} to {p.score_hi:.2f}",
-        "difference": "" if p is base else f"{p.score - base.score:+.2f}",
+        "difference": "" if p is base else signed(p.score - base.score),
         **{name: _more(p, name) for name, _ in MEASURES[p.measure].more},
         "speed": f"{p.images_per_second:.0f}",
         **_timing(p),
@@ -127,7 +127,7 @@ def _gained(h: Headline) -> str:
     if gain is None or h.gain_at_gflops is None:
         return "beyond the other models"
     low, high = gain.ci95
-    return f"{gain.value:+.2f} ({low:+.2f} to {high:+.2f}) at {h.gain_at_gflops:.3g}"
+    return f"{signed(gain.value)} ({signed(low)} to {signed(high)}) at {h.gain_at_gflops:.3g}"
 
 
 def _saved(saving: Saving | None) -> str:
