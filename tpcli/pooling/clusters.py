@@ -160,10 +160,11 @@ def _merged(
     keep_norms: bool,
 ) -> tuple[Tensor, Tensor]:
     """Tokens and sizes of clusters numbered among those of all samples."""
-    zeros = counted.new_zeros(k * x.shape[0], x.shape[2])
-    sizes = totals = zeros[:, 0].index_add(0, cluster, counted.flatten())
+    b, c = x.shape[0], x.shape[2]
+    zeros = counted.new_zeros(k * b, c)
+    sizes = totals = add_rows(zeros[:, 0], cluster, counted.flatten(), b)
     if shares is not counted:
-        totals = zeros[:, 0].index_add(0, cluster, shares.flatten())
+        totals = add_rows(zeros[:, 0], cluster, shares.flatten(), b)
     tokens = weighted_means(x, cluster, shares, totals, zeros, prefix, keep_norms)
     return tokens, sizes.view(-1, k)
 
@@ -186,6 +187,23 @@ def among_all(index: Tensor, n: int) -> Tensor:
     """Positions in each sample (B, M) as positions in all samples of `n` tokens: (B * M,)."""
     offset = torch.arange(0, index.shape[0] * n, n, device=index.device)
     return (index + offset.unsqueeze(1)).flatten()
+
+
+def add_rows(zeros: Tensor, index: Tensor, rows: Tensor, samples: int) -> Tensor:
+    """Sums of the rows of each cluster, in the shape of `zeros`.
+
+    An exported program multiplies by a mask instead: index_add would become ONNX's ScatterND, in
+    which threads of ONNX Runtime that add to the same row lose a summand (its issue 18048).
+
+    zeros: (B * K, ...). index: (B * N,) in [0, B K), each in its own sample. rows: (B * N, ...).
+    samples: B.
+    """
+    if not torch.compiler.is_exporting():
+        return zeros.index_add(0, index, rows)
+    clusters = torch.arange(zeros.shape[0], device=index.device).view(samples, -1, 1)
+    is_member = index.view(samples, 1, -1) == clusters  # (B, K, N)
+    sums = is_member.to(rows.dtype) @ rows.view(samples, is_member.shape[2], -1)
+    return sums.view(zeros.shape)
 
 
 def reduce_tokens(
@@ -233,8 +251,10 @@ def weighted_means(
     share = weights.to(exact) / totals.index_select(0, cluster).view(weights.shape)
     parts = (x[:, prefix:] * share.unsqueeze(-1)).flatten(0, 1)  # (B * N, C)
     zeros = zeros.to(exact)
-    lengths = zeros[:, :1].index_add(0, cluster, token_norms(parts)) if keep_norms else None
-    means = zeros.index_add_(0, cluster, parts)
+    lengths = None
+    if keep_norms:
+        lengths = add_rows(zeros[:, :1], cluster, token_norms(parts), len(x))
+    means = add_rows(zeros, cluster, parts, len(x))
     if lengths is not None:
         stretch = lengths / token_norms(means).clamp(min=constants.LEAST_NORM)
         means = means * stretch.clamp(max=constants.LARGEST_STRETCH)

@@ -15,7 +15,7 @@ from tpcli.pooling.backends import dispatch as constants
 from tpcli.pooling.backends import triton
 
 from .centroids import STARTS, within_cluster_cost
-from .clusters import Clusters, among_all, best_members, reading_order
+from .clusters import Clusters, add_rows, among_all, best_members, reading_order
 from .distances import pairwise_squared_distances
 from .registry import Assignment, implement
 from .ties import in_line, line_up
@@ -70,7 +70,7 @@ def merged_products(products: Tensor, group: Tensor, share: Tensor, k: int) -> T
 def _summed(x: Tensor, group: Tensor, k: int) -> Tensor:
     """Sums of rows in the same group: (B, M, C), (B, M) in [0, K) -> (B, K, C)."""
     sums = x.new_zeros(x.shape[0] * k, x.shape[2])
-    return sums.index_add_(0, among_all(group, k), x.flatten(0, 1)).view(x.shape[0], k, -1)
+    return add_rows(sums, among_all(group, k), x.flatten(0, 1), x.shape[0]).view(x.shape[0], k, -1)
 
 
 def cheapest_merge(z: Tensor, inverse: Tensor) -> Tensor:

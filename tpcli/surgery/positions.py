@@ -17,6 +17,7 @@ from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
 from tpcli.pooling import Clusters
+from tpcli.pooling.clusters import add_rows
 
 from .patching import call_original, override, restore
 from .state import THREAD, Attending
@@ -55,7 +56,7 @@ def mean_rows(rows: Tensor, source: Tensor, sizes: Tensor) -> Tensor:
     offset = torch.arange(b, device=source.device).unsqueeze(1) * (n + 1)  # one for dropped patches
     flat = rows.float().expand(b, -1, -1).flatten(0, 1)
     sums = flat.new_zeros(b * (n + 1), flat.shape[1])
-    sums = sums.index_add(0, (source + offset).flatten(), flat)
+    sums = add_rows(sums, (source + offset).flatten(), flat, b)
     return sums.view(b, n + 1, -1)[:, :n] / sizes.unsqueeze(-1)
 
 
