@@ -33,9 +33,7 @@ KINDS = {
 OTHERS = sorted({*KINDS} - {"deit", "rotary"})
 METHODS = ("k-medoids", "k-means", "ward")
 CASES = [
-    pytest.param(
-        kind, method, marks=[] if kind == "deit" or method == "ward" else pytest.mark.slow
-    )
+    pytest.param(kind, method, marks=[] if kind == "deit" or method == "ward" else pytest.mark.slow)
     for kind in KINDS
     for method in METHODS
 ]

@@ -253,8 +253,8 @@ def weighted_means(
     zeros = zeros.to(exact)
     lengths = None
     if keep_norms:
-        lengths = add_rows(zeros[:, :1], cluster, token_norms(parts), len(x))
-    means = add_rows(zeros, cluster, parts, len(x))
+        lengths = add_rows(zeros[:, :1], cluster, token_norms(parts), x.shape[0])
+    means = add_rows(zeros, cluster, parts, x.shape[0])
     if lengths is not None:
         stretch = lengths / token_norms(means).clamp(min=constants.LEAST_NORM)
         means = means * stretch.clamp(max=constants.LARGEST_STRETCH)
