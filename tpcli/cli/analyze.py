@@ -5,26 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tpcli.config.choices import ANALYZE_METHODS
 from tpcli.config.options import pooling_options
 from tpcli.config.outputs import ANALYSIS_FORMAT, check_report, report_paths
 from tpcli.config.specs import DEMO, SPLITS
 
+from . import render
 from .field_options import METHODS_HELP, POOLING_PANEL, method_names
 from .groups import DATA_PANEL, JsonOption, ModelArgument, ModelGroup, RunGroup, SourceGroup
-from .option_groups import add
 from .provenance import report_context
 from .values import FIGURE, SOME_METHODS, SPLIT, option, whole
 
 if TYPE_CHECKING:
     from tpcli.analysis.result import Analysis
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "analyze", analyze)
 
 
 def analyze(
@@ -77,27 +70,16 @@ def analyze(
     from tpcli.report.analysis import write_analysis
     from tpcli.system.devices import pick_device
 
-    from . import render
-
-    render.quiet()
     measuring.check_methods(methods)
     device = str(pick_device(run.device))
     loaded = loading.load(model)
     data = create(
-        source.data or DEMO,
-        loaded.data_config,
-        split=split,
-        **source.arguments(),
-        limit=limit,
+        source.data or DEMO, loaded.data_config, split=split, **source.arguments(), limit=limit
     )
     render.say_left_out(data)
     with render.progress_bar(f"analyze {loaded.name}", data.count) as advance:
         found = measuring.analyze(
-            loaded.model,
-            data,
-            methods,
-            run.options(device),
-            on_batch=advance,
+            loaded.model, data, methods, run.options(device), on_batch=advance
         )
     title = f"Tokens of {loaded.name} on {Path(data.spec).name}, {found.count} images"
     context = report_context(title, f"{data.spec}, {data.split}", found.count, device, run.amp)
@@ -111,8 +93,6 @@ def analyze(
 def _print(found: Analysis, title: str, out: Path) -> None:
     from tpcli.analysis.result import verdict
     from tpcli.report.tables import measures_table
-
-    from . import render
 
     table = measures_table(found)
     rows = [list(map(str, row)) for row in table.to_numpy().tolist()]

@@ -5,22 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from tpcli.config.choices import DEFAULT_SCHEDULE
 from tpcli.config.outputs import POOLED_MODEL_KIND
 from tpcli.config.specs import base_name
 from tpcli.system.files import check_output
 
+from . import render
 from .field_options import PoolingGroup
 from .groups import ForceOption, JsonOption, ModelArgument, ModelGroup
-from .option_groups import add
 from .values import FOLDER, option
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "apply", apply)
 
 
 def apply(
@@ -48,9 +41,6 @@ def apply(
     from tpcli.models.save import save
     from tpcli.surgery import pooling_spec, unpooled
 
-    from . import render
-
-    render.quiet()
     loaded = loading.load(model)
     pooling.apply_to(loaded, default_schedule=DEFAULT_SCHEDULE)
     count = count_flops(loaded.model)

@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tpcli.config.choices import DEFAULT_SCHEDULE, DTYPES, RUNTIMES
 from tpcli.config.outputs import BENCH_TABLE_KIND, FIGURE_KIND
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
 
+from . import render
 from .field_options import (
     METHODS_HELP,
     POOLING_PANEL,
@@ -23,7 +22,6 @@ from .field_options import (
     method_names,
 )
 from .groups import DeviceOption, JsonOption, ModelArgument, ModelGroup
-from .option_groups import add
 from .values import (
     FIGURE,
     SCHEDULE,
@@ -81,8 +79,6 @@ class RuntimeBench:
         from tpcli.bench.clock import BenchOptions
         from tpcli.bench.runtimes import bench_runtimes
 
-        from . import render
-
         results: list[RuntimeResult] = []
         steps = 2 * len(self.names) * len(ways) * len(self.batch_sizes)
         with render.progress_bar(f"bench {loaded.name}, exporting", steps) as advance:
@@ -123,7 +119,6 @@ def _runtimes_document(model: str, r: RuntimeResult) -> dict[str, Any]:
 
 
 def _print_runtimes(model: str, results: Sequence[RuntimeResult]) -> None:
-    from . import render
 
     several = len({r.method for r in results}) > 1
     schedules = len({r.schedule for r in results}) > 1
@@ -161,11 +156,6 @@ def _print_runtimes(model: str, results: Sequence[RuntimeResult]) -> None:
 SPARE = ("MiB", "p95 ms", "base", "pooling", "kept", "ideal")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "bench", bench)
-
-
 def bench(
     model: ModelArgument = "demo",
     *,
@@ -180,13 +170,11 @@ def bench(
         ),
     ] = None,
     method: Annotated[
-        list[str] | None,
-        option(SOME_METHODS, METHODS_HELP, panel=POOLING_PANEL),
+        list[str] | None, option(SOME_METHODS, METHODS_HELP, panel=POOLING_PANEL)
     ] = None,
     pooling: MethodGroup,
     batch_size: Annotated[
-        list[int] | None,
-        option(SIZE, "Images in a batch; repeat for more.", shown="16"),
+        list[int] | None, option(SIZE, "Images in a batch; repeat for more.", shown="16")
     ] = None,
     device: DeviceOption = "auto",
     dtype: Annotated[
@@ -254,9 +242,6 @@ def bench(
     from tpcli.surgery import pooling_spec, unpool
     from tpcli.system.devices import pick_device
 
-    from . import render
-
-    render.quiet()
     pick_device(device)
     loaded = loading.load(model)
     own = pooling_spec(loaded.model)
@@ -338,8 +323,6 @@ def _document(model: str, r: BenchResult) -> dict[str, Any]:
 
 def _print(model: str, results: list[BenchResult]) -> None:
     from tpcli.pooling.backends import c as c_kernels
-
-    from . import render
 
     columns = "method,batch,images/s,base,speed-up,ideal,kept,pooling,p95 ms,MiB".split(",")
     several = len({r.dtype for r in results}) > 1

@@ -7,12 +7,10 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import typer
-
 from tpcli.version import __version__
 
+from . import render
 from .groups import JsonOption
-from .option_groups import add
 from .settings import find_settings
 
 PACKAGES = ("torch", "timm", "numpy", "pillow", "fvcore", "scipy", "accelerate", "typer", "rich")
@@ -52,11 +50,6 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "env", env)
-
-
 def env(as_json: JsonOption = False) -> None:
     """Show versions, devices, compiled kernels and settings, for bug reports.
 
@@ -64,7 +57,6 @@ def env(as_json: JsonOption = False) -> None:
         tpcli env
         tpcli env --json
     """
-    from . import render
 
     render.quiet()
     where, _ = find_settings(Path.cwd())

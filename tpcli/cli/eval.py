@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tpcli.config.measures import MEASURES
 from tpcli.errors import UserError
 
+from . import render
 from .field_options import PoolingGroup
 from .groups import MEASURE_PANEL as PANEL
 from .groups import (
@@ -21,7 +20,6 @@ from .groups import (
     RunGroup,
     TrainSplit,
 )
-from .option_groups import add
 from .values import BLOCKS, blocks, option
 
 if TYPE_CHECKING:
@@ -37,12 +35,7 @@ SHOWN = {
 """What is printed beside the score: its name, and how it is written."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "eval", evaluate)
-
-
-def evaluate(
+def eval(
     model: ModelArgument = "demo",
     *,
     loading: ModelGroup,
@@ -86,9 +79,6 @@ def evaluate(
     from tpcli.surgery import pooling_spec
     from tpcli.system.devices import pick_device
 
-    from . import render
-
-    render.quiet()
     device = pick_device(run.device)
     loaded = loading.load(model)
     pooling.apply_to(loaded)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tpcli.config.choices import (
     DEFAULT_SCHEDULE,
     EXPORT_DTYPES,
@@ -19,9 +17,9 @@ from tpcli.config.specs import base_name
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
 
+from . import render
 from .field_options import PoolingGroup
 from .groups import DATA_PANEL, ForceOption, JsonOption, ModelArgument, ModelGroup, SourceGroup
-from .option_groups import add
 from .values import PLACE, SPLIT, one_of, option, whole
 
 if TYPE_CHECKING:
@@ -31,11 +29,6 @@ if TYPE_CHECKING:
 
 CHECKED = 16
 """Images that what was written is run on."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "export", export)
 
 
 def export(
@@ -103,9 +96,6 @@ def export(
     from tpcli.export import check_export, export_model
     from tpcli.surgery import pooling_spec
 
-    from . import render
-
-    render.quiet()
     check_export(out, file_format, opset, force)
     loaded = loading.load(model)
     pooling.apply_to(loaded, default_schedule=DEFAULT_SCHEDULE)
@@ -164,12 +154,6 @@ def _images(source: SourceGroup, loaded: LoadedModel, split: str) -> Tensor:
     from tpcli.data import batches, create
 
     assert source.data is not None
-    data = create(
-        source.data,
-        loaded.data_config,
-        split=split,
-        **source.arguments(),
-        limit=CHECKED,
-    )
+    data = create(source.data, loaded.data_config, split=split, **source.arguments(), limit=CHECKED)
     batch, _ = next(iter(batches(data, CHECKED)))
     return data.normalize(batch)

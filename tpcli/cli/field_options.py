@@ -48,6 +48,8 @@ SCHEDULE_HELP = (
 class PoolingValues:
     """Pooling options apart from the method and the schedule."""
 
+    PANEL = POOLING_PANEL
+
     @property
     def given(self) -> dict[str, Any]:
         """What the user gave; the rest takes the method's defaults."""
@@ -63,12 +65,12 @@ def _pooling_option(name: str, kind: Any, about: Any) -> Any:
     (plain,) = [t for t in get_args(kind) or (kind,) if t is not type(None)]
     if plain is bool:
         switch = name.replace("_", "-")
-        chosen = flag(about["help"], f"--{switch}/--no-{switch}", panel=POOLING_PANEL)
+        chosen = flag(about["help"], f"--{switch}/--no-{switch}")
     elif about["choices"]:
         text = f"{about['help']}: {', '.join(about['choices'])}."
-        chosen = option(one_of(about["choices"]), text, panel=POOLING_PANEL)
+        chosen = option(one_of(about["choices"]), text)
     else:
-        chosen = option(whole(about["low"], about["high"]), about["help"], panel=POOLING_PANEL)
+        chosen = option(whole(about["low"], about["high"]), about["help"])
     return Annotated[plain | None, chosen]
 
 
@@ -91,8 +93,8 @@ else:
 class PoolingGroup(MethodGroup):
     """How tokens are pooled, and how many."""
 
-    schedule: Annotated[str | None, option(SCHEDULE, SCHEDULE_HELP, panel=POOLING_PANEL)] = None
-    method: Annotated[str | None, option(METHOD, METHOD_HELP, panel=POOLING_PANEL)] = None
+    schedule: Annotated[str | None, option(SCHEDULE, SCHEDULE_HELP)] = None
+    method: Annotated[str | None, option(METHOD, METHOD_HELP)] = None
 
     def check(self, model: str) -> None:
         """Fail before `model` is loaded where these options can't go together on it."""
@@ -156,9 +158,6 @@ class RecipeValues:
         return recipe({item.name: getattr(self, item.name) for item in fields(Recipe)})
 
 
-FINETUNE_PANEL = "Fine-tuning"
-
-
 def _recipe_value(item: Field[Any], plain: type) -> Value:
     """What the field accepts."""
     about = item.metadata
@@ -199,25 +198,21 @@ else:
 class FinetuneGroup:
     """Whether and how every point is fine-tuned."""
 
+    PANEL = "Fine-tuning"
+
     finetune_epochs: Annotated[
         int,
         option(
             whole(0, 100_000),
             "Fine-tune every point for N epochs, and draw the curve before and after.",
-            panel=FINETUNE_PANEL,
         ),
     ] = 0
     finetune_config: Annotated[
-        Path | None,
-        option(
-            FILE,
-            "TOML file with options of tpcli finetune.",
-            panel=FINETUNE_PANEL,
-        ),
+        Path | None, option(FILE, "TOML file with options of tpcli finetune.")
     ] = None
-    train_split: Annotated[
-        str, option(SPLIT, "Split to train on, and that knn searches.", panel=FINETUNE_PANEL)
-    ] = "train"
+    train_split: Annotated[str, option(SPLIT, "Split to train on, and that knn searches.")] = (
+        "train"
+    )
 
     @property
     def recipe(self) -> Recipe | None:

@@ -6,27 +6,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from tpcli.config.choices import DEFAULT_SCHEDULE, DEVICES
 from tpcli.config.measures import MEASURES
 from tpcli.config.specs import base_name
 from tpcli.system.files import check_output
 from tpcli.system.ranks import team
 
+from . import render
 from .field_options import PoolingGroup, RecipeGroup, open_training
 from .groups import DATA_PANEL, DataGroup, ForceOption, JsonOption, ModelArgument, ModelGroup
-from .option_groups import add
 from .settings import take_config
 from .values import FILE, FOLDER, SPLIT, flag, one_of, option
 
 DEMO_SCHEDULE = "keep:0.12@0"
 """A harsher schedule, so that the small demo has accuracy to recover."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "finetune", finetune)
 
 
 def finetune(
@@ -78,10 +71,8 @@ def finetune(
     from tpcli import finetune as library
     from tpcli.surgery import pooling_spec
 
-    from . import render
     from .progress import TrainingProgress
 
-    render.quiet()
     is_first = team().is_first
     library.join(device)
     torch.manual_seed(recipe.seed)  # a new head has the same start weights in every process and run

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from tpcli.config.choices import FLOPS_TABLES
 
+from . import render
 from .field_options import PoolingGroup
 from .groups import JsonOption, ModelArgument, ModelGroup
-from .option_groups import add
 from .values import one_of, option
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "flops", flops)
 
 
 def flops(
@@ -42,9 +35,6 @@ def flops(
     from tpcli.flops import CONVENTION, count_flops
     from tpcli.surgery import pooling_spec, unpooled
 
-    from . import render
-
-    render.quiet()
     loaded = loading.load(model)
     pooling.apply_to(loaded)
     spec = pooling_spec(loaded.model)

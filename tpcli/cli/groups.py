@@ -71,30 +71,21 @@ DeviceOption = Annotated[str, option(DEVICE, DEVICE_HELP, panel=RUN_PANEL)]
 class ModelGroup:
     """How the model is loaded."""
 
+    PANEL = MODEL_PANEL
+
     checkpoint: Annotated[
-        Path | None,
-        option(
-            FILE, "Checkpoint to load: .safetensors, or a .pth of plain weights.", panel=MODEL_PANEL
-        ),
+        Path | None, option(FILE, "Checkpoint to load: .safetensors, or a .pth of plain weights.")
     ] = None
-    pretrained: Annotated[bool, flag("Load pretrained weights.", panel=MODEL_PANEL)] = True
+    pretrained: Annotated[bool, flag("Load pretrained weights.")] = True
     img_size: Annotated[
-        int | None,
-        option(
-            whole(1, 8192), "Image size in pixels, a multiple of the patch size.", panel=MODEL_PANEL
-        ),
+        int | None, option(whole(1, 8192), "Image size in pixels, a multiple of the patch size.")
     ] = None
     num_classes: Annotated[
-        int | None,
-        option(whole(0), "Number of classes of a new head; 0 for no head.", panel=MODEL_PANEL),
+        int | None, option(whole(0), "Number of classes of a new head; 0 for no head.")
     ] = None
     model_kwargs: Annotated[
         list[str] | None,
-        option(
-            MODEL_ARGUMENT,
-            "Extra argument of timm.create_model; repeat for more.",
-            panel=MODEL_PANEL,
-        ),
+        option(MODEL_ARGUMENT, "Extra argument of timm.create_model; repeat for more."),
     ] = None
 
     def load(self, model: str) -> LoadedModel:
@@ -115,33 +106,29 @@ class ModelGroup:
 class SourceGroup:
     """Where images come from."""
 
+    PANEL = DATA_PANEL
+
     data: Annotated[
         str | None,
         option(
-            DATA, "demo, a folder or .tar of images, or a timm data set such as torch/cifar10.",
-            panel=DATA_PANEL,
+            DATA, "demo, a folder or .tar of images, or a timm data set such as torch/cifar10."
         ),
     ] = None  # fmt: skip
-    data_dir: Annotated[
-        Path | None, option(FOLDER, "Folder where a timm data set is stored.", panel=DATA_PANEL)
-    ] = None
-    download: Annotated[bool, flag("Download a timm data set.", "--download", panel=DATA_PANEL)] = (
-        False
+    data_dir: Annotated[Path | None, option(FOLDER, "Folder where a timm data set is stored.")] = (
+        None
     )
-    input_key: Annotated[
-        str | None,
-        option(TEXT, "Column of the images in a timm data set.", panel=DATA_PANEL),
-    ] = None
-    target_key: Annotated[
-        str | None,
-        option(TEXT, "Column of the labels in a timm data set.", panel=DATA_PANEL),
-    ] = None
+    download: Annotated[bool, flag("Download a timm data set.", "--download")] = False
+    input_key: Annotated[str | None, option(TEXT, "Column of the images in a timm data set.")] = (
+        None
+    )
+    target_key: Annotated[str | None, option(TEXT, "Column of the labels in a timm data set.")] = (
+        None
+    )
     pixel_max: Annotated[
         float | None,
         option(
             number(1e-6, 1e12),
             "White level of images with more than 8 bits, such as 4095 of a 12-bit sensor.",
-            panel=DATA_PANEL,
             shown="estimated from the images",
         ),
     ] = None
@@ -173,17 +160,10 @@ class DataGroup(SourceGroup):
 
     split: Annotated[
         str,
-        option(
-            SPLIT,
-            f"Split to evaluate: {', '.join(SPLITS)}, or a name of the data set's own.",
-            panel=DATA_PANEL,
-        ),
+        option(SPLIT, f"Split to evaluate: {', '.join(SPLITS)}, or a name of the data set's own."),
     ] = "validation"
     limit: Annotated[
-        int | None,
-        option(
-            whole(1, 10**9), "Use at most N images, evenly spaced over the split.", panel=DATA_PANEL
-        ),
+        int | None, option(whole(1, 10**9), "Use at most N images, evenly spaced over the split.")
     ] = None
 
     class_map: Annotated[
@@ -192,7 +172,6 @@ class DataGroup(SourceGroup):
             FILE,
             "File that maps class folders to class indices of the head: .txt (one folder a line), "
             ".csv or .json (folder, index).",
-            panel=DATA_PANEL,
         ),
     ] = None
 
@@ -220,15 +199,13 @@ class DataGroup(SourceGroup):
 class RunGroup:
     """How models run over images."""
 
-    batch_size: Annotated[int, option(SIZE, "Images in a batch.", panel=RUN_PANEL)] = 128
+    PANEL = RUN_PANEL
+
+    batch_size: Annotated[int, option(SIZE, "Images in a batch.")] = 128
     device: DeviceOption = "auto"
-    amp: Annotated[bool, flag("Use 16-bit autocast.", "--amp/--no-amp", panel=RUN_PANEL)] = False
-    workers: Annotated[
-        int, option(whole(0, 256), "Worker processes that decode images.", panel=RUN_PANEL)
-    ] = 2
-    strict: Annotated[
-        bool, flag("Stop at the first unreadable image.", "--strict", panel=RUN_PANEL)
-    ] = False
+    amp: Annotated[bool, flag("Use 16-bit autocast.", "--amp/--no-amp")] = False
+    workers: Annotated[int, option(whole(0, 256), "Worker processes that decode images.")] = 2
+    strict: Annotated[bool, flag("Stop at the first unreadable image.", "--strict")] = False
 
     def options(self, device: str | torch.device, *, sharded: bool = False) -> RunOptions:
         """The same on the device that was picked."""
@@ -249,12 +226,13 @@ TrainSplit = Annotated[
 class MeasureGroup:
     """Which measure scores a model."""
 
+    PANEL = MEASURE_PANEL
+
     measure: Annotated[
         str | None,
         option(
             one_of(list(MEASURES)),
             f"Measure: {', '.join(f'{m.name} ({m.about})' for m in MEASURES.values())}.",
-            panel=MEASURE_PANEL,
             shown="the first that model and data allow",
         ),
     ] = None
@@ -263,7 +241,6 @@ class MeasureGroup:
         option(
             whole(2, 10**9),
             "Number of training images that knn searches, evenly spaced.",
-            panel=MEASURE_PANEL,
             shown=str(KNN_IMAGES),
         ),
     ] = None
@@ -273,7 +250,6 @@ class MeasureGroup:
             one_of(BANKS),
             "Features of the training images for knn: pooled (by the pooled model), or unpooled "
             "(an index that exists already).",
-            panel=MEASURE_PANEL,
             shown="pooled",
         ),
     ] = None
@@ -323,38 +299,27 @@ SECONDS = 2.0
 class ReportGroup:
     """What the report shows, and its files."""
 
+    PANEL = REPORT_PANEL
+
     x: Annotated[
         str,
         option(
             one_of(AXES),
             f"Horizontal axis: {', '.join(AXES)}; speed from the evaluation, or from --bench.",
             "--x",
-            panel=REPORT_PANEL,
         ),
     ] = "gflops"
     bench: Annotated[
         bool,
-        flag(
-            "Also time every point, all points of a model in one interleaved run.",
-            "--bench",
-            panel=REPORT_PANEL,
-        ),
+        flag("Also time every point, all points of a model in one interleaved run.", "--bench"),
     ] = False
     bench_batch_size: Annotated[
-        int | None,
-        option(
-            SIZE,
-            "Images in a timed batch; implies --bench.",
-            shown="16",
-            panel=REPORT_PANEL,
-        ),
+        int | None, option(SIZE, "Images in a timed batch; implies --bench.", shown="16")
     ] = None
     out: Annotated[
         Path,
         option(
-            FIGURE,
-            "Figure to write: .png, .svg or .pdf; .csv, .json, .md and .html go beside it.",
-            panel=REPORT_PANEL,
+            FIGURE, "Figure to write: .png, .svg or .pdf; .csv, .json, .md and .html go beside it."
         ),
     ] = Path("pareto.png")
     style: Annotated[
@@ -362,7 +327,6 @@ class ReportGroup:
         option(
             one_of(FIGURE_STYLES),
             "Figure style: screen, or paper (one column wide, with a LaTeX table beside it).",
-            panel=REPORT_PANEL,
         ),
     ] = "screen"
 

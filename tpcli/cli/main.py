@@ -17,7 +17,7 @@ from tpcli.system.ranks import team
 from tpcli.version import __version__
 
 from .errors import DEBUG, explain, prepare_streams, stdout_failure
-from .option_groups import WIDEST
+from .option_groups import WIDEST, add
 from .render import quiet
 from .settings import take_settings
 from .verbosity import QuietOption, VerboseOption, speak
@@ -41,21 +41,10 @@ SHARED = ("eval", "finetune", "pareto", "schedule")
 """Commands whose work several processes share; of the others the first process does it."""
 
 COMMANDS = (
-    "optimize",
-    "apply",
-    "eval",
-    "flops",
-    "finetune",
-    "schedule",
-    "pareto",
-    "bench",
-    "export",
-    "show",
-    "analyze",
-    "models",
-    "methods",
-    "env",
+    *("optimize", "apply", "eval", "flops", "finetune", "schedule", "pareto", "bench", "export"),
+    *("show", "analyze", "models", "methods", "env"),
 )
+"""Each is the function of that name in the module of that name."""
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -97,7 +86,7 @@ def options(
 
 
 for _name in COMMANDS:
-    import_module(f"tpcli.cli.{_name}").register(app)
+    add(app, _name, getattr(import_module(f"tpcli.cli.{_name}"), _name))
 
 
 @cache

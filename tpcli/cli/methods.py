@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
-
 from tpcli.config.methods import METHODS, Description
 from tpcli.config.options import DEFAULT_METHOD, pooling_options
 
+from . import render
 from .groups import JsonOption
-from .option_groups import add
 
 CLASS_TOKEN = {"class": "needed", "attention": "used if there"}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "methods", methods)
 
 
 def methods(as_json: JsonOption = False) -> None:
@@ -27,7 +20,6 @@ def methods(as_json: JsonOption = False) -> None:
         tpcli methods
         tpcli methods --json
     """
-    from . import render
 
     entries = [describe(method) for method in METHODS.values()]
     if as_json:

@@ -7,13 +7,8 @@ from typing import Annotated
 
 import typer
 
+from . import render
 from .groups import JsonOption
-from .option_groups import add
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "models", models)
 
 
 def models(
@@ -34,8 +29,6 @@ def models(
         tpcli models 'deit*distilled*'
     """
     from tpcli.models.catalog import architectures
-
-    from . import render
 
     render.quiet()
     found = architectures(pattern)

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tpcli.config.choices import DEFAULT_MAX_DROP, DTYPES, OPTIMIZE_METHODS, RISKS
 from tpcli.config.outputs import OPTIMIZED_MODEL_KIND
 from tpcli.config.specs import DEMO, base_name
@@ -17,6 +15,7 @@ from tpcli.optimize.options import Targets
 from tpcli.system.files import check_output
 from tpcli.system.resume import resumable
 
+from . import render
 from .field_options import METHODS_HELP, POOLING_PANEL, MethodGroup, method_names
 from .groups import (
     DataGroup,
@@ -28,7 +27,6 @@ from .groups import (
     ModelGroup,
     TrainSplit,
 )
-from .option_groups import add
 from .provenance import report_context
 from .values import BUDGET, FOLDER, SIZE, SOME_METHODS, flag, number, one_of, option, whole
 from .verbosity import note
@@ -36,31 +34,28 @@ from .verbosity import note
 if TYPE_CHECKING:
     from tpcli.optimize.result import Optimized
 
-TARGETS_PANEL, SPEED_PANEL = "Targets", "Target hardware"
+SPEED_PANEL = "Target hardware"
 
 
 @dataclass(frozen=True)
 class TargetGroup:
     """Targets: one or two of the first three."""
 
+    PANEL = "Targets"
+
     max_drop: Annotated[
         float | None,
         option(
             number(0, 100),
             "Largest drop of the measure, in points.",
-            panel=TARGETS_PANEL,
             shown=f"{DEFAULT_MAX_DROP:g} if no target is given",
         ),
     ] = None
     speedup: Annotated[
-        float | None,
-        option(
-            number(1, 1000), "Smallest speed-up: times as fast as unpooled.", panel=TARGETS_PANEL
-        ),
+        float | None, option(number(1, 1000), "Smallest speed-up: times as fast as unpooled.")
     ] = None
     budget: Annotated[
-        float | None,
-        option(BUDGET, "Largest share of the unpooled model's FLOPs.", panel=TARGETS_PANEL),
+        float | None, option(BUDGET, "Largest share of the unpooled model's FLOPs.")
     ] = None
     risk: Annotated[
         str,
@@ -68,7 +63,6 @@ class TargetGroup:
             one_of(RISKS),
             "What must stay within --max-drop on the images that schedules are chosen on: upper "
             "(end of the drop's 95% interval) or mean.",
-            panel=TARGETS_PANEL,
         ),
     ] = "upper"
 
@@ -78,11 +72,6 @@ class TargetGroup:
         has_none = self.max_drop is None and self.speedup is None and self.budget is None
         drop = DEFAULT_MAX_DROP if has_none else self.max_drop
         return Targets(drop, self.speedup, self.budget, self.risk)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "optimize", optimize)
 
 
 def optimize(
@@ -161,9 +150,6 @@ def optimize(
         from tpcli.optimize.run import optimize as run
         from tpcli.system.devices import pick_device
 
-        from . import render
-
-        render.quiet()
         chosen = str(pick_device(device))
         options = OptimizeOptions(
             poolings=poolings,
@@ -204,7 +190,6 @@ def optimize(
 
 
 def _print(result: Optimized, out: Path, data: str) -> None:
-    from . import render
 
     facts = [("verdict", result.verdict)]
     if result.chosen is not None:

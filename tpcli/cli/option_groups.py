@@ -30,8 +30,8 @@ def spread(function: Callable[..., Result]) -> Callable[..., Result]:
     """Let typer see the fields of dataclass parameters as options of their own.
 
     `def command(model: ModelGroup)` becomes a command with one option per field of `ModelGroup`;
-    the function itself is called with the groups reassembled. Every command also has
-    --quiet and --verbose.
+    the function itself is called with the groups reassembled. The group's `PANEL` is where the help
+    shows those that name no panel. Every command also has --quiet and --verbose.
     """
     hints = get_type_hints(function, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -44,18 +44,12 @@ def spread(function: Callable[..., Result]) -> Callable[..., Result]:
         groups[name] = hint  # type: ignore[assignment]
         field_hints = get_type_hints(hint, include_extras=True)
         for field in fields(hint):
-            parameters.append(
-                inspect.Parameter(
-                    field.name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=field.default,
-                    annotation=field_hints[field.name],
-                )
-            )
-
-    for name, hint in (("quiet", QuietOption), ("verbose", VerboseOption)):
-        kind = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter(name, kind, default=False, annotation=hint))
+            declared = field_hints[field.name]
+            panel = declared.__metadata__[0].rich_help_panel or getattr(hint, "PANEL", None)
+            declared.__metadata__[0].rich_help_panel = panel
+            parameters.append(_keyword(field.name, field.default, declared))
+    parameters.append(_keyword("quiet", False, QuietOption))
+    parameters.append(_keyword("verbose", False, VerboseOption))
 
     @functools.wraps(function)
     def command(*, quiet: bool, verbose: bool, **values: Any) -> Result:
@@ -69,6 +63,11 @@ def spread(function: Callable[..., Result]) -> Callable[..., Result]:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
+
+
+def _keyword(name: str, default: Any, hint: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=hint)
 
 
 def _declared(hint: Any) -> Any:

@@ -21,9 +21,9 @@ from tpcli.config.specs import DEMO
 from tpcli.errors import UserError
 from tpcli.system.ranks import team
 
+from . import render
 from .field_options import METHODS_HELP, POOLING_PANEL, FinetuneGroup, MethodGroup, method_names
 from .groups import DataGroup, JsonOption, MeasureGroup, ModelGroup, ReportGroup, RunGroup
-from .option_groups import add
 from .provenance import CommandFor, report_context
 from .render import print_sweep
 from .values import BUDGETS, FOLDER, MODEL, SCHEDULE, SOME_METHODS, Value, budgets, one_of, option
@@ -42,11 +42,6 @@ SCHEDULES = Value(
     SCHEDULE.metavar,
     lambda: (*SCHEDULE.names(), SEARCHED),
 )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "pareto", pareto)
 
 
 def pareto(
@@ -147,10 +142,8 @@ def pareto(
     from tpcli.report.clusters import pooled_strip
     from tpcli.system.devices import pick_device
 
-    from . import render
     from .sweep_progress import LiveSweep
 
-    render.quiet()
     cache = usable_folder(cache or default_folder())
     device = str(pick_device(run.device))
     options = SweepOptions(
@@ -188,12 +181,7 @@ def pareto(
 
     def write(result: SweepResult, strip: bytes | None = None) -> dict[str, Any]:
         return write_report(
-            result,
-            context(result),
-            reporting.out,
-            reporting.x,
-            strip,
-            is_paper=reporting.is_paper,
+            result, context(result), reporting.out, reporting.x, strip, is_paper=reporting.is_paper
         )
 
     def write_unfinished(result: SweepResult) -> None:
@@ -229,11 +217,7 @@ def _training(
 def _calibration(loaded: LoadedModel, source: DataGroup) -> ImageData:
     from tpcli.search import calibration_data
 
-    return calibration_data(
-        source.data or DEMO,
-        loaded.data_config,
-        **source.arguments(),
-    )
+    return calibration_data(source.data or DEMO, loaded.data_config, **source.arguments())
 
 
 def _context(

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tpcli.config.choices import OBJECTIVES, SEARCH_SPACES
 from tpcli.config.outputs import SCHEDULE_KIND
 from tpcli.config.specs import DEMO, base_name
@@ -19,9 +17,9 @@ from tpcli.system.files import check_output
 from tpcli.system.ranks import team
 from tpcli.system.resume import Progress, resumable
 
+from . import render
 from .field_options import METHOD_HELP, POOLING_PANEL, MethodGroup
 from .groups import (
-    DATA_PANEL,
     DeviceOption,
     ForceOption,
     JsonOption,
@@ -29,7 +27,6 @@ from .groups import (
     ModelGroup,
     SourceGroup,
 )
-from .option_groups import add
 from .values import (
     BUDGET,
     MANY,
@@ -67,16 +64,9 @@ class CalibrationGroup(SourceGroup):
 
     split: Annotated[
         str | None,
-        option(
-            SPLIT,
-            "Split of the calibration images.",
-            panel=DATA_PANEL,
-            shown="train, else validation",
-        ),
+        option(SPLIT, "Split of the calibration images.", shown="train, else validation"),
     ] = None
-    images: Annotated[
-        int, option(whole(1, MANY), "Number of calibration images.", panel=DATA_PANEL)
-    ] = 256
+    images: Annotated[int, option(whole(1, MANY), "Number of calibration images.")] = 256
 
     def open(self, loaded: LoadedModel) -> ImageData:
         """Open the data, `images` of it, spread evenly."""
@@ -91,21 +81,13 @@ class CalibrationGroup(SourceGroup):
         )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "schedule", schedule)
-
-
 def schedule(
     model: ModelArgument = "demo",
     *,
     loading: ModelGroup,
     pooling: MethodGroup,
     calibration: CalibrationGroup,
-    method: Annotated[
-        str | None,
-        option(METHOD, METHOD_HELP, panel=POOLING_PANEL),
-    ] = None,
+    method: Annotated[str | None, option(METHOD, METHOD_HELP, panel=POOLING_PANEL)] = None,
     budget: Annotated[
         float | None,
         option(
@@ -174,9 +156,6 @@ def schedule(
         from tpcli.search import SearchOptions, budgets_with, search, trials_in
         from tpcli.system.devices import pick_device
 
-        from . import render
-
-        render.quiet()
         pick_device(device)
         options = SearchOptions(
             by=by,

@@ -13,6 +13,7 @@ from tpcli.config.specs import DEMO
 from tpcli.errors import UserError
 from tpcli.system.files import check_output
 
+from . import render
 from .field_options import (
     METHODS_HELP,
     POOLING_PANEL,
@@ -22,7 +23,6 @@ from .field_options import (
     method_names,
 )
 from .groups import JsonOption, ModelArgument, ModelGroup
-from .option_groups import add
 from .values import BLOCKS, FIGURE, FILE, SCHEDULE, SOME_METHODS, blocks, one_of, option
 
 if TYPE_CHECKING:
@@ -34,16 +34,10 @@ if TYPE_CHECKING:
 DEMO_IMAGES = 4
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "show", show)
-
-
 def show(
     model: ModelArgument = DEMO,
     images: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Image files.", metavar="IMAGE", parser=FILE.parse),
+        list[Path] | None, typer.Argument(help="Image files.", metavar="IMAGE", parser=FILE.parse)
     ] = None,
     *,
     loading: ModelGroup,
@@ -64,10 +58,7 @@ def show(
     block: Annotated[
         str | None,
         option(
-            BLOCKS,
-            "Blocks to show, such as 3,6,9.",
-            "--blocks",
-            shown="four of the pooled blocks",
+            BLOCKS, "Blocks to show, such as 3,6,9.", "--blocks", shown="four of the pooled blocks"
         ),
     ] = None,
     style: Annotated[
@@ -102,9 +93,6 @@ def show(
     from tpcli.report.clusters import clusters_figure
     from tpcli.system.files import replacing
 
-    from . import render
-
-    render.quiet()
     loaded = loading.load(model)
     pixels, names = _images(loaded, images or [])
     knows = loading.pretrained or loading.checkpoint is not None
