@@ -11,10 +11,10 @@ from tpcli.config.outputs import ANALYSIS_FORMAT, check_report, report_paths
 from tpcli.config.specs import DEMO, SPLITS
 
 from . import render
-from .field_options import METHODS_HELP, POOLING_PANEL, method_names
+from .field_options import method_names, some_methods
 from .groups import DATA_PANEL, JsonOption, ModelArgument, ModelGroup, RunGroup, SourceGroup
 from .provenance import report_context
-from .values import FIGURE, SOME_METHODS, SPLIT, option, whole
+from .values import FIGURE, SPLIT, option, whole
 
 if TYPE_CHECKING:
     from tpcli.analysis.result import Analysis
@@ -25,13 +25,7 @@ def analyze(
     *,
     loading: ModelGroup,
     method: Annotated[
-        list[str] | None,
-        option(
-            SOME_METHODS,
-            f"Methods whose kept variance is compared. {METHODS_HELP}",
-            panel=POOLING_PANEL,
-            shown=",".join(ANALYZE_METHODS),
-        ),
+        list[str] | None, some_methods("Methods whose kept variance is compared.", ANALYZE_METHODS)
     ] = None,
     source: SourceGroup,
     split: Annotated[
@@ -66,16 +60,13 @@ def analyze(
     methods = [pooling_options(name) for name in method_names(method) or ANALYZE_METHODS]
 
     from tpcli.analysis import run as measuring
-    from tpcli.data import create
     from tpcli.report.analysis import write_analysis
     from tpcli.system.devices import pick_device
 
     measuring.check_methods(methods)
     device = str(pick_device(run.device))
     loaded = loading.load(model)
-    data = create(
-        source.data or DEMO, loaded.data_config, split=split, **source.arguments(), limit=limit
-    )
+    data = source.open_split(loaded, split, limit)
     render.say_left_out(data)
     with render.progress_bar(f"analyze {loaded.name}", data.count) as advance:
         found = measuring.analyze(
@@ -94,9 +85,8 @@ def _print(found: Analysis, title: str, out: Path) -> None:
     from tpcli.analysis.result import verdict
     from tpcli.report.tables import measures_table
 
-    table = measures_table(found)
-    rows = [list(map(str, row)) for row in table.to_numpy().tolist()]
-    render.print_table(title, list(table.columns), rows, spare=["residual", "nearest"])
+    records = measures_table(found).astype(str).to_dict("records")
+    render.print_records(title, records, spare=["residual", "nearest"])
     for sentence in verdict(found):
         render.say(sentence)
     if found.no_spectrum:

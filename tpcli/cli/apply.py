@@ -52,9 +52,7 @@ def apply(
     result = {
         "model": loaded.name,
         "out": str(out),
-        "schedule": spec.schedule.name,
-        "tokens": list(spec.schedule.tokens),
-        "method": spec.options.to_dict(),
+        **render.how_pooled(spec),
         "flops": count.total,
         "base_flops": base,
         "ratio": count.total / base,
@@ -65,13 +63,8 @@ def apply(
     data = "demo" if model == "demo" else "DATA"
     render.print_facts(
         [
-            ("model", f"{loaded.name}, pooled by {spec.options.method}"),
-            ("schedule", f"{spec.schedule.name}: {', '.join(map(str, spec.schedule.tokens))}"),
-            (
-                "GFLOPs",
-                f"{render.gigas(count.total)} of {render.gigas(base)} "
-                f"({100 * count.total / base:.1f}%; {render.CONVENTION})",
-            ),
+            *render.pooled_facts(loaded.name, spec),
+            ("GFLOPs", render.gigas_of(count.total, base, f"; {render.CONVENTION}")),
             ("saved", f"{out}/  (try: {render.eval_command(out, data)})"),
         ]
     )

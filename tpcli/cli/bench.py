@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,27 +15,15 @@ from tpcli.system.files import check_output
 
 from . import render
 from .field_options import (
-    METHODS_HELP,
     POOLING_PANEL,
     SCHEDULE_HELP,
     MethodGroup,
     PoolingGroup,
     method_names,
+    some_methods,
 )
 from .groups import DeviceOption, JsonOption, ModelArgument, ModelGroup
-from .values import (
-    FIGURE,
-    SCHEDULE,
-    SIZE,
-    SOME_METHODS,
-    Value,
-    flag,
-    number,
-    one_of,
-    option,
-    some_of,
-    whole,
-)
+from .values import FIGURE, SCHEDULE, SIZE, Value, flag, number, one_of, option, some_of, whole
 from .verbosity import note
 
 if TYPE_CHECKING:
@@ -51,49 +40,6 @@ SOME_RUNTIMES = Value(
 RUNTIME_SPARE = ("export s", "base differs", "base p95 ms", "p95 ms", "base", "images/s", "batch")
 
 
-@dataclass(frozen=True)
-class RuntimeBench:
-    """What is to be timed, and where."""
-
-    names: tuple[str, ...]
-    batch_sizes: Sequence[int]
-    threads: int | None
-    seconds: float
-
-    def check(self, others: dict[str, bool]) -> None:
-        """Fail where an option is given that has no effect here; others: options, by flag."""
-        for name, is_given in others.items():
-            if is_given:
-                raise UserError(
-                    f"{name} has no effect on --runtime, which times in float32 on the CPU; leave "
-                    "it out."
-                )
-
-    def run(
-        self,
-        loaded: LoadedModel,
-        ways: Sequence[tuple[str | Schedule, PoolingOptions]],
-        as_json: bool,
-    ) -> None:
-        """Time each schedule and method, and print."""
-        from tpcli.bench.clock import BenchOptions
-        from tpcli.bench.runtimes import bench_runtimes
-
-        results: list[RuntimeResult] = []
-        steps = 2 * len(self.names) * len(ways) * len(self.batch_sizes)
-        with render.progress_bar(f"bench {loaded.name}, exporting", steps) as advance:
-            for size in self.batch_sizes:
-                for schedule, chosen in ways:
-                    options = BenchOptions(size, "cpu", threads=self.threads, seconds=self.seconds)
-                    results += bench_runtimes(
-                        loaded.model, schedule, chosen, self.names, options, lambda: advance(1)
-                    )
-        if as_json:
-            render.print_json([_runtimes_document(loaded.name, result) for result in results])
-        else:
-            _print_runtimes(loaded.name, results)
-
-
 def installed(names: Sequence[str]) -> tuple[str, ...]:
     """Those that can run; of the others it is said how to get them.
 
@@ -108,38 +54,58 @@ def installed(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if not RUNTIMES[name].missing)
 
 
+def _bench_runtimes(
+    loaded: LoadedModel,
+    ways: Sequence[tuple[str | Schedule, PoolingOptions]],
+    names: tuple[str, ...],
+    sizes: Sequence[int],
+    threads: int | None,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Time each schedule and method in each runtime, and print."""
+    from tpcli.bench.clock import BenchOptions
+    from tpcli.bench.runtimes import bench_runtimes
+
+    results: list[RuntimeResult] = []
+    steps = 2 * len(names) * len(ways) * len(sizes)
+    with render.progress_bar(f"bench {loaded.name}, exporting", steps) as advance:
+        for size, (schedule, chosen) in product(sizes, ways):
+            options = BenchOptions(size, "cpu", threads=threads, seconds=seconds)
+            results += bench_runtimes(
+                loaded.model, schedule, chosen, names, options, lambda: advance(1)
+            )
+    if as_json:
+        render.print_json([_runtimes_document(loaded.name, result) for result in results])
+    else:
+        _print_runtimes(loaded.name, results)
+
+
 def _runtimes_document(model: str, r: RuntimeResult) -> dict[str, Any]:
-    timings = {
-        f"{prefix}{name}": value
-        for prefix, timing in (("", r.pooled), ("base_", r.base))
-        for name, value in asdict(timing).items()
-    }
-    rest = {name: value for name, value in asdict(r).items() if name not in ("pooled", "base")}
-    return {"model": model, "device": "cpu", "dtype": "float32", **rest, **timings}
+    values = asdict(r)
+    pooled, base = values.pop("pooled"), values.pop("base")
+    base = {f"base_{name}": value for name, value in base.items()}
+    return {"model": model, "device": "cpu", "dtype": "float32", **values, **pooled, **base}
 
 
 def _print_runtimes(model: str, results: Sequence[RuntimeResult]) -> None:
-
     several = len({r.method for r in results}) > 1
     schedules = len({r.schedule for r in results}) > 1
-    columns = ["runtime", *(["schedule"] if schedules else []), *(["method"] if several else [])]
-    columns += ["batch", "speed-up", "images/s", "base"]
-    columns += ["p95 ms", "base p95 ms", "differs", "base differs", "export s"]
-    rows = [
-        [
-            r.runtime,
-            *([r.schedule] if schedules else []),
-            *([r.method] if several else []),
-            str(r.batch_size),
-            f"{r.speedup:.2f}x",
-            f"{r.pooled.images_per_second:.1f}",
-            f"{r.base.images_per_second:.1f}",
-            f"{r.pooled.latency_p95_ms:.1f}",
-            f"{r.base.latency_p95_ms:.1f}",
-            f"{r.max_difference:.0e}",
-            f"{r.base_max_difference:.0e}",
-            f"{r.prepared_in:.0f}",
-        ]
+    records = [
+        {
+            "runtime": r.runtime,
+            **({"schedule": r.schedule} if schedules else {}),
+            **({"method": r.method} if several else {}),
+            "batch": str(r.batch_size),
+            "speed-up": f"{r.speedup:.2f}x",
+            "images/s": f"{r.pooled.images_per_second:.1f}",
+            "base": f"{r.base.images_per_second:.1f}",
+            "p95 ms": f"{r.pooled.latency_p95_ms:.1f}",
+            "base p95 ms": f"{r.base.latency_p95_ms:.1f}",
+            "differs": f"{r.max_difference:.0e}",
+            "base differs": f"{r.base_max_difference:.0e}",
+            "export s": f"{r.prepared_in:.0f}",
+        }
         for r in results
     ]
     first = results[0]
@@ -150,7 +116,7 @@ def _print_runtimes(model: str, results: Sequence[RuntimeResult]) -> None:
         "compiling."
     )
     title = model if schedules else f"{model}, schedule {first.schedule}"
-    render.print_table(title, columns, rows, caption, RUNTIME_SPARE)
+    render.print_records(title, records, caption, RUNTIME_SPARE)
 
 
 SPARE = ("MiB", "p95 ms", "base", "pooling", "kept", "ideal")
@@ -169,9 +135,7 @@ def bench(
             shown=f"the model's own, else {DEFAULT_SCHEDULE}",
         ),
     ] = None,
-    method: Annotated[
-        list[str] | None, option(SOME_METHODS, METHODS_HELP, panel=POOLING_PANEL)
-    ] = None,
+    method: Annotated[list[str] | None, some_methods()] = None,
     pooling: MethodGroup,
     batch_size: Annotated[
         list[int] | None, option(SIZE, "Images in a batch; repeat for more.", shown="16")
@@ -223,13 +187,20 @@ def bench(
     if out is not None:
         check_output(out, kind=FIGURE_KIND)
         check_output(out.with_suffix(".csv"), kind=BENCH_TABLE_KIND)
-    there = None
-    if runtime is not None:
-        sizes = batch_size or [16]
-        there = RuntimeBench(installed(runtime.split(",")), sizes, threads, seconds)
-        not_cpu, not_float32 = device not in ("auto", "cpu"), set(dtype or []) - {"float32"}
-        others = {f"--device {device}": not_cpu, "--dtype": bool(not_float32)}
-        there.check({**others, "--compile": compiled, "--out": out is not None})
+    sizes = batch_size or [16]
+    runtimes = installed(runtime.split(",")) if runtime is not None else ()
+    if runtimes:
+        others = {
+            f"--device {device}": device not in ("auto", "cpu"),
+            "--dtype": bool(set(dtype or []) - {"float32"}),
+            "--compile": compiled,
+            "--out": out is not None,
+        }
+        if given := [name for name, is_given in others.items() if is_given]:
+            raise UserError(
+                f"{given[0]} has no effect on --runtime, which times in float32 on the CPU; leave "
+                "it out."
+            )
     methods = [pooling.options(name) for name in method_names(method)]
     schedules = list(dict.fromkeys(schedule)) if schedule else [None]
     asked = [PoolingGroup(schedule=text, **pooling.given) for text in schedules]
@@ -253,18 +224,13 @@ def bench(
             spec = group.spec_on(loaded, own, DEFAULT_SCHEDULE)
             ways.append((spec.schedule, spec.options))
     unpool(loaded.model)
-    if there is not None:
-        there.run(loaded, ways, as_json)
+    if runtimes:
+        _bench_runtimes(loaded, ways, runtimes, sizes, threads, seconds, as_json)
         return
     results = []
-    runs = [
-        (size, kind, *way)
-        for size in batch_size or [16]
-        for kind in dtype or DTYPES[:1]
-        for way in ways
-    ]
+    runs = list(product(sizes, dtype or DTYPES[:1], ways))
     with render.progress_bar(f"bench {loaded.name}", 100 * len(runs)) as advance:
-        for size, kind, wanted, chosen in runs:
+        for size, kind, (wanted, chosen) in runs:
             options = BenchOptions(size, device, kind, threads, compiled, seconds)
             results.append(measure(loaded.model, wanted, chosen, options))
             advance(100)
@@ -324,25 +290,22 @@ def _document(model: str, r: BenchResult) -> dict[str, Any]:
 def _print(model: str, results: list[BenchResult]) -> None:
     from tpcli.pooling.backends import c as c_kernels
 
-    columns = "method,batch,images/s,base,speed-up,ideal,kept,pooling,p95 ms,MiB".split(",")
     several = len({r.dtype for r in results}) > 1
     shared = _of_all(results)
-    if not shared:
-        columns.insert(0, "schedule")
-    rows = [
-        [
-            *([] if shared else [r.schedule]),
-            r.method,
-            f"{r.batch_size} {r.dtype}" if several else str(r.batch_size),
-            f"{r.pooled.images_per_second:.1f}",
-            f"{r.base.images_per_second:.1f}",
-            f"{r.speedup:.2f}x",
-            f"{r.ideal_speedup:.2f}x",
-            f"{100 * r.speedup / r.ideal_speedup:.0f}%",
-            f"{100 * r.pooling_share:.1f}%",
-            f"{r.pooled.latency_p95_ms:.1f}",
-            "" if r.peak_memory is None else f"{r.peak_memory / 2**20:.0f}",
-        ]
+    records = [
+        {
+            **({} if shared else {"schedule": r.schedule}),
+            "method": r.method,
+            "batch": f"{r.batch_size} {r.dtype}" if several else str(r.batch_size),
+            "images/s": f"{r.pooled.images_per_second:.1f}",
+            "base": f"{r.base.images_per_second:.1f}",
+            "speed-up": f"{r.speedup:.2f}x",
+            "ideal": f"{r.ideal_speedup:.2f}x",
+            "kept": f"{100 * r.speedup / r.ideal_speedup:.0f}%",
+            "pooling": f"{100 * r.pooling_share:.1f}%",
+            "p95 ms": f"{r.pooled.latency_p95_ms:.1f}",
+            "MiB": "" if r.peak_memory is None else f"{r.peak_memory / 2**20:.0f}",
+        }
         for r in results
     ]
     first = results[0]
@@ -358,7 +321,7 @@ def _print(model: str, results: list[BenchResult]) -> None:
             " Pooling ran in torch's operators, for want of a C compiler when tpcli was installed; "
             "install it again with one for faster pooling."
         )
-    render.print_table(f"{model}{shared}", columns, rows, caption, SPARE)
+    render.print_records(f"{model}{shared}", records, caption, SPARE)
 
 
 def _of_all(results: list[BenchResult]) -> str:

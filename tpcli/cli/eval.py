@@ -96,7 +96,7 @@ def eval(
         result = Measurer(loaded.model, task, options).measure(loaded.model, begin)
     spec = pooling_spec(loaded.model)
     caution = warning(spec and spec.schedule.chosen_on, data)
-    schedule = spec.schedule.name if spec else "none"
+    pooled = render.how_pooled(spec)
     low, high = result.ci95
     if as_json:
         render.print_json(
@@ -104,9 +104,7 @@ def eval(
                 "model": loaded.name,
                 "data": data.spec,
                 "split": data.split,
-                "schedule": schedule,
-                "tokens": list(spec.schedule.tokens) if spec else [],
-                "method": spec.options.to_dict() if spec else {},
+                **pooled,
                 "count": result.count,
                 "measure": result.measure,
                 "score": result.score,
@@ -125,7 +123,7 @@ def eval(
         return
     facts = [
         ("model", loaded.name),
-        ("schedule", schedule),
+        ("schedule", pooled["schedule"]),
         ("data", f"{data.spec}, {data.split}, {result.count} images"),
         (
             MEASURES[result.measure].label,

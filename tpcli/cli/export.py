@@ -120,9 +120,7 @@ def export(
                 "output": result.output,
                 "opset": result.opset,
                 "dtype": result.dtype,
-                "schedule": spec.schedule.name,
-                "tokens": list(spec.schedule.tokens),
-                "method": spec.options.to_dict(),
+                **render.how_pooled(spec),
                 "input_size": list(result.input_size),
                 "max_error": result.max_error,
                 "checked_on": result.checked_on,
@@ -139,8 +137,7 @@ def export(
     )
     render.print_facts(
         [
-            ("model", f"{loaded.name}, pooled by {spec.options.method}"),
-            ("schedule", f"{spec.schedule.name}: {', '.join(map(str, spec.schedule.tokens))}"),
+            *render.pooled_facts(loaded.name, spec),
             ("saved", f"{result.out} ({result.file_format}{opset_text}, {result.dtype})"),
             ("input", f"images: {shape}, normalised as for the model"),
             ("output", result.output),
@@ -151,9 +148,8 @@ def export(
 
 def _images(source: SourceGroup, loaded: LoadedModel, split: str) -> Tensor:
     """A few images of the data, as the model gets them."""
-    from tpcli.data import batches, create
+    from tpcli.data import batches
 
-    assert source.data is not None
-    data = create(source.data, loaded.data_config, split=split, **source.arguments(), limit=CHECKED)
+    data = source.open_split(loaded, split, CHECKED)
     batch, _ = next(iter(batches(data, CHECKED)))
     return data.normalize(batch)

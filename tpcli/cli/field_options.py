@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import Field, dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
@@ -14,11 +15,12 @@ from tpcli.config.recipe import Recipe, recipe, types_of
 from tpcli.config.schedule import file_options
 from tpcli.errors import UserError, did_you_mean
 
-from .settings import check_spelled_once, read_toml
+from .settings import check_spelled_once, plain, read_toml
 from .values import (
     FILE,
     METHOD,
     SCHEDULE,
+    SOME_METHODS,
     SPLIT,
     Value,
     checked,
@@ -45,6 +47,16 @@ SCHEDULE_HELP = (
 )
 
 
+def some_methods(text: str = "", shown: Sequence[str] = ()) -> Any:
+    """The option of several methods. text: what they are for."""
+    return option(
+        SOME_METHODS,
+        f"{text} {METHODS_HELP}".lstrip(),
+        panel=POOLING_PANEL,
+        shown=",".join(shown) or None,
+    )
+
+
 class PoolingValues:
     """Pooling options apart from the method and the schedule."""
 
@@ -62,8 +74,8 @@ class PoolingValues:
 
 
 def _pooling_option(name: str, kind: Any, about: Any) -> Any:
-    (plain,) = [t for t in get_args(kind) or (kind,) if t is not type(None)]
-    if plain is bool:
+    (type_,) = [t for t in get_args(kind) or (kind,) if t is not type(None)]
+    if type_ is bool:
         switch = name.replace("_", "-")
         chosen = flag(about["help"], f"--{switch}/--no-{switch}")
     elif about["choices"]:
@@ -71,7 +83,7 @@ def _pooling_option(name: str, kind: Any, about: Any) -> Any:
         chosen = option(one_of(about["choices"]), text)
     else:
         chosen = option(whole(about["low"], about["high"]), about["help"])
-    return Annotated[plain | None, chosen]
+    return Annotated[type_ | None, chosen]
 
 
 if TYPE_CHECKING:
@@ -158,28 +170,28 @@ class RecipeValues:
         return recipe({item.name: getattr(self, item.name) for item in fields(Recipe)})
 
 
-def _recipe_value(item: Field[Any], plain: type) -> Value:
+def _recipe_value(item: Field[Any], type_: type) -> Value:
     """What the field accepts."""
     about = item.metadata
     if about["choices"]:
         return one_of(about["choices"])
     if about["form"]:
         return checked(lambda text: recipe({item.name: text}), "FORM")
-    make = whole if plain is int else number
+    make = whole if type_ is int else number
     return make(about["low"], about["high"])
 
 
 def _recipe_option(item: Field[Any]) -> Any:
     about = item.metadata
-    (plain,) = types_of(item.name)
-    if plain is bool:
+    (type_,) = types_of(item.name)
+    if type_ is bool:
         return Annotated[bool | None, flag(about["help"], panel=about["panel"])]
     text = about["help"]
     if about["choices"]:
         text += f": {', '.join(about['choices'])}."
     default = None if item.default is None else str(item.default)
     return Annotated[
-        plain | None, option(_recipe_value(item, plain), text, panel=about["panel"], shown=default)
+        type_ | None, option(_recipe_value(item, type_), text, panel=about["panel"], shown=default)
     ]
 
 
@@ -225,25 +237,20 @@ class FinetuneGroup:
             if self.finetune_config is not None:
                 raise UserError("--finetune-config has no effect alone; add --finetune-epochs.")
             return None
-        return recipe_of_file(self.finetune_config, epochs=self.finetune_epochs)
-
-
-def recipe_of_file(path: Path | None, *, epochs: int) -> Recipe:
-    """A recipe from a TOML file of its options.
-
-    Raises:
-        UserError: the file can't be read, or has an unknown key.
-    """
-    values: dict[str, Any] = {} if path is None else read_toml(f"--finetune-config {path}", path)
-    check_spelled_once(f"--finetune-config {path}", values)
-    known = {f.name for f in fields(Recipe)} - {"epochs"}
-    for key in values:
-        if key.replace("-", "_") not in known:
-            raise UserError(
-                f"--finetune-config {path} has the key {key!r}, which is not an option of tpcli "
-                f"finetune.{did_you_mean(key, [name.replace('_', '-') for name in known])}"
-            )
-    return recipe({**{key.replace("-", "_"): v for key, v in values.items()}, "epochs": epochs})
+        values: dict[str, Any] = {}
+        if self.finetune_config is not None:
+            where = f"--finetune-config {self.finetune_config}"
+            known = {plain(item.name) for item in fields(Recipe)} - {"epochs"}
+            values = read_toml(where, self.finetune_config)
+            check_spelled_once(where, values)
+            for key in values:
+                if plain(key) not in known:
+                    raise UserError(
+                        f"{where} has the key {key!r}, which is not an option of tpcli finetune."
+                        f"{did_you_mean(key, known)}"
+                    )
+        given = {key.replace("-", "_"): value for key, value in values.items()}
+        return recipe({**given, "epochs": self.finetune_epochs})
 
 
 def open_training(

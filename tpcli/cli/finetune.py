@@ -127,11 +127,7 @@ def finetune(
                 f"best {label}",
                 f"{result.best_score:.2f}%  ({when}; 95% interval {low:.2f} to {high:.2f})",
             ),
-            (
-                "GFLOPs",
-                f"{render.gigas(result.flops)} of {render.gigas(result.base_flops)} "
-                f"({100 * result.ratio:.1f}%; {render.CONVENTION})",
-            ),
+            ("GFLOPs", render.gigas_of(result.flops, result.base_flops, f"; {render.CONVENTION}")),
             (
                 "images/s",
                 f"{result.images_per_second:.0f}  (training, {result.processes} processes)",

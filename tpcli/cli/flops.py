@@ -44,14 +44,12 @@ def flops(
             base = count_flops(loaded.model).total
     else:
         base = count.total
-    schedule = spec.schedule.name if spec else "none"
+    pooled = render.how_pooled(spec)
     if as_json:
         render.print_json(
             {
                 "model": loaded.name,
-                "schedule": schedule,
-                "tokens": list(spec.schedule.tokens) if spec else [],
-                "method": spec.options.to_dict() if spec else {},
+                **pooled,
                 "flops": count.total,
                 "pooling_flops": count.pooling,
                 "base_flops": base,
@@ -64,31 +62,25 @@ def flops(
             }
         )
         return
-    title = f"{loaded.name}, schedule {schedule}"
     caption = (
-        f"GFLOPs {render.gigas(count.total)} of {render.gigas(base)} "
-        f"({100 * count.total / base:.1f}%), pooling {100 * count.pooling / count.total:.1f}%, "
+        f"GFLOPs {render.gigas_of(count.total, base, '')}, "
+        f"pooling {100 * count.pooling / count.total:.1f}%, "
         f"{count.params / 1e6:.2f} M parameters. {CONVENTION}."
     )
+    rows: list[tuple[object, ...]]
     if by == "block":
         columns = ["block", "tokens in", "tokens out", "GFLOPs", "pooling"]
         rows = [
-            [
-                str(b.index),
-                str(b.tokens_in),
-                str(b.tokens_out),
-                render.gigas(b.flops),
-                render.gigas(b.pooling_flops),
-            ]
+            (b.index, b.tokens_in, b.tokens_out, *map(render.gigas, (b.flops, b.pooling_flops)))
             for b in count.blocks
         ]
-        rest = count.total - sum(b.flops for b in count.blocks)
-        rows.append(["stem and head", "", "", render.gigas(rest), ""])
+        rest = render.gigas(count.total - sum(b.flops for b in count.blocks))
+        rows.append(("stem and head", "", "", rest, ""))
     else:
-        cut = count.by_module if by == "module" else count.by_op
         columns = [by, "GFLOPs", "share"]
         rows = [
-            [name or "(model)", render.gigas(f), f"{100 * f / count.total:.1f}%"]
-            for name, f in cut.items()
+            (name or "(model)", render.gigas(f), f"{100 * f / count.total:.1f}%")
+            for name, f in (count.by_module if by == "module" else count.by_op).items()
         ]
-    render.print_table(title, columns, rows, caption)
+    title = f"{loaded.name}, schedule {pooled['schedule']}"
+    render.print_table(title, columns, [list(map(str, row)) for row in rows], caption)

@@ -15,6 +15,7 @@ from tpcli.config.measures import MEASURES
 from tpcli.config.specs import SPLITS
 from tpcli.errors import UserError
 
+from .render import quiet
 from .values import (
     DATA,
     DEVICE,
@@ -42,9 +43,7 @@ if TYPE_CHECKING:
     from tpcli.models.load import LoadedModel
 
 
-MODEL_PANEL, DATA_PANEL, RUN_PANEL = "Model", "Data", "Run"
-
-
+DATA_PANEL, MEASURE_PANEL, RUN_PANEL = "Data", "Measure", "Run"
 DEVICE_HELP = f"Device: {', '.join(DEVICES)}, or one of several such as cuda:1."
 
 ModelArgument = Annotated[
@@ -71,7 +70,7 @@ DeviceOption = Annotated[str, option(DEVICE, DEVICE_HELP, panel=RUN_PANEL)]
 class ModelGroup:
     """How the model is loaded."""
 
-    PANEL = MODEL_PANEL
+    PANEL = "Model"
 
     checkpoint: Annotated[
         Path | None, option(FILE, "Checkpoint to load: .safetensors, or a .pth of plain weights.")
@@ -92,6 +91,7 @@ class ModelGroup:
         """Load `model`."""
         from tpcli.models.load import load
 
+        quiet()  # once more, as huggingface_hub sets its level when it is imported
         return load(
             model,
             checkpoint=self.checkpoint,
@@ -143,6 +143,20 @@ class SourceGroup:
             "pixel_max": self.pixel_max,
         }
 
+    def open_split(
+        self,
+        loaded: LoadedModel,
+        split: str,
+        limit: int | None,
+        class_map: dict[str, int] | None = None,
+    ) -> ImageData:
+        """Open a split, prepared for this model; targets are positions of class folders."""
+        from tpcli.data import create
+
+        config, more = loaded.data_config, self.arguments()
+        data = self.data or specs.DEMO
+        return create(data, config, split=split, limit=limit, class_map=class_map, **more)
+
     def require_for(self, model: str, *splits: str | None) -> None:
         """Fail before `model` is loaded where there is no data for it, or no such split."""
         if self.data is None and model != specs.DEMO:
@@ -176,17 +190,8 @@ class DataGroup(SourceGroup):
     ] = None
 
     def open(self, loaded: LoadedModel) -> ImageData:
-        """Open the data, prepared for this model; targets are positions of class folders."""
-        from tpcli.data import create
-
-        return create(
-            self.data or specs.DEMO,
-            loaded.data_config,
-            split=self.split,
-            **self.arguments(),
-            limit=self.limit,
-            class_map=self.read_class_map(),
-        )
+        """Open the split to evaluate."""
+        return self.open_split(loaded, self.split, self.limit, self.read_class_map())
 
     def read_class_map(self) -> dict[str, int] | None:
         """The class map, where one was given."""
@@ -214,7 +219,6 @@ class RunGroup:
         return RunOptions(**{**vars(self), "device": device}, sharded=sharded)
 
 
-MEASURE_PANEL = "Measure"
 KNN_IMAGES = 10_000
 
 TrainSplit = Annotated[
@@ -273,23 +277,10 @@ class MeasureGroup:
         self, source: DataGroup, loaded: LoadedModel, train_split: str
     ) -> Callable[[], ImageData]:
         """What opens the training images, prepared as those that are measured on."""
-
-        def open_bank() -> ImageData:
-            from tpcli.data import create
-
-            return create(
-                source.data or specs.DEMO,
-                loaded.data_config,
-                split=train_split,
-                **source.arguments(),
-                limit=self.knn_images or KNN_IMAGES,
-                class_map=source.read_class_map(),
-            )
-
-        return open_bank
+        limit = self.knn_images or KNN_IMAGES
+        return lambda: source.open_split(loaded, train_split, limit, source.read_class_map())
 
 
-REPORT_PANEL = "Report"
 BATCH_SIZE = 16
 SECONDS = 2.0
 """For each point that is timed."""
@@ -299,7 +290,7 @@ SECONDS = 2.0
 class ReportGroup:
     """What the report shows, and its files."""
 
-    PANEL = REPORT_PANEL
+    PANEL = "Report"
 
     x: Annotated[
         str,
@@ -335,17 +326,12 @@ class ReportGroup:
         """Whether the figure is for a paper."""
         return self.style == "paper"
 
-    @property
-    def is_timed(self) -> bool:
-        """Whether points are timed; a batch size implies it."""
-        return self.bench or self.bench_batch_size is not None
-
     def timing(self, device: str, amp: bool) -> BenchOptions | None:
         """How each point is timed, if at all."""
         from tpcli.bench.clock import BenchOptions
         from tpcli.system.devices import pick_device, sixteen_bit_type
 
-        if not self.is_timed:
+        if not self.bench and self.bench_batch_size is None:
             return None
         kind = sixteen_bit_type(pick_device(device)) if amp else "float32"
         dtype = str(kind).removeprefix("torch.")

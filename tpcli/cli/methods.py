@@ -9,6 +9,7 @@ from tpcli.config.options import DEFAULT_METHOD, pooling_options
 
 from . import render
 from .groups import JsonOption
+from .values import typed
 
 CLASS_TOKEN = {"class": "needed", "attention": "used if there"}
 
@@ -68,11 +69,5 @@ def _settings(entry: dict[str, Any]) -> list[str]:
         + (f" ({', '.join(p['choices'])})" if p["choices"] else "")
         for p in entry["parameters"]
     ]
-    flags = []
-    for name, value in entry["options"].items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
-        elif value is not None:
-            flags.append(f"--{flag} {value}")
+    flags = [w for name, v in entry["options"].items() if v is not None for w in typed(name, v)]
     return [*lines, " ".join(flags), f"class token: {entry['class_token']}"]

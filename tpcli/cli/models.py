@@ -35,18 +35,17 @@ def models(
     if as_json:
         render.print_json([asdict(a) for a in found])
         return
-    columns = ["model", "class", "params (M)", "pixels", "tokens", "prefix", "GFLOPs", "weights"]
-    rows = [
-        [
-            a.name,
-            a.model_class,
-            f"{a.params / 1e6:.1f}",
-            f"{a.image_size[0]}" if len({*a.image_size}) == 1 else "x".join(map(str, a.image_size)),
-            str(a.patch_tokens),
-            str(a.prefix_tokens),
-            "" if a.flops is None else f"{a.flops / 1e9:.2f}",
-            "yes" if a.pretrained else "",
-        ]
+    records = [
+        {
+            "model": a.name,
+            "class": a.model_class,
+            "params (M)": f"{a.params / 1e6:.1f}",
+            "pixels": "x".join(map(str, dict.fromkeys(a.image_size))),
+            "tokens": str(a.patch_tokens),
+            "prefix": str(a.prefix_tokens),
+            "GFLOPs": "" if a.flops is None else f"{a.flops / 1e9:.2f}",
+            "weights": "yes" if a.pretrained else "",
+        }
         for a in found
     ]
     caption = (
@@ -55,4 +54,4 @@ def models(
         f"GFLOPs in closed form ({render.CONVENTION}); tpcli flops counts them."
     )
     spare = ["class", "weights", "prefix", "pixels", "params (M)", "tokens"]
-    render.print_table("Models that can be pooled", columns, rows, caption, spare)
+    render.print_records("Models that can be pooled", records, caption, spare)

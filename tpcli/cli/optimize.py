@@ -16,7 +16,7 @@ from tpcli.system.files import check_output
 from tpcli.system.resume import resumable
 
 from . import render
-from .field_options import METHODS_HELP, POOLING_PANEL, MethodGroup, method_names
+from .field_options import MethodGroup, method_names, some_methods
 from .groups import (
     DataGroup,
     DeviceOption,
@@ -28,7 +28,7 @@ from .groups import (
     TrainSplit,
 )
 from .provenance import report_context
-from .values import BUDGET, FOLDER, SIZE, SOME_METHODS, flag, number, one_of, option, whole
+from .values import BUDGET, FOLDER, SIZE, flag, number, one_of, option, whole
 from .verbosity import note
 
 if TYPE_CHECKING:
@@ -79,15 +79,7 @@ def optimize(
     *,
     loading: ModelGroup,
     wanted: TargetGroup,
-    method: Annotated[
-        list[str] | None,
-        option(
-            SOME_METHODS,
-            f"Methods to try. {METHODS_HELP}",
-            panel=POOLING_PANEL,
-            shown=",".join(OPTIMIZE_METHODS),
-        ),
-    ] = None,
+    method: Annotated[list[str] | None, some_methods("Methods to try.", OPTIMIZE_METHODS)] = None,
     pooling: MethodGroup,
     source: DataGroup,
     train_split: TrainSplit = "train",

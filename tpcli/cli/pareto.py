@@ -22,11 +22,11 @@ from tpcli.errors import UserError
 from tpcli.system.ranks import team
 
 from . import render
-from .field_options import METHODS_HELP, POOLING_PANEL, FinetuneGroup, MethodGroup, method_names
+from .field_options import POOLING_PANEL, FinetuneGroup, MethodGroup, method_names, some_methods
 from .groups import DataGroup, JsonOption, MeasureGroup, ModelGroup, ReportGroup, RunGroup
 from .provenance import CommandFor, report_context
 from .render import print_sweep
-from .values import BUDGETS, FOLDER, MODEL, SCHEDULE, SOME_METHODS, Value, budgets, one_of, option
+from .values import BUDGETS, FOLDER, MODEL, SCHEDULE, Value, budgets, one_of, option
 from .verbosity import note
 
 if TYPE_CHECKING:
@@ -56,15 +56,7 @@ def pareto(
     ] = None,
     *,
     loading: ModelGroup,
-    method: Annotated[
-        list[str] | None,
-        option(
-            SOME_METHODS,
-            f"One curve each. {METHODS_HELP}",
-            panel=POOLING_PANEL,
-            shown=",".join(SWEEP_METHODS),
-        ),
-    ] = None,
+    method: Annotated[list[str] | None, some_methods("One curve each.", SWEEP_METHODS)] = None,
     budget: Annotated[
         str,
         option(

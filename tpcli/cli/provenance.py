@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from tpcli.config import specs
@@ -12,6 +12,7 @@ from tpcli.config import specs
 from .field_options import FinetuneGroup, MethodGroup
 from .groups import DataGroup, ModelGroup
 from .settings import command_line
+from .values import typed
 
 if TYPE_CHECKING:
     from tpcli.pareto import Point
@@ -36,7 +37,8 @@ def report_context(
     from tpcli.report import ReportContext
     from tpcli.version import __version__
 
-    context = ReportContext(
+    more = {} if command_for is None else {"command_for": command_for}
+    return ReportContext(
         title=title,
         data=data,
         count=count,
@@ -50,8 +52,8 @@ def report_context(
             "Python": platform.python_version(),
         },
         date=datetime.date.today().isoformat(),
+        **more,
     )
-    return context if command_for is None else replace(context, command_for=command_for)
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,9 @@ class CommandFor:
 
 def flags(group: Any, but: tuple[str, ...] = ()) -> list[str]:
     """The options of a group that are not what they are when left out, as one types them."""
-    words: list[str] = []
-    for item in fields(group):
-        value = getattr(group, item.name)
-        if value == item.default or item.name in but:
-            continue
-        flag = item.name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            for each in value if isinstance(value, list) else [value]:
-                words += [f"--{flag}", str(each)]
-    return words
+    return [
+        word
+        for item in fields(group)
+        if item.name not in but and getattr(group, item.name) != item.default
+        for word in typed(item.name, getattr(group, item.name))
+    ]

@@ -10,7 +10,7 @@ import shutil
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tpcli.evaluation.choose import Task
     from tpcli.pareto import SweepResult
     from tpcli.report import ReportContext
+    from tpcli.surgery import PoolingSpec
 
 
 WIDTH = 120
@@ -74,6 +75,18 @@ def print_table(
     if caption:
         wide.print(Text(visible(caption.strip()), style="dim"), **text)
     wide.print()
+
+
+def print_records(
+    title: str,
+    records: Sequence[Mapping[str, str]],
+    caption: str = "",
+    spare: Sequence[str] = (),
+    group: str | None = None,
+) -> None:
+    """`print_table` of rows that say which cell is of which column."""
+    rows = [list(record.values()) for record in records]
+    print_table(title, list(records[0]), rows, caption, spare, group)
 
 
 def fitting_table(
@@ -177,6 +190,29 @@ def eval_command(model: str | Path, data: str, schedule: Path | None = None) -> 
     return shlex.join(["tpcli", "eval", str(model), "--data", data, *more])
 
 
+def gigas_of(flops: float, base: float, more: str) -> str:
+    """GFLOPs of a pooled model beside those of the unpooled one, and their share."""
+    return f"{gigas(flops)} of {gigas(base)} ({100 * flops / base:.1f}%{more})"
+
+
+def how_pooled(spec: PoolingSpec | None) -> dict[str, Any]:
+    """What JSON says of how a model is pooled."""
+    return {
+        "schedule": spec.schedule.name if spec else "none",
+        "tokens": list(spec.schedule.tokens) if spec else [],
+        "method": spec.options.to_dict() if spec else {},
+    }
+
+
+def pooled_facts(model: str, spec: PoolingSpec) -> list[tuple[str, str]]:
+    """What is printed of a model and how it is pooled."""
+    tokens = ", ".join(map(str, spec.schedule.tokens))
+    return [
+        ("model", f"{model}, pooled by {spec.options.method}"),
+        ("schedule", f"{spec.schedule.name}: {tokens}"),
+    ]
+
+
 def gigas(flops: float) -> str:
     """FLOPs as GFLOPs, with as many digits as tell small models apart."""
     return f"{flops / 1e9:.3f}" if flops >= 1e8 else f"{flops / 1e9:.4f}"
@@ -228,9 +264,8 @@ def progress_bars(description: str) -> Iterator[Callable[[str, int | None], Call
 @contextmanager
 def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar on stderr; yields a function that advances it."""
-    with make_bar(console()) as bar:
-        task = bar.add_task(visible(description), total=total)
-        yield lambda amount: bar.advance(task, amount)
+    with progress_bars(description) as begin:
+        yield begin("", total)
 
 
 def print_sweep(result: SweepResult, context: ReportContext, written: Sequence[str]) -> None:
@@ -254,9 +289,8 @@ def print_sweep(result: SweepResult, context: ReportContext, written: Sequence[s
     everything = table_rows(result)
     keys = [key for key in names if key in everything[0]]
     for model in dict.fromkeys(row["model"] for row in everything):
-        rows = [[row[key] for key in keys] for row in everything if row["model"] == model]
-        title = f"Token Pooling of {model}"
-        print_table(title, [names[k] for k in keys], rows, spare=spare, group="method")
+        records = [{names[k]: row[k] for k in keys} for row in everything if row["model"] == model]
+        print_records(f"Token Pooling of {model}", records, spare=spare, group="method")
     say(f"{context.count} images of {context.data}. {CONVENTION}.")
     for entry in result.headlines:
         for headline in entry.both:
@@ -269,8 +303,7 @@ def print_sweep(result: SweepResult, context: ReportContext, written: Sequence[s
         share = f"{100 * p.gflops_ratio:.0f}% of the GFLOPs"
         say(f"# {p.model}, {p.curve}: {share}, {measure.label} {p.score:.2f}%")
         say(command)
-    advice = result.recommendation
-    if advice is not None:
+    if advice := result.recommendation:
         print()
         say(advice.words)
         if advice.point is not None:

@@ -19,14 +19,7 @@ from tpcli.system.resume import Progress, resumable
 
 from . import render
 from .field_options import METHOD_HELP, POOLING_PANEL, MethodGroup
-from .groups import (
-    DeviceOption,
-    ForceOption,
-    JsonOption,
-    ModelArgument,
-    ModelGroup,
-    SourceGroup,
-)
+from .groups import DeviceOption, ForceOption, JsonOption, ModelArgument, ModelGroup, SourceGroup
 from .values import (
     BUDGET,
     MANY,

@@ -212,7 +212,7 @@ def _flags(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]
             continue
         value = defaults[option.name]
         if isinstance(value, bool):
-            words += [*(option.opts if value else option.secondary_opts)[:1]]
+            words += (option.opts if value else option.secondary_opts)[:1]
         else:
             for item in value if isinstance(value, list) else [value]:
                 words += [option.opts[0], str(item)]

@@ -15,15 +15,15 @@ from tpcli.system.files import check_output
 
 from . import render
 from .field_options import (
-    METHODS_HELP,
     POOLING_PANEL,
     SCHEDULE_HELP,
     MethodGroup,
     PoolingGroup,
     method_names,
+    some_methods,
 )
 from .groups import JsonOption, ModelArgument, ModelGroup
-from .values import BLOCKS, FIGURE, FILE, SCHEDULE, SOME_METHODS, blocks, one_of, option
+from .values import BLOCKS, FIGURE, FILE, SCHEDULE, blocks, one_of, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,10 +50,7 @@ def show(
             shown=f"the model's, or {DEFAULT_SCHEDULE}",
         ),
     ] = None,
-    method: Annotated[
-        list[str] | None,
-        option(SOME_METHODS, f"One row each. {METHODS_HELP}", panel=POOLING_PANEL, shown="ward"),
-    ] = None,
+    method: Annotated[list[str] | None, some_methods("One row each.", ["ward"])] = None,
     pooling: MethodGroup,
     block: Annotated[
         str | None,
@@ -112,18 +109,17 @@ def show(
         documents = [_document(row) for row in seen]
         render.print_json({"model": loaded.name, "out": str(out), "images": documents})
         return
-    columns = ["image", "method", "tokens after blocks", "without pooling", "pooled"]
-    cells = [
-        [
-            row.name,
-            row.method,
-            ", ".join(f"{b.index}: {b.tokens}" for b in row.blocks),
-            _best(row.base_top),
-            _best(row.pooled_top),
-        ]
+    records = [
+        {
+            "image": row.name,
+            "method": row.method,
+            "tokens after blocks": ", ".join(f"{b.index}: {b.tokens}" for b in row.blocks),
+            "without pooling": _best(row.base_top),
+            "pooled": _best(row.pooled_top),
+        }
         for row in seen
     ]
-    render.print_table(title, columns, cells, spare=["tokens after blocks", "method"])
+    render.print_records(title, records, spare=["tokens after blocks", "method"])
     render.say(f"written: {out}")
 
 

@@ -72,6 +72,15 @@ def option(
     )
 
 
+def typed(name: str, value: Any) -> list[str]:
+    """The words that give an option this value; a list is an option that is repeated."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    items = value if isinstance(value, list) else [value]
+    return [word for item in items for word in (f"--{flag}", str(item))]
+
+
 def flag(text: str, *flags: str, panel: str | None = None) -> Any:
     """A typer option that is there or not."""
     return typer.Option(*flags, help=text, rich_help_panel=panel)
