@@ -23,7 +23,7 @@ from .field_options import (
     some_methods,
 )
 from .groups import DeviceOption, JsonOption, ModelArgument, ModelGroup
-from .values import FIGURE, SCHEDULE, SIZE, Value, flag, number, one_of, option, some_of, whole
+from .values import FIGURE, SCHEDULE, SIZE, Value, choice, flag, number, option, some_of, whole
 from .verbosity import note
 
 if TYPE_CHECKING:
@@ -143,9 +143,10 @@ def bench(
     device: DeviceOption = "auto",
     dtype: Annotated[
         list[str] | None,
-        option(
-            one_of(DTYPES),
-            f"Precision: {', '.join(DTYPES)}; repeat for more. 16-bit types run in autocast.",
+        choice(
+            DTYPES,
+            "Precision",
+            end="; repeat for more. 16-bit types run in autocast.",
             shown="float32",
         ),
     ] = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from tpcli.config.measures import MEASURES
 from tpcli.errors import UserError
@@ -21,10 +21,6 @@ from .groups import (
     TrainSplit,
 )
 from .values import BLOCKS, blocks, option
-
-if TYPE_CHECKING:
-    from tpcli.evaluation.choose import Task
-    from tpcli.evaluation.scores import Scores
 
 SHOWN = {
     "top5": ("top-5", "{:.2f}%"),
@@ -98,6 +94,12 @@ def eval(
     caution = warning(spec and spec.schedule.chosen_on, data)
     pooled = render.how_pooled(spec)
     low, high = result.ci95
+    bank, of_bank = task.bank, {}
+    if bank is not None:
+        of_bank = {"bank": {"of": task.bank_of, "split": bank.split, "count": bank.count}}
+    more: dict[str, Any] = dict(result.more)
+    if "top1_lo" in more:
+        more["top1_ci95"] = [more.pop("top1_lo"), more.pop("top1_hi")]
     if as_json:
         render.print_json(
             {
@@ -111,14 +113,18 @@ def eval(
                 "score_lo": low,
                 "score_hi": high,
                 "warning": caution or None,
-                **_more(result),
+                **more,
                 "images_per_second": result.images_per_second,
                 "unreadable": list(result.unreadable),
                 "left_out": [entry._asdict() for entry in data.left_out],
                 "device": str(device),
                 "amp": run.amp,
-                **_bank(task),
             }
+            | (
+                {"bank": {"of": task.bank_of, "split": bank.split, "count": bank.count}}
+                if bank
+                else {}
+            )
         )
         return
     facts = [
@@ -141,25 +147,11 @@ def eval(
         ),
         ("images/s", f"{result.images_per_second:.0f}  (model alone, on {device})"),
     ]
-    if task.bank is not None:
+    if bank is not None:
         whose = f"features of the {task.bank_of} model"
-        facts.insert(3, ("bank", f"{task.bank.count} images of {task.bank.split}, {whose}"))
+        facts.insert(3, ("bank", f"{bank.count} images of {bank.split}, {whose}"))
     if caution:
         facts.insert(4, ("warning", caution))
     if result.unreadable:
         facts.append(("unreadable", render.some(result.unreadable)))
     render.print_facts(facts)
-
-
-def _more(result: Scores) -> dict[str, Any]:
-    """What was measured beside the score, by its keys in JSON."""
-    more: dict[str, Any] = dict(result.more)
-    if "top1_lo" in more:
-        more["top1_ci95"] = [more.pop("top1_lo"), more.pop("top1_hi")]
-    return more
-
-
-def _bank(task: Task) -> dict[str, Any]:
-    if task.bank is None:
-        return {}
-    return {"bank": {"of": task.bank_of, "split": task.bank.split, "count": task.bank.count}}

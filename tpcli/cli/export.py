@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from tpcli.config.choices import (
     DEFAULT_SCHEDULE,
@@ -20,12 +20,7 @@ from tpcli.system.files import check_output
 from . import render
 from .field_options import PoolingGroup
 from .groups import DATA_PANEL, ForceOption, JsonOption, ModelArgument, ModelGroup, SourceGroup
-from .values import PLACE, SPLIT, one_of, option, whole
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from tpcli.models.load import LoadedModel
+from .values import PLACE, SPLIT, choice, one_of, option, whole
 
 CHECKED = 16
 """Images that what was written is run on."""
@@ -36,10 +31,7 @@ def export(
     *,
     loading: ModelGroup,
     pooling: PoolingGroup,
-    file_format: Annotated[
-        str,
-        option(one_of(list(EXPORT_FORMATS)), f"Format: {', '.join(EXPORT_FORMATS)}.", "--format"),
-    ] = "onnx",
+    file_format: Annotated[str, choice([*EXPORT_FORMATS], "Format", "--format")] = "onnx",
     output: Annotated[
         str,
         option(
@@ -57,10 +49,10 @@ def export(
     ] = None,
     dtype: Annotated[
         str,
-        option(
-            one_of(EXPORT_DTYPES),
-            f"Type of weights and arithmetic: {', '.join(EXPORT_DTYPES)}. Inputs and outputs stay "
-            "float32.",
+        choice(
+            EXPORT_DTYPES,
+            "Type of weights and arithmetic",
+            end=". Inputs and outputs stay float32.",
         ),
     ] = "float32",
     source: SourceGroup,
@@ -93,12 +85,17 @@ def export(
     if source.data is not None:
         source.require_for(model, split)
 
+    from tpcli.data import batches
     from tpcli.export import check_export, export_model
     from tpcli.surgery import pooling_spec
 
     check_export(out, file_format, opset, force)
     loaded = loading.load(model)
     pooling.apply_to(loaded, default_schedule=DEFAULT_SCHEDULE)
+    images = None
+    if source.data is not None:
+        data = source.open_split(loaded, split, CHECKED)
+        images = data.normalize(next(iter(batches(data, CHECKED)))[0])
     result = export_model(
         loaded.model,
         out,
@@ -106,7 +103,7 @@ def export(
         output=output,
         opset=opset,
         dtype=dtype,
-        check_on=None if source.data is None else _images(source, loaded, split),
+        check_on=images,
         force=force,
     )
     spec = pooling_spec(loaded.model)
@@ -144,12 +141,3 @@ def export(
             ("check", checked),
         ]
     )
-
-
-def _images(source: SourceGroup, loaded: LoadedModel, split: str) -> Tensor:
-    """A few images of the data, as the model gets them."""
-    from tpcli.data import batches
-
-    data = source.open_split(loaded, split, CHECKED)
-    batch, _ = next(iter(batches(data, CHECKED)))
-    return data.normalize(batch)

@@ -16,7 +16,7 @@ from . import render
 from .field_options import PoolingGroup, RecipeGroup, open_training
 from .groups import DATA_PANEL, DataGroup, ForceOption, JsonOption, ModelArgument, ModelGroup
 from .settings import take_config
-from .values import FILE, FOLDER, SPLIT, flag, one_of, option
+from .values import FILE, FOLDER, SPLIT, choice, flag, option
 
 DEMO_SCHEDULE = "keep:0.12@0"
 """A harsher schedule, so that the small demo has accuracy to recover."""
@@ -43,7 +43,7 @@ def finetune(
             is_eager=True,
         ),
     ] = None,
-    device: Annotated[str, option(one_of(DEVICES), f"Device: {', '.join(DEVICES)}.")] = "auto",
+    device: Annotated[str, choice(DEVICES, "Device")] = "auto",
     resume: Annotated[bool, flag("Fail unless there is a run to resume.", "--resume")] = False,
     force: ForceOption = False,
     as_json: JsonOption = False,

@@ -9,7 +9,7 @@ from tpcli.config.choices import FLOPS_TABLES
 from . import render
 from .field_options import PoolingGroup
 from .groups import JsonOption, ModelArgument, ModelGroup
-from .values import one_of, option
+from .values import choice
 
 
 def flops(
@@ -17,9 +17,7 @@ def flops(
     *,
     loading: ModelGroup,
     pooling: PoolingGroup,
-    by: Annotated[
-        str, option(one_of(FLOPS_TABLES), f"Rows of the table: {', '.join(FLOPS_TABLES)}.")
-    ] = "block",
+    by: Annotated[str, choice(FLOPS_TABLES, "Rows of the table")] = "block",
     as_json: JsonOption = False,
 ) -> None:
     """Count the FLOPs of a model with fvcore, pooling included and shown separately.

@@ -27,6 +27,7 @@ from .values import (
     SIZE,
     SPLIT,
     TEXT,
+    choice,
     flag,
     number,
     one_of,
@@ -294,11 +295,7 @@ class ReportGroup:
 
     x: Annotated[
         str,
-        option(
-            one_of(AXES),
-            f"Horizontal axis: {', '.join(AXES)}; speed from the evaluation, or from --bench.",
-            "--x",
-        ),
+        choice(AXES, "Horizontal axis", "--x", end="; speed from the evaluation, or from --bench."),
     ] = "gflops"
     bench: Annotated[
         bool,

@@ -28,7 +28,7 @@ from .groups import (
     TrainSplit,
 )
 from .provenance import report_context
-from .values import BUDGET, FOLDER, SIZE, flag, number, one_of, option, whole
+from .values import BUDGET, FOLDER, SIZE, choice, flag, number, one_of, option, whole
 from .verbosity import note
 
 if TYPE_CHECKING:
@@ -86,12 +86,7 @@ def optimize(
     measuring: MeasureGroup,
     batch_size: Annotated[int, option(SIZE, "Images in a timed batch.", panel=SPEED_PANEL)] = 16,
     dtype: Annotated[
-        str,
-        option(
-            one_of(DTYPES),
-            f"Precision: {', '.join(DTYPES)}; 16-bit types run in autocast.",
-            panel=SPEED_PANEL,
-        ),
+        str, choice(DTYPES, "Precision", end="; 16-bit types run in autocast.", panel=SPEED_PANEL)
     ] = "float32",
     threads: Annotated[
         int | None, option(whole(1, 256), "CPU threads.", panel=SPEED_PANEL, shown="torch's own")
@@ -182,7 +177,6 @@ def optimize(
 
 
 def _print(result: Optimized, out: Path, data: str) -> None:
-
     facts = [("verdict", result.verdict)]
     if result.chosen is not None:
         c = result.chosen.candidate

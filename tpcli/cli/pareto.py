@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,16 +25,14 @@ from . import render
 from .field_options import POOLING_PANEL, FinetuneGroup, MethodGroup, method_names, some_methods
 from .groups import DataGroup, JsonOption, MeasureGroup, ModelGroup, ReportGroup, RunGroup
 from .provenance import CommandFor, report_context
-from .render import print_sweep
 from .values import BUDGETS, FOLDER, MODEL, SCHEDULE, Value, budgets, one_of, option
 from .verbosity import note
 
 if TYPE_CHECKING:
-    from tpcli.data import ImageData
     from tpcli.evaluation.choose import Task
     from tpcli.finetune import TrainingData
     from tpcli.models.load import LoadedModel
-    from tpcli.pareto import ModelSource, Point, SweepResult
+    from tpcli.pareto import ModelSource, SweepResult
     from tpcli.report import ReportContext
 
 SCHEDULES = Value(
@@ -132,6 +130,7 @@ def pareto(
     from tpcli.pareto.cache import default_folder, usable_folder
     from tpcli.report import write_report
     from tpcli.report.clusters import pooled_strip
+    from tpcli.search import calibration_data
     from tpcli.system.devices import pick_device
 
     from .sweep_progress import LiveSweep
@@ -149,17 +148,17 @@ def pareto(
         bank=measuring.bank or "pooled",
         timing=reporting.timing(device, run.amp),
     )
-    sources: list[ModelSource] = []
-    for loaded in told_apart({model: loading.load(model) for model in specs}):
-        sources.append(
-            ModelSource(
-                loaded,
-                source.open(loaded),
-                training=_training(loaded, source, training, device),
-                calibration=_calibration(loaded, source) if searched else None,
-                open_bank=measuring.opener(source, loaded, training.train_split),
-            )
+    data, more = source.data or DEMO, source.arguments()
+    sources = [
+        ModelSource(
+            loaded,
+            source.open(loaded),
+            training=_training(loaded, source, training, device),
+            calibration=calibration_data(data, loaded.data_config, **more) if searched else None,
+            open_bank=measuring.opener(source, loaded, training.train_split),
         )
+        for loaded in told_apart({model: loading.load(model) for model in specs})
+    ]
     first = sources[0]
     render.say_left_out(first.data, first.training.train if first.training else None)
     named = {source.loaded.name: spec for source, spec in zip(sources, specs, strict=True)}
@@ -169,7 +168,12 @@ def pareto(
         note(f"warning: {caution}")
 
     def context(result: SweepResult) -> ReportContext:
-        return _context(sources, result, device, run.amp, command_for, cautions)
+        names = ", ".join(s.loaded.name for s in sources)
+        title = f"Token Pooling of {names} on {Path(first.data.spec).name}"
+        images = f"{first.data.spec}, {first.data.split}{_bank(result.tasks[0])}"
+        images += "".join(f" (warning: {caution})" for caution in cautions)
+        count = result.points[0].count
+        return report_context(title, images, count, device, run.amp, command_for)
 
     def write(result: SweepResult, strip: bytes | None = None) -> dict[str, Any]:
         return write_report(
@@ -189,7 +193,7 @@ def pareto(
     if as_json:
         render.print_json(document)
     else:
-        print_sweep(result, context(result), list(document["out"].values()))
+        render.print_sweep(result, context(result), list(document["out"].values()))
 
 
 def _training(
@@ -204,29 +208,6 @@ def _training(
 
     join(device)
     return open_training(source, loaded, recipe, training.train_split)
-
-
-def _calibration(loaded: LoadedModel, source: DataGroup) -> ImageData:
-    from tpcli.search import calibration_data
-
-    return calibration_data(source.data or DEMO, loaded.data_config, **source.arguments())
-
-
-def _context(
-    sources: list[ModelSource],
-    result: SweepResult,
-    device: str,
-    amp: bool,
-    command_for: Callable[[Point], str],
-    cautions: Sequence[str],
-) -> ReportContext:
-    data = sources[0].data
-    names = ", ".join(s.loaded.name for s in sources)
-    title = f"Token Pooling of {names} on {Path(data.spec).name}"
-    count = result.points[0].count
-    images = f"{data.spec}, {data.split}{_bank(result.tasks[0])}"
-    images += "".join(f" (warning: {caution})" for caution in cautions)
-    return report_context(title, images, count, device, amp, command_for)
 
 
 def _warnings(source: ModelSource, schedules: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -28,10 +27,10 @@ from .values import (
     SPLIT,
     Value,
     checked,
+    choice,
     flag,
     named_like,
     number,
-    one_of,
     option,
     some_of,
     whole,
@@ -39,10 +38,8 @@ from .values import (
 from .verbosity import note
 
 if TYPE_CHECKING:
-    from tpcli.config.schedule import Schedule, Tokens
     from tpcli.data import ImageData
     from tpcli.models.load import LoadedModel
-    from tpcli.search import SearchOptions, SearchResult
 
 
 DEFAULT = 0.6
@@ -99,11 +96,7 @@ def schedule(
     ] = None,
     by: Annotated[
         str | None,
-        option(
-            one_of(OBJECTIVES),
-            f"Objective of the search: {', '.join(OBJECTIVES)}.",
-            shown="kl, or similarity without a head",
-        ),
+        choice(OBJECTIVES, "Objective of the search", shown="kl, or similarity without a head"),
     ] = None,
     trials: Annotated[int, option(whole(1, MANY), "Schedules to try per budget.")] = 16,
     vary: Annotated[
@@ -145,7 +138,8 @@ def schedule(
     check = partial(check_output, out, force, kind=SCHEDULE_KIND)
     first = resumable(out, "search", check, note)
     with first if team().is_first else nullcontext(Progress()) as progress:
-        from tpcli.bench.clock import BenchOptions
+        from tpcli.bench.clock import BenchOptions, percent
+        from tpcli.bench.compare import bench
         from tpcli.search import SearchOptions, budgets_with, search, trials_in
         from tpcli.system.devices import pick_device
 
@@ -186,11 +180,19 @@ def schedule(
         ratio = float(str(found.made_by["ratio"]))
         timed: dict[str, float] = {}
         cost = ("FLOPs", f"{100 * ratio:.2f}% of the base, budget {100 * share:g}%")
-        if speedup:
+        if options.timing is not None:
             with render.progress_bar("timing", 100) as advance:
-                speed = _speedup(loaded, found, result, options, advance)
+                speed = bench(
+                    loaded.model, found, result.options, options.timing, percent(advance)
+                ).speedup
             timed = {"speedup": speed, "forecast_speedup": 1 / ratio}
             cost = ("speed", f"{speed:.2f}x, by forecast {1 / ratio:.2f}x, target {speedup:g}x")
+        last_block = []
+        if result.cost.last_free:
+            saved = f"{100 * result.last_free_saving(found.tokens):.2f}%"
+            last_block = [
+                ("last block", f"one patch token is left for its MLP, which saves {saved}")
+            ]
         if as_json:
             render.print_json({"out": str(out), **result.document(share), **timed})
             return
@@ -205,31 +207,8 @@ def schedule(
                     f"{data.split}",
                 ),
                 ("family", ", ".join(f"{member.ratio:.2f}" for member in result.members)),
-                *_last_free(result, found.tokens),
+                *last_block,
                 ("verdict", result.verdict),
                 ("saved", f"{out}  (try: {render.eval_command(model, data.spec, schedule=out)})"),
             ]
         )
-
-
-def _speedup(
-    loaded: LoadedModel,
-    found: Schedule,
-    result: SearchResult,
-    options: SearchOptions,
-    advance: Callable[[int], None],
-) -> float:
-    """Times as fast as the unpooled model, both timed in turn."""
-    from tpcli.bench.clock import percent
-    from tpcli.bench.compare import bench
-
-    assert options.timing is not None
-    timed = bench(loaded.model, found, result.options, options.timing, percent(advance))
-    return timed.speedup
-
-
-def _last_free(result: SearchResult, tokens: Tokens) -> list[tuple[str, str]]:
-    if not result.cost.last_free:
-        return []
-    saved = 100 * result.last_free_saving(tokens)
-    return [("last block", f"one patch token is left for its MLP, which saves {saved:.2f}%")]

@@ -23,7 +23,7 @@ from .field_options import (
     some_methods,
 )
 from .groups import JsonOption, ModelArgument, ModelGroup
-from .values import BLOCKS, FIGURE, FILE, SCHEDULE, blocks, one_of, option
+from .values import BLOCKS, FIGURE, FILE, SCHEDULE, blocks, choice, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,9 +58,7 @@ def show(
             BLOCKS, "Blocks to show, such as 3,6,9.", "--blocks", shown="four of the pooled blocks"
         ),
     ] = None,
-    style: Annotated[
-        str, option(one_of(CLUSTER_STYLES), f"Style of the clusters: {', '.join(CLUSTER_STYLES)}.")
-    ] = "mean",
+    style: Annotated[str, choice(CLUSTER_STYLES, "Style of the clusters")] = "mean",
     out: Annotated[Path, option(FIGURE, "Figure to write: .png, .svg or .pdf.")] = Path("show.png"),
     as_json: JsonOption = False,
 ) -> None:

@@ -86,7 +86,7 @@ def flag(text: str, *flags: str, panel: str | None = None) -> Any:
     return typer.Option(*flags, help=text, rich_help_panel=panel)
 
 
-def one_of(names: Sequence[str], metavar: str = "NAME") -> Value:
+def one_of(names: Sequence[str]) -> Value:
     """One of a few words."""
 
     def read(text: str) -> str:
@@ -95,7 +95,12 @@ def one_of(names: Sequence[str], metavar: str = "NAME") -> Value:
             raise ValueError(f"is unknown; use {listed(names)}.{near}")
         return text
 
-    return Value(read, metavar, lambda: names)
+    return Value(read, "NAME", lambda: names)
+
+
+def choice(names: Sequence[str], text: str, *flags: str, end: str = ".", **more: Any) -> Any:
+    """A typer option of one of a few words, which its help lists between `text` and `end`."""
+    return option(one_of(names), f"{text}: {', '.join(names)}{end}", *flags, **more)
 
 
 def some_of(names: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
