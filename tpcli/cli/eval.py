@@ -94,7 +94,8 @@ def eval(
     caution = warning(spec and spec.schedule.chosen_on, data)
     pooled = render.how_pooled(spec)
     low, high = result.ci95
-    bank, of_bank = task.bank, {}
+    bank = task.bank
+    of_bank = {}
     if bank is not None:
         of_bank = {"bank": {"of": task.bank_of, "split": bank.split, "count": bank.count}}
     more: dict[str, Any] = dict(result.more)
@@ -119,12 +120,8 @@ def eval(
                 "left_out": [entry._asdict() for entry in data.left_out],
                 "device": str(device),
                 "amp": run.amp,
+                **of_bank,
             }
-            | (
-                {"bank": {"of": task.bank_of, "split": bank.split, "count": bank.count}}
-                if bank
-                else {}
-            )
         )
         return
     facts = [
