@@ -114,10 +114,10 @@ def analyze(
         count += len(targets)
 
     with unpooled(model), stages(model, sums.add):
-        streamed = stream(
+        _, unreadable = stream(
             model, data, take, run or RunOptions(32), answer=tokens, on_batch=on_batch
         )
-    return sums.result(count, streamed.unreadable)
+    return sums.result(count, unreadable)
 
 
 def check_methods(methods: Sequence[PoolingOptions]) -> None:

@@ -102,13 +102,13 @@ def collect(
             except OSError as error:
                 raise TpcliError(f"features can't be kept on disk: {error.strerror}.") from error
 
-        streamed = stream(
+        speed, unreadable = stream(
             model, mine or data, take, run, answer=answer, decoded=decoded, on_batch=on_batch
         )
         file.flush()
         labels = torch.cat(targets).numpy()
         rows: Floats = np.memmap(file, np.float32, "c", shape=(len(labels), width))
-    answers = Answers(rows, labels, streamed.images_per_second, streamed.unreadable)
+    answers = Answers(rows, labels, speed, unreadable)
     return combined(answers, folder) if mine else answers
 
 
@@ -123,9 +123,8 @@ def combined(share: Answers, folder: Path | None = None) -> Answers:
     starts = np.cumsum([0, *counts[:-1]])
     step = max(1, CHUNK // width)
     for begin in range(0, max(counts), step):
-        for start, piece in zip(
-            starts, gathered(np.array(share.rows[begin : begin + step])), strict=True
-        ):
+        pieces = gathered(np.array(share.rows[begin : begin + step]))
+        for start, piece in zip(starts, pieces, strict=True):
             rows[start + begin : start + begin + len(piece)] = piece
     return Answers(
         rows,

@@ -48,15 +48,6 @@ class Task:
     blocks: tuple[int, ...] | None = None
 
 
-def check_measure(name: str) -> None:
-    """Raise where there is no such measure.
-
-    Raises:
-        UserError: names those that there are.
-    """
-    check_choice("measure", name, MEASURES)
-
-
 def choose(
     asked: str | None, candidates: Sequence[MeasuredModel], bank_of: str = "pooled"
 ) -> list[Task]:
@@ -67,7 +58,7 @@ def choose(
             agree in part, which is more likely a mistake than data without labels.
     """
     if asked is not None:
-        check_measure(asked)
+        check_choice("measure", asked, MEASURES)
         return [_task(asked, candidate, bank_of) for candidate in candidates]
     passed_over = ""
     for measure in MEASURES:
@@ -86,28 +77,20 @@ def _task(measure: str, candidate: MeasuredModel, bank_of: str) -> Task:
     head = Head.of(model, name)
     if measure == "top1":
         return Task(measure, match_classes(data, head))
-    if measure == "agreement":
-        if head.size < 2:
-            raise Unmatched(
-                f"{name} has no head with classes to agree on; use `measure=similarity`, which "
-                "needs none."
-            )
-        return Task(measure, data)
-    if measure == "dense":
-        return Task(measure, data)
-    _check_one_vector(model, name)
-    if measure == "knn":
-        bank = _bank(candidate)
-        return Task(measure, _aligned(data, bank), bank, bank_of)
-    return Task(measure, data)
-
-
-def _check_one_vector(model: nn.Module, name: str) -> None:
-    if getattr(model, "global_pool", None) == "":
+    if measure == "agreement" and head.size < 2:
+        raise Unmatched(
+            f"{name} has no head with classes to agree on; use `measure=similarity`, which needs "
+            "none."
+        )
+    if measure in ("knn", "similarity") and getattr(model, "global_pool", None) == "":
         raise UserError(
             f"{name} has global_pool '', so it gives features for each token and not for the "
             "image; use token, avg or another that its architecture takes."
         )
+    if measure == "knn":
+        bank = _bank(candidate)
+        return Task(measure, _aligned(data, bank), bank, bank_of)
+    return Task(measure, data)
 
 
 def _bank(candidate: MeasuredModel) -> ImageData:

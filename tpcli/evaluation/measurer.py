@@ -18,7 +18,7 @@ from tpcli.system.ranks import gathered
 
 from .answers import Answers, collect, features_of, logits_of
 from .choose import Task
-from .run import Batches, RunOptions, evaluate, shard
+from .run import Batches, RunOptions, evaluate, images_per_second, shard
 from .scores import Scores, agreement, knn, scores, similarity
 
 SHARES = (1 / 4, 1 / 2, 3 / 4, 1)
@@ -66,7 +66,9 @@ def dense(
     found = collect(model, data, compared, run, folder, decoded=decoded, on_batch=on_batch)
     by_block = 100 * found.rows.mean(0, dtype="float64")
     more = {f"block_{i}": float(mean) for i, mean in zip(chosen, by_block, strict=True)}
-    speed = sum(gathered(compared.speed)) if shard(data, run, decoded) else compared.speed
+    speed = images_per_second(compared.times)
+    if shard(data, run, decoded):
+        speed = sum(gathered(speed))
     return scores("dense", found.rows.mean(1), speed, found.unreadable, **more)
 
 
@@ -76,7 +78,8 @@ class _Compared:
     def __init__(self, base: nn.Module, blocks: list[int]) -> None:
         self.base = base
         self.blocks = blocks
-        self._times: list[tuple[int, float]] = []
+        self.times: list[tuple[int, float]] = []
+        """Images and seconds of each batch."""
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Mean cosine over patches: (B, C, H, W) -> (B, blocks)."""
@@ -85,7 +88,7 @@ class _Compared:
         began = time.perf_counter()
         found = self._features(model, images)
         synchronize(images.device)
-        self._times.append((len(images), time.perf_counter() - began))
+        self.times.append((len(images), time.perf_counter() - began))
         cosines = [
             torch.cosine_similarity(ours.float(), theirs.float(), dim=1).flatten(1).mean(1)
             for ours, theirs in zip(found, wanted, strict=True)
@@ -97,12 +100,6 @@ class _Compared:
             images, self.blocks, intermediates_only=True
         )
         return features
-
-    @property
-    def speed(self) -> float:
-        """Images per second; the first batch warms up."""
-        counted = self._times[1:] or self._times
-        return sum(n for n, _ in counted) / sum(seconds for _, seconds in counted)
 
 
 OnPass = Callable[[str, int | None], Callable[[int], None]]
@@ -183,17 +180,12 @@ class Measurer:
         data, run = self.task.data, self.run
         decoded, begun = self.decode(data), on_pass("", data.count) if on_pass else None
         result = evaluate(model, data, run, decoded=decoded, on_batch=begun)
-        low, high = result.top1_ci95
-        more = {"top1": result.top1, "top1_lo": low, "top1_hi": high}
+        top1, (low, high) = result.top1, result.top1_ci95
+        more = {"top1": top1, "top1_lo": low, "top1_hi": high, "top5": result.top5}
         return Scores(
-            "top1",
-            result.correct,
-            result.top1,
-            result.top1_ci95,
-            result.images_per_second,
-            result.unreadable,
-            {**more, "top5": result.top5, "loss": result.loss},
-        )
+            "top1", result.correct, top1, (low, high), result.images_per_second, result.unreadable,
+            {**more, "loss": result.loss},
+        )  # fmt: skip
 
     def _own(
         self, model: nn.Module, data: ImageData, label: str, on_pass: OnPass | None
@@ -213,15 +205,6 @@ class Measurer:
     def _asked(
         self, model: nn.Module, data: ImageData, label: str, on_pass: OnPass | None
     ) -> Answers:
-        answer: Callable[[nn.Module, Tensor], Tensor] = features_of
-        if self.task.measure == "agreement":
-            answer = logits_of
-        return collect(
-            model,
-            data,
-            answer,
-            self.run,
-            self.folder,
-            decoded=self.decode(data),
-            on_batch=on_pass(label, data.count) if on_pass else None,
-        )
+        answer = logits_of if self.task.measure == "agreement" else features_of
+        decoded, begun = self.decode(data), on_pass(label, data.count) if on_pass else None
+        return collect(model, data, answer, self.run, self.folder, decoded=decoded, on_batch=begun)

@@ -49,6 +49,21 @@ class EvalResult:
     unreadable: tuple[str, ...] = ()
     correct: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool), repr=False)
 
+    @classmethod
+    def of(
+        cls,
+        correct: npt.NDArray[np.bool_],
+        top5: float,
+        loss: float,
+        images_per_second: float,
+        unreadable: tuple[str, ...],
+    ) -> EvalResult:
+        """What follows from `correct`, beside the rest."""
+        count = len(correct)
+        low, high = (100 * end for end in wilson_interval(int(correct.sum()), count))
+        top1 = 100 * float(correct.mean())
+        return cls(count, top1, top5, loss, (low, high), images_per_second, unreadable, correct)
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -67,14 +82,6 @@ class RunOptions:
     strict: bool = False
     sharded: bool = False
     start_worker: Callable[[int], None] | None = None
-
-
-@dataclass(frozen=True)
-class Streamed:
-    """A model has run over all images: its speed, and what could not be read."""
-
-    images_per_second: float
-    unreadable: tuple[str, ...]
 
 
 def evaluate(
@@ -130,25 +137,15 @@ def evaluate(
         right5.append(best.any(1))
         losses.append(F.cross_entropy(logits, targets, reduction="none"))
 
-    streamed = stream(model, data, take, run, decoded=decoded, on_batch=on_batch)
-    correct = torch.cat(right1).cpu().numpy()
-    count = len(correct)
+    speed, unreadable = stream(model, data, take, run, decoded=decoded, on_batch=on_batch)
     loss = float(torch.cat(losses).cpu().numpy().mean(dtype=np.float64))
     if not math.isfinite(loss):
         raise TpcliError(
             "the model's output is not finite; try without `amp`, or check its weights."
         )
-    low, high = wilson_interval(int(correct.sum()), count)
-    return EvalResult(
-        count=count,
-        top1=100 * float(correct.mean()),
-        top5=100 * float(torch.cat(right5).cpu().numpy().mean()),
-        loss=loss,
-        top1_ci95=(100 * low, 100 * high),
-        images_per_second=streamed.images_per_second,
-        unreadable=streamed.unreadable,
-        correct=correct,
-    )
+    correct = torch.cat(right1).cpu().numpy()
+    top5 = 100 * float(torch.cat(right5).cpu().numpy().mean())
+    return EvalResult.of(correct, top5, loss, speed, unreadable)
 
 
 def stream(
@@ -160,8 +157,10 @@ def stream(
     answer: Callable[[nn.Module, Tensor], Tensor] | None = None,
     decoded: Batches | None = None,
     on_batch: Callable[[int], None] | None = None,
-) -> Streamed:
+) -> tuple[float, tuple[str, ...]]:
     """Hand what `model` says of each batch of readable images to `take`, with their targets.
+
+    Returns images per second, and names of images that could not be read.
 
     Args:
         answer: what is asked of the model and the normalized images (B, C, H, W); its output where
@@ -178,8 +177,8 @@ def stream(
         decoded = batches(data, run.batch_size, run.workers, is_cuda, run.start_worker)
     dtype = floating_dtype(model)
     reasons: dict[str, str] = {}
-    seen, measured, timed_images = 0, 0.0, 0
-    first: tuple[int, float] | None = None
+    seen = 0
+    times: list[tuple[int, float]] = []
     with borrowed(model, device), torch.inference_mode(), explain_out_of_memory(run.batch_size):
         for images, targets in decoded:
             bad = (targets == UNREADABLE).nonzero().flatten().tolist()
@@ -203,20 +202,20 @@ def stream(
                 with autocast(device, run.amp):
                     said = model(images) if answer is None else answer(model, images)
                 synchronize(device)
-                if first is None:  # the first batch warms up
-                    first = (len(targets), time.perf_counter() - began)
-                else:
-                    measured += time.perf_counter() - began
-                    timed_images += len(targets)
+                times.append((len(targets), time.perf_counter() - began))
                 take(said, targets)
             if on_batch is not None:
                 on_batch(len(targets) + len(bad))
-    if first is None:
+    if not times:
         raise UserError(f"none of the images in {data.spec} can be read.")
     _say_unreadable(data.spec, tuple(reasons.items()))
-    if timed_images == 0:
-        timed_images, measured = first
-    return Streamed(timed_images / measured, tuple(reasons))
+    return images_per_second(times), tuple(reasons)
+
+
+def images_per_second(times: Sequence[tuple[int, float]]) -> float:
+    """Of batches, by their images and seconds; the first one warms up."""
+    counted = times[1:] or times
+    return sum(count for count, _ in counted) / sum(seconds for _, seconds in counted)
 
 
 def _head(model: nn.Module) -> Head | None:
@@ -277,19 +276,14 @@ def shard(data: ImageData, run: RunOptions, decoded: Batches | None = None) -> I
 def combined(parts: Sequence[EvalResult]) -> EvalResult:
     """The result of all images from those of shards; speeds add up, as shards ran side by side."""
     counts = np.array([part.count for part in parts])
-    correct = np.concatenate([part.correct for part in parts])
-    low, high = wilson_interval(int(correct.sum()), len(correct))
-
-    def mean(values: list[float]) -> float:
-        return float(np.dot(values, counts) / counts.sum())
-
-    return EvalResult(
-        count=len(correct),
-        top1=100 * float(correct.mean()),
-        top5=mean([part.top5 for part in parts]),
-        loss=mean([part.loss for part in parts]),
-        top1_ci95=(100 * low, 100 * high),
-        images_per_second=sum(part.images_per_second for part in parts),
-        unreadable=tuple(name for part in parts for name in part.unreadable),
-        correct=correct,
+    top5, loss = (
+        float(np.dot(values, counts) / counts.sum())
+        for values in ([part.top5 for part in parts], [part.loss for part in parts])
+    )
+    return EvalResult.of(
+        np.concatenate([part.correct for part in parts]),
+        top5,
+        loss,
+        sum(part.images_per_second for part in parts),
+        tuple(name for part in parts for name in part.unreadable),
     )

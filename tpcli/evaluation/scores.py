@@ -92,25 +92,19 @@ def nearest(
         for first in range(0, len(bank), BANK):
             cosines = rows @ _normal(bank[first : first + BANK], device).T  # (B, M')
             if own is not None:
-                _leave_out(cosines, own[start : start + QUERIES], first)
+                places = torch.from_numpy(own[start : start + QUERIES]).to(device) - first
+                (inside,) = ((places >= 0) & (places < cosines.shape[1])).nonzero(as_tuple=True)
+                cosines[inside, places[inside]] = -torch.inf
             top = cosines.topk(min(k, cosines.shape[1]), dim=1)
             both = torch.cat([best, top.values], 1)
-            places = torch.cat([where, top.indices + first], 1)
             best, order = both.topk(k, dim=1)
-            where = places.gather(1, order)
+            where = torch.cat([where, top.indices + first], 1).gather(1, order)
         yield best.cpu(), where.cpu()
 
 
 def _normal(rows: Floats, device: torch.device) -> Tensor:
     """Rows of length 1, on the device."""
     return F.normalize(torch.from_numpy(np.array(rows, dtype=np.float32)).to(device), dim=1)
-
-
-def _leave_out(cosines: Tensor, own: npt.NDArray[np.int64], first: int) -> None:
-    places = torch.from_numpy(own).to(cosines.device) - first
-    inside = (places >= 0) & (places < cosines.shape[1])
-    rows = inside.nonzero().flatten()
-    cosines[rows, places[rows]] = -torch.inf
 
 
 KNN_NEIGHBOURS = 20
@@ -122,8 +116,7 @@ def knn(queries: Answers, bank: Answers, device: torch.device) -> Scores:
 
     A neighbour at cosine c has exp(c / 0.07) votes.
     """
-    guesses = vote(queries, bank, device)
-    each = guesses == queries.targets
+    each = vote(queries, bank, device) == queries.targets
     return scores("knn", each, queries.images_per_second, queries.unreadable)
 
 
@@ -153,20 +146,14 @@ def similarity(pooled: Answers, unpooled: Answers, device: torch.device) -> Scor
 
     Both: features of the same images.
     """
-    each = cosines(pooled.rows, unpooled.rows)
+    pairs = chunks(pooled.rows, unpooled.rows)
+    found = [F.cosine_similarity(a.double(), b.double(), dim=1) for a, b in pairs]
+    each = torch.cat(found).clamp(-1, 1).float().numpy()
     more = {}
     if len(each) > 1:
         more["neighbours"] = 100 * recall(pooled.rows, unpooled.rows, device)
     speed, unreadable = pooled.images_per_second, pooled.unreadable
     return scores("similarity", each, speed, unreadable, **more)
-
-
-def cosines(ours: Floats, theirs: Floats) -> Floats:
-    """(count, D), (count, D) -> (count,)."""
-    pairs = chunks(ours, theirs)
-    found = [F.cosine_similarity(a.double(), b.double(), dim=1) for a, b in pairs]
-    each: Floats = torch.cat(found).clamp(-1, 1).numpy().astype(np.float32)
-    return each
 
 
 def recall(ours: Floats, theirs: Floats, device: torch.device) -> float:
@@ -179,7 +166,5 @@ def recall(ours: Floats, theirs: Floats, device: torch.device) -> float:
         nearest(theirs[asked], theirs, k, device, asked),
         strict=True,
     )
-    common = 0
-    for (_, own), (_, wanted) in found:
-        common += int((own[:, :, None] == wanted[:, None, :]).sum())
+    common = sum(int((a[:, :, None] == b[:, None, :]).sum()) for (_, a), (_, b) in found)
     return common / (k * len(asked))

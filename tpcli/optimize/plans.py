@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from tpcli.config.choices import BUDGET_MARGIN
 from tpcli.config.options import PoolingOptions
 from tpcli.config.schedule import Tokens
@@ -80,41 +78,11 @@ class Costs:
 
 def plans(options: PoolingOptions, depth: int) -> list[Plan]:
     """All plans of one method that are not searched."""
-    few = [
-        Plan(options, f"{count} blocks", blocks=spread_out(count, depth))
-        for count in FEW
-        if count < depth
-    ]
-    return [Plan(options, "default"), Plan(options, "constant r", is_constant=True), *few]
-
-
-def spread_out(count: int, depth: int) -> Tokens:
-    """`count` blocks at equal distances: 3, 6 and 9 of 12."""
-    return tuple(depth * (i + 1) // (count + 1) for i in range(count))
-
-
-def ladder(
-    plan: Plan, levels: Sequence[float], costs: Costs, budget: float | None
-) -> list[Candidate]:
-    """The weakest schedule of a plan within each level of time, and within a budget of FLOPs.
-
-    Levels that the plan doesn't reach are left out.
-    """
-    chain = plan.chain(costs.time)
-    times, flops = costs.time.estimates(chain), costs.flops.estimates(chain)
-    least = 0 if budget is None else first_within(budget * BUDGET_MARGIN, flops)
-    found = (max(least, first_within(level, times)) for level in levels)
-    wanted = dict.fromkeys(index for index in found if index < len(chain))
-    return [Candidate(plan, chain[i], float(times[i]), float(flops[i])) for i in wanted]
-
-
-def fastest(costs: Mapping[str, Costs], tried: Sequence[Plan]) -> float:
-    """The least share of time that any plan reaches."""
-    return min(
-        float(np.min(costs[plan.options.method].time.estimates(plan.chain(each.time))))
-        for plan in tried
-        for each in [costs[plan.options.method]]
-    )
+    found = [Plan(options, "default"), Plan(options, "constant r", is_constant=True)]
+    for count in (few for few in FEW if few < depth):  # 3 blocks of 12: 3, 6 and 9
+        blocks = tuple(depth * (i + 1) // (count + 1) for i in range(count))
+        found.append(Plan(options, f"{count} blocks", blocks=blocks))
+    return found
 
 
 LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
@@ -140,7 +108,9 @@ def levels(
     """
     if targets.speedup is None:
         return LEVELS if targets.max_drop is not None else (math.inf,)
-    wanted, least = 1 / targets.speedup, fastest(costs, every)
+    wanted = 1 / targets.speedup
+    times = [(plan, costs[plan.options.method].time) for plan in every]
+    least = min(float(time.estimates(plan.chain(time)).min()) for plan, time in times)
     if least > wanted:
         raise TpcliError(
             f"speedup {targets.speedup:g} can't be reached; the fastest schedule is "
@@ -200,7 +170,13 @@ class Finder:
     def _at(self, plan: Plan, level: float) -> list[Candidate]:
         """The weakest schedule of a plan at a level of time, within the budget; none where the plan
         does not reach them."""
-        return ladder(plan, [level], self._costs[plan.options.method], self._targets.budget)
+        costs, budget = self._costs[plan.options.method], self._targets.budget
+        chain = plan.chain(costs.time)
+        times, flops = costs.time.estimates(chain), costs.flops.estimates(chain)
+        i = first_within(level, times)
+        if budget is not None:
+            i = max(i, first_within(budget * BUDGET_MARGIN, flops))
+        return [Candidate(plan, t, float(times[i]), float(flops[i])) for t in chain[i : i + 1]]
 
     def _ranked(self, level: float, plans: Sequence[Plan]) -> list[Candidate]:
         """Candidates at a level that do the least damage, and how much."""
@@ -211,9 +187,8 @@ class Finder:
         ]
         ranked = sorted(known, key=lambda c: c.damage)[:KEPT]
         # rounding takes a damage of 0 a little below it
-        return [
-            c for c in ranked if c.damage <= CLOSE * max(ranked[0].damage, 0.0) or c is ranked[0]
-        ]
+        others = (c for c in ranked[1:] if c.damage <= CLOSE * max(ranked[0].damage, 0.0))
+        return [*ranked[:1], *others]
 
     def _searched(self, start: Plan, level: float) -> Plan:
         """A plan's method, under the profile that a search finds at a level."""

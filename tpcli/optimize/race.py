@@ -18,7 +18,6 @@ LOOKS = (1 / 8, 1 / 4, 1 / 2, 1.0)
 CERTAIN = 2.4977
 """Standard errors of a comparison that may be made at each of four looks: 95% for all together."""
 
-
 LOST, SLOWER = "lost", "slower"
 """Why a candidate leaves the race: it loses too much for certain, or a faster one does not."""
 
@@ -99,13 +98,10 @@ def _leave(running: Sequence[Runner], targets: Targets) -> None:
 
 def holds(runner: Runner, targets: Targets) -> bool:
     """Whether it keeps the maximum drop on the selection images."""
-    if targets.max_drop is None:
+    if runner.out or targets.max_drop is None:
         return not runner.out
     lost = runner.drop()
-    return (
-        not runner.out
-        and (lost.high if targets.risk == "upper" else lost.points) <= targets.max_drop
-    )
+    return (lost.high if targets.risk == "upper" else lost.points) <= targets.max_drop
 
 
 def winner(runners: Sequence[Runner], targets: Targets) -> Runner | None:

@@ -101,24 +101,13 @@ class Optimized:
     @property
     def verdict(self) -> str:
         """One line."""
-        if self.chosen is None or self.bench is None:
-            return self.reason
-        found = self._found()
-        return found if self.met else f"{self.reason}: {found}"
-
-    def _found(self) -> str:
-        assert self.bench is not None
-        assert self.gflops_ratio is not None
         bench = self.bench
-        where = f"batch {bench.batch_size}, "
-        where += (
-            f"{self.threads} thread{'s' * (self.threads != 1)}"
-            if bench.device == "cpu"
-            else bench.device
-        )
-        if bench.dtype != "float32":
-            where += f", {bench.dtype}"
-        parts = [f"{bench.speedup:.2f}x as fast ({where})"]
+        if bench is None or self.gflops_ratio is None:
+            return self.reason
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        where = [f"batch {bench.batch_size}", threads if bench.device == "cpu" else bench.device]
+        where += [bench.dtype] * (bench.dtype != "float32")
+        parts = [f"{bench.speedup:.2f}x as fast ({', '.join(where)})"]
         if self.checked is not None:
             base, pooled = self.checked.base, self.checked.pooled
             noun = MEASURES[self.measure].noun
@@ -126,7 +115,8 @@ class Optimized:
                 f"{pooled.score:.1f}% {noun} against {base.score:.1f}% ({self.checked.lost.words})"
             )
         parts.append(f"{100 * self.gflops_ratio:.0f}% of the FLOPs")
-        return ", ".join(parts)
+        found = ", ".join(parts)
+        return found if self.met else f"{self.reason}: {found}"
 
     @property
     def forecast_error(self) -> float | None:
@@ -139,11 +129,12 @@ class Optimized:
         """Plain values, as optimize.json holds them."""
         chosen: dict[str, Any] | None = None
         if self.chosen is not None:
-            chosen = self.chosen.to_dict(self.patch_tokens)
-            chosen["options"] = self.chosen.candidate.plan.options.to_dict()
-            chosen["tokens"] = list(self.chosen.candidate.tokens)
-            if self.gflops_ratio is not None:
-                chosen["gflops_ratio"] = self.gflops_ratio
+            chosen = {
+                **self.chosen.to_dict(self.patch_tokens),
+                "options": self.chosen.candidate.plan.options.to_dict(),
+                "tokens": list(self.chosen.candidate.tokens),
+                "gflops_ratio": self.gflops_ratio,
+            }
         checked = None
         if self.checked is not None:
             checked = {

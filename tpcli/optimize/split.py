@@ -12,27 +12,20 @@ import numpy as np
 from torch import Tensor, nn
 
 from tpcli.config.measures import MEASURES
-from tpcli.config.schedule import Schedule
 from tpcli.data import ImageData, batches, count_of, overlap, subset
 from tpcli.errors import UserError
 from tpcli.evaluation.choose import Task
-from tpcli.evaluation.measurer import Measurer
+from tpcli.evaluation.measurer import Measurer, OnPass
 from tpcli.evaluation.run import RunOptions
 from tpcli.evaluation.scores import Scores
 from tpcli.stats import Each, images_for, narrowest
-from tpcli.surgery import PoolingSpec, insert, unpool
 from tpcli.system.devices import free_memory
-from tpcli.system.resume import Progress, key
 
 from .options import Targets
-from .plans import Candidate
 from .race import LOOKS
 
 LEAST = 16
 """Fewest images in a half."""
-
-OnPass = Callable[[str, int | None], Callable[[int], None]]
-"""Called with what begins and its number of images; returns what is called with those done."""
 
 
 class Halves:
@@ -58,31 +51,27 @@ class Halves:
         training: Callable[[], Task | None],
     ) -> None:
         self._run = run
-        self._decoded: tuple[int, list[tuple[Tensor, Tensor]] | None] = (-1, None)
+        self._bank = task.bank
+        self._decoded: tuple[ImageData | None, list[tuple[Tensor, Tensor]] | None] = (None, None)
         count = count_of(task.data, "optimize")
         order = np.random.default_rng(seed).permutation(count)
         chosen, held_out = subset(task.data, order[: count // 2].tolist()), order[count // 2 :]
         if not _enough(task, count // 2, targets):
             other = training()
-            if (
-                other is None
-                or not _enough(other, count_of(other.data, "optimize"), targets)
-                or overlap(other.data, task.data)
-            ):
+            size = count_of(other.data, "optimize") if other else 0
+            if other is None or not _enough(other, size, targets) or overlap(other.data, task.data):
                 raise _too_few(task, count, targets)
-            shuffled = np.random.default_rng(seed).permutation(count_of(other.data, "optimize"))
+            shuffled = np.random.default_rng(seed).permutation(size)
             chosen, held_out = subset(other.data, shuffled.tolist()), np.arange(count)
         self.choice = chosen
         self.images = (count_of(chosen, "optimize"), len(held_out))
-        self.is_halved = chosen.split == task.data.split
         # a bank is searched again for each part, so there is one part alone
         looks = LOOKS if task.bank is None else LOOKS[-1:]
         ends = [0, *(max(1, round(look * self.images[0])) for look in looks)]
         parts = [subset(chosen, range(a, b)) for a, b in itertools.pairwise(ends)]
         parts.append(subset(task.data, sorted(held_out.tolist())))
         self._measurers = [
-            Measurer(model, replace(task, data=part), run, decode=self._decoder(part, i))
-            for i, part in enumerate(parts)
+            Measurer(model, replace(task, data=part), run, decode=self._decode) for part in parts
         ]
 
     @property
@@ -100,22 +89,17 @@ class Halves:
         bank = task.bank and task.bank.fingerprint
         return [task.measure, task.data.fingerprint, bank, task.bank_of]
 
-    def _decoder(
-        self, data: ImageData, part: int
-    ) -> Callable[[ImageData], list[tuple[Tensor, Tensor]] | None]:
-        def decode(wanted: ImageData) -> list[tuple[Tensor, Tensor]] | None:
-            """A part's images where they fit in a quarter of the free memory, one part a time."""
-            if wanted is not data:
-                return None
-            if self._decoded[0] != part:
-                self._decoded = (part, None)
-                size = (data.count or 0) * int(np.prod(data.config["input_size"]))
-                if size < free_memory() / 4:
-                    images = list(batches(data, self._run.batch_size, self._run.workers))
-                    self._decoded = (part, images)
-            return self._decoded[1]
-
-        return decode
+    def _decode(self, data: ImageData) -> list[tuple[Tensor, Tensor]] | None:
+        """A part's images where they fit in a quarter of the free memory, one part at a time."""
+        if data is self._bank:
+            return None
+        if self._decoded[0] is not data:
+            self._decoded = (data, None)
+            size = (data.count or 0) * int(np.prod(data.config["input_size"]))
+            if size < free_memory() / 4:
+                images = list(batches(data, self._run.batch_size, self._run.workers))
+                self._decoded = (data, images)
+        return self._decoded[1]
 
 
 def _enough(task: Task, count: int, targets: Targets) -> bool:
@@ -139,59 +123,6 @@ def _too_few(task: Task, count: int, targets: Targets) -> UserError:
         f"{what}, half of which can promise no less than {narrowest(count // 2):.2f} points; "
         f"{zero}max_drop {wanted:g} takes at least {2 * images_for(wanted):,}, or `risk=mean`."
     )
-
-
-class Scoring:
-    """Measures a model pooled by one candidate after another, each once.
-
-    so_far: appended to labels of progress bars.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        halves: Halves,
-        progress: Progress,
-        identity: Mapping[str, Any],
-        patch_tokens: int,
-        on_pass: OnPass | None,
-    ) -> None:
-        self._model = model
-        self._halves = halves
-        self._progress = progress
-        self._identity = identity
-        self._patch_tokens = patch_tokens
-        self._on_pass = on_pass
-        self.so_far = ""
-
-    def base(self, part: int) -> Scores:
-        """Of the unpooled model on a part."""
-        return self._halves.measure(self._model, part, self._pass("unpooled model"))
-
-    def each(self, candidate: Candidate, part: int) -> Each:
-        """The score of each image of a part."""
-        label = f"{candidate.plan.label}, {candidate.speedup:.2f}x{self.so_far}"
-        name = key(
-            "scores", schedule=candidate.key, images=self._halves.identity(part), **self._identity
-        )
-        return unpacked(
-            self._progress(name, lambda: packed(self.scores(candidate, part, label).each))
-        )
-
-    def scores(self, candidate: Candidate, part: int, label: str) -> Scores:
-        """Measured, whatever is remembered; `label` names it in progress bars."""
-        schedule = Schedule(candidate.tokens, self._patch_tokens)
-        insert(self._model, PoolingSpec(schedule, candidate.plan.options))
-        try:
-            return self._halves.measure(self._model, part, self._pass(label))
-        finally:
-            unpool(self._model)
-
-    def _pass(self, label: str) -> OnPass | None:
-        on_pass = self._on_pass
-        if on_pass is None:
-            return None
-        return lambda more, total: on_pass(f"{label} {more}".strip(), total)
 
 
 def packed(each: Each) -> dict[str, Any]:

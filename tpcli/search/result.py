@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from tpcli.config.options import PoolingOptions
 from tpcli.config.schedule import Schedule, Tokens
 from tpcli.schedules.budget import weakest_within
 from tpcli.schedules.flops_cost import Cost
-from tpcli.surgery import unpool
-from tpcli.surgery.attention import significance_scores
 from tpcli.system.files import write_json
 
 STEPS = 256
@@ -61,7 +55,10 @@ class SearchResult:
             UserError: not even the smallest schedule is within the budget; says what it costs.
         """
         tokens = weakest_within(budget, self._chain(), self.cost)
-        return self._schedule(tokens, budget, self.cost.exact(tokens))
+        ratio = self.cost.exact(tokens)
+        spec = "" if ratio < 1 else "none"
+        made_by = {**self.made_by, "budget": budget, "ratio": ratio}
+        return Schedule(tokens, self.cost.patch_tokens, spec, self.options.to_dict(), made_by)
 
     @property
     def verdict(self) -> str:
@@ -74,11 +71,6 @@ class SearchResult:
         if self.change is None:
             return said
         return f"{said}; {self.change or 'the given options and blocks are as good as others'}"
-
-    def _schedule(self, tokens: Tokens, budget: float, ratio: float) -> Schedule:
-        spec = "" if ratio < 1 else "none"
-        made_by = {**self.made_by, "budget": budget, "ratio": ratio}
-        return Schedule(tokens, self.cost.patch_tokens, spec, self.options.to_dict(), made_by)
 
     def _chain(self) -> list[Tokens]:
         """The members and what lies between them, the most expensive first."""
@@ -100,52 +92,9 @@ class SearchResult:
 
     def document(self, budget: float) -> dict[str, Any]:
         """The schedule of `budget` as a schedule file holds it, with the whole family."""
-        found = self.schedule(budget)
-        family = [
-            {
-                "ratio": member.ratio,
-                "tokens": list(member.tokens),
-                "damage": member.damage,
-                "beats_default": member.beats_default,
-            }
-            for member in self.members
-        ]
-        return {**found.to_dict(), "family": family, "verdict": self.verdict}
+        family = [{"ratio": member.ratio, **asdict(member)} for member in self.members]
+        return {**self.schedule(budget).to_dict(), "family": family, "verdict": self.verdict}
 
     def save(self, path: Path, budget: float, force: bool = False) -> None:
         """Write the schedule of `budget` and the family, atomically."""
         write_json(path, self.document(budget), force=force)
-
-
-class Thresholds:
-    """Schedules in which a token survives a block if its score there, and in all blocks before it,
-    reaches a threshold. K is the mean number of survivors over the calibration images.
-    """
-
-    def __init__(self, model: nn.Module, images: Sequence[Tensor]) -> None:
-        unpool(model).eval()
-        scores = torch.cat([significance_scores(model, batch) for batch in images], dim=1)
-        lowest = scores.cummin(0).values  # (L, B, N) the score that decides
-        self._images = scores.shape[1]
-        self._ascending = lowest.flatten(1).sort(1).values.cpu()  # (L, B N)
-
-    def schedule(self, threshold: float, cost: Cost) -> Tokens:
-        """Tokens per block at one threshold."""
-        below = [int(torch.searchsorted(scores, threshold)) for scores in self._ascending]
-        return cost.followed(
-            round((len(scores) - count) / self._images)
-            for scores, count in zip(self._ascending, below, strict=True)
-        )
-
-    def fit_budget(self, budget: float, cost: Cost) -> Tokens:
-        """The schedule of the lowest threshold whose estimated cost is within `budget`."""
-        low, high = 0.0, float(self._ascending.max()) * 1.01
-        fitting = self.schedule(high, cost)
-        for _ in range(40):
-            threshold = (low + high) / 2
-            tokens = self.schedule(threshold, cost)
-            if cost.estimate(tokens) > budget:
-                low = threshold
-            else:
-                high, fitting = threshold, tokens
-        return fitting

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
@@ -15,21 +15,21 @@ from tpcli.bench.clock import BenchOptions
 from tpcli.bench.time_cost import time_cost
 from tpcli.config.choices import OBJECTIVES, SEARCH_BUDGETS, SEARCH_SPACES, check_choice
 from tpcli.config.options import PoolingOptions
+from tpcli.config.schedule import Tokens
 from tpcli.data import UNREADABLE, ImageData, batches, chosen_on, create
 from tpcli.errors import UserError
 from tpcli.models.load import model_identity
 from tpcli.schedules.flops_cost import Cost, CostModel
 from tpcli.surgery import unpooled, with_place
+from tpcli.surgery.attention import significance_scores
 from tpcli.surgery.head import last_pooling_is_free
 from tpcli.system.devices import borrowed, device_name, explain_out_of_memory, pick_device
 from tpcli.system.resume import Progress
 from tpcli.version import __version__
 
-from .result import Member, SearchResult, Thresholds
+from .result import Member, SearchResult
 from .trials import VIEWS, Trials, find_family, find_variant, smallest
 from .variants import Variant, moves
-
-"""Where the family is searched for; budgets between them are interpolated."""
 
 
 @dataclass(frozen=True)
@@ -129,27 +129,35 @@ def search(
     }
     images = calibration_images(data, options, device)
     change = None
-    with (
-        borrowed(model, device),
-        unpooled(model),
-        explain_out_of_memory(options.batch_size),
-    ):
+
+    @cache
+    def cost_of(pooling: PoolingOptions) -> Cost:
+        """FLOPs, or time on this device (the first process's), of each variant's schedules."""
+        if options.timing is None:
+            return CostModel(model, pooling, last_free=options.last_free)
+        return time_cost(
+            model, pooling, options.timing, last_free=options.last_free,
+            sharded=sharded, progress=progress, identity=identity,
+        )  # fmt: skip
+
+    with borrowed(model, device), unpooled(model), explain_out_of_memory(options.batch_size):
         variant = Variant(with_place(model, pooling))
-        if options.last_free:
-            _check_last_is_free(model, variant.options)
-        cost_of = _costs(model, options, sharded, progress, identity)
+        if options.last_free and not last_pooling_is_free(model, variant.options.position):
+            raise UserError(
+                "last_free changes the answers of this model, whose head reads patch tokens or "
+                "whose last pooling comes before what its answers are made of; leave it out."
+            )
         cost = cost_of(variant.options)
         least = smallest(cost)
         # counted by a model of its own, whose estimates so strong a cut may bend
-        apart = cost
-        if options.timing is None:
-            apart = CostModel(model, variant.options, last_free=options.last_free)
+        apart = cost if options.timing else cost_of.__wrapped__(variant.options)
         _check_reachable(min(options.budgets), apart.exact(least), apart, options.timing)
         if options.by == "significance":
-            found = _by_threshold(model, images, options.budgets, cost)
+            found = by_threshold(model, images, options.budgets, cost)
         else:
             assert options.by is not None
             made_by["views"] = VIEWS
+            done, total = itertools.count(1), trials_in(options, pooling, cost.depth)
             trials = Trials(
                 model,
                 variant,
@@ -164,7 +172,7 @@ def search(
                     "by": options.by,
                     "device": device_name(device),
                 },
-                on_trial=_counted(on_trial, trials_in(options, pooling, cost.depth)),
+                on_trial=lambda: on_trial(next(done), total) if on_trial else None,
                 sharded=sharded,
             )
             if options.vary:
@@ -172,37 +180,10 @@ def search(
                 cost, change = trials.cost(variant), variant.changes(trials.start)
                 least = smallest(cost, variant.blocks)
             found = find_family(trials, variant, options.budgets, options.trials)
-    full = Member((cost.patch_tokens,) * cost.depth, 1.0, 0.0)
-    ends = () if found[-1].tokens == least else (least,)
-    last = [Member(tokens, cost.exact(tokens), None) for tokens in ends]
-    return SearchResult((full, *found, *last), variant.options, made_by, cost, change)
-
-
-def _costs(
-    model: nn.Module,
-    options: SearchOptions,
-    sharded: bool,
-    progress: Progress,
-    identity: Mapping[str, Any],
-) -> Callable[[PoolingOptions], Cost]:
-    """What schedules cost, for each variant: FLOPs, or time on this device (the first
-    process's)."""
-
-    @cache
-    def cost_of(pooling: PoolingOptions) -> Cost:
-        if options.timing is None:
-            return CostModel(model, pooling, last_free=options.last_free)
-        return time_cost(
-            model,
-            pooling,
-            options.timing,
-            last_free=options.last_free,
-            sharded=sharded,
-            progress=progress,
-            identity=identity,
-        )
-
-    return cost_of
+    family = [Member((cost.patch_tokens,) * cost.depth, 1.0, 0.0), *found]
+    if found[-1].tokens != least:
+        family.append(Member(least, cost.exact(least), None))
+    return SearchResult(tuple(family), variant.options, made_by, cost, change)
 
 
 def _settled(options: SearchOptions, model: nn.Module) -> SearchOptions:
@@ -232,13 +213,12 @@ def calibration_data(
     Raises:
         UserError: there is no such data or split.
     """
-    for name in (split,) if split else ("train", "validation"):
-        try:
-            return create(spec, config, split=name, limit=images, **source)
-        except UserError:
-            if split or name == "validation":
-                raise
-    raise AssertionError
+    try:
+        return create(spec, config, split=split or "train", limit=images, **source)
+    except UserError:
+        if split:
+            raise
+    return create(spec, config, split="validation", limit=images, **source)
 
 
 def calibration_images(
@@ -264,32 +244,39 @@ def calibration_images(
     )
 
 
-def _by_threshold(
+def by_threshold(
     model: nn.Module, images: Sequence[Tensor], budgets: Sequence[float], cost: Cost
 ) -> list[Member]:
-    thresholds = Thresholds(model, images)
-    found = {thresholds.fit_budget(budget, cost) for budget in budgets}
-    members = [Member(tokens, cost.exact(tokens), None) for tokens in found]
+    """For each budget the schedule of the lowest threshold that is within it by estimate.
+
+    A token survives a block if its score there, and in all blocks before it, reaches the threshold.
+    K is the mean number of survivors over the calibration images.
+    """
+    scores = torch.cat([significance_scores(model, batch) for batch in images], dim=1)  # (L, B, N)
+    deciding = scores.cummin(0).values.flatten(1).sort(1).values.cpu()  # (L, B N)
+
+    def schedule(threshold: float) -> Tokens:
+        below = [int(torch.searchsorted(row, threshold)) for row in deciding]
+        return cost.followed(round((len(deciding[0]) - n) / scores.shape[1]) for n in below)
+
+    def fitting(budget: float) -> Tokens:
+        low, high = 0.0, float(deciding.max()) * 1.01
+        for _ in range(40):
+            middle = (low + high) / 2
+            if cost.estimate(schedule(middle)) > budget:
+                low = middle
+            else:
+                high = middle
+        return schedule(high)
+
+    members = [Member(t, cost.exact(t), None) for t in {fitting(budget) for budget in budgets}]
     return sorted(members, key=lambda member: -member.ratio)
-
-
-def _check_last_is_free(model: nn.Module, pooling: PoolingOptions) -> None:
-    if not last_pooling_is_free(model, pooling.position):
-        raise UserError(
-            "last_free changes the answers of this model, whose head reads patch tokens or whose "
-            "last pooling comes before what its answers are made of; leave it out."
-        )
 
 
 def trials_in(options: SearchOptions, pooling: PoolingOptions, depth: int) -> int:
     """How many trials there are at most."""
     variants = sum(map(len, moves(Variant(pooling), depth, options.vary)))
     return (1 + variants if options.vary else 0) + len(set(options.budgets)) * options.trials
-
-
-def _counted(on_trial: Callable[[int, int], None] | None, total: int) -> Callable[[], None]:
-    done = itertools.count(1)
-    return lambda: on_trial(next(done), total) if on_trial is not None else None
 
 
 def _check_reachable(budget: float, least: float, cost: Cost, timing: BenchOptions | None) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -56,9 +56,11 @@ class Damage:
         self._model = unpool(model)
         self._options = options
         self._patch_tokens = patch_tokens(model)
-        own = _share(images) if sharded else None
-        self._is_sharded = own is not None
-        self._images = images if own is None else own
+        mine = share(sum(map(len, images))) if sharded else None
+        self._is_sharded = mine is not None
+        if mine is not None:
+            images = torch.cat(list(images))[mine.start : mine.stop].split(len(images[0]))
+        self._images = images
         self._by = by
         self._losses: list[Tensor] = []
         with torch.inference_mode():
@@ -105,23 +107,18 @@ class Damage:
             return logits_of(self._model, batch).float().log_softmax(-1)
         return features_of(self._model, batch).float()
 
-    @contextmanager
-    def _hooked_layers(self) -> Iterator[None]:
-        """Collect the reconstruction loss of each pooling layer while it runs."""
+    def _hooked_layers(self) -> ExitStack:
+        """Collects the reconstruction loss of each pooling layer while it runs."""
+        hooks = ExitStack()
+        if self._by != "reconstruction":
+            return hooks
         spec, blocks = pooling_spec(self._model), list(self._model.blocks)  # type: ignore[arg-type]
         if spec is not None and last_pooling_is_free(self._model, spec.options.position):
             blocks.pop()  # what is lost there, nobody reads
-        layers = [m for block in blocks for m in block.modules() if isinstance(m, TokenPooling)]
-        hooks = [
-            layer.register_forward_hook(self._collect)
-            for layer in layers
-            if self._by == "reconstruction"
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        for layer in (module for block in blocks for module in block.modules()):
+            if isinstance(layer, TokenPooling):
+                hooks.enter_context(layer.register_forward_hook(self._collect))
+        return hooks
 
     def _collect(self, layer: TokenPooling, inputs: tuple[Any, ...], outputs: Any) -> None:
         before, after = (
@@ -130,14 +127,6 @@ class Damage:
         )
         nearest = squared_distances(before, after).amin(-1)  # (B, N)
         self._losses.append((nearest if inputs[1] is None else nearest * inputs[1]).sum(1))
-
-
-def _share(images: Sequence[Tensor]) -> list[Tensor] | None:
-    """This process's part of the images, in batches as large; None where images are not sharded."""
-    mine = share(sum(map(len, images)))
-    if mine is None:
-        return None
-    return list(torch.cat(list(images))[mine.start : mine.stop].split(len(images[0])))
 
 
 VIEWS = 2
@@ -205,12 +194,10 @@ class Trials:
         self.start = start
         self._progress = progress
         self._identity = identity
-
-        def damage(views: Sequence[Tensor]) -> Damage:
-            return Damage(model, start.options, views, by, sharded=sharded)
-
-        self._damage = damage(random_views(images))
-        self._others = damage(random_views(images, seed=1))
+        self._damage, self._others = (
+            Damage(model, start.options, random_views(images, seed=seed), by, sharded=sharded)
+            for seed in (0, 1)
+        )
         self._cost_of = cost_of
         self._on_trial = on_trial
 
@@ -232,14 +219,8 @@ class Trials:
         before, after = (
             self._others.under(variant.options).each(tokens) for variant, tokens in (default, found)
         )
-        gain, error = gained(before, after)
-        return gain > SURE * error
-
-
-def gained(before: Tensor, after: Tensor) -> tuple[float, float]:
-    """How much less damage each image takes on average, and the standard error: (M,), (M,)."""
-    less = before - after
-    return float(less.mean()), float(less.std() / len(less) ** 0.5)
+        gain = before - after  # (M,)
+        return float(gain.mean()) > SURE * float(gain.std() / len(gain) ** 0.5)
 
 
 def smallest(cost: Cost, blocks: Tokens | None = None) -> Tokens:

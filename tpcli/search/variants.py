@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 from tpcli.config.methods import describe
 from tpcli.config.options import PoolingOptions, replaced
 from tpcli.config.schedule import Tokens
 from tpcli.errors import UserError
-
-"""What a search can vary besides the shape of the schedule."""
 
 ITERATIONS = (0, 1, 3, 5)
 """Values that are tried; of the other options, all there are."""
@@ -47,9 +46,9 @@ def moves(start: Variant, depth: int, varied: Sequence[str]) -> list[list[Move]]
         for item in fields(PoolingOptions):
             values = ITERATIONS if item.name == "iterations" else item.metadata.get("choices", ())
             if item.name in taken and values:
-                found.append([_setting(item.name, value) for value in values])
+                found.append([partial(_with_option, item.name, value) for value in values])
     if "places" in varied:
-        found.append([_pooling_at(blocks) for blocks in block_sets(depth)])
+        found.append([partial(replace, blocks=blocks) for blocks in block_sets(depth)])
     return found
 
 
@@ -75,23 +74,13 @@ def best_variant(
         here = best
         for move in alternatives:
             variant = move(here)
-            if variant is None or variant == here:
-                continue
-            found = damage(variant)
-            if found < least:
+            if variant not in (None, here) and (found := damage(variant)) < least:
                 best, least = variant, found
     return best
 
 
-def _setting(name: str, value: object) -> Move:
-    def move(variant: Variant) -> Variant | None:
-        try:
-            return replace(variant, options=replaced(variant.options, **{name: value}))
-        except UserError:
-            return None
-
-    return move
-
-
-def _pooling_at(blocks: Tokens) -> Move:
-    return lambda variant: replace(variant, blocks=blocks)
+def _with_option(name: str, value: object, variant: Variant) -> Variant | None:
+    try:
+        return replace(variant, options=replaced(variant.options, **{name: value}))
+    except UserError:
+        return None
