@@ -83,8 +83,7 @@ class Checkpoints:
     ) -> None:
         self.folder = folder
         self.accelerator = accelerator
-        self.model = model
-        self.average = average
+        self.weights = {MODEL: model} if average is None else {MODEL: model, AVERAGE: average}
         accelerator.register_save_state_pre_hook(self._save_weights)
         accelerator.register_load_state_pre_hook(self._load_weights)
 
@@ -160,12 +159,8 @@ class Checkpoints:
         Raises:
             TpcliError: there are checkpoints and none is complete, or it is damaged.
         """
-        newest = self.latest()
+        newest = self.latest() or next(iter(self.all()), None)
         if newest is None:
-            for path in self.all():
-                raise TpcliError(
-                    f"checkpoint {path} {what_is_wrong(path)}; start over with `force`."
-                )
             return None
         wrong = what_is_wrong(newest, thoroughly=True)
         if wrong is not None:
@@ -173,8 +168,7 @@ class Checkpoints:
         try:
             self.accelerator.load_state(str(newest))
             document = read_json(newest / PROGRESS)
-            document.pop("files", None)
-            progress = Progress(**document)
+            progress = Progress(**{k: value for k, value in document.items() if k != "files"})
         except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise TpcliError(
                 f"checkpoint {newest} can't be read ({error}); start over with `force`."
@@ -231,23 +225,20 @@ class Checkpoints:
     ) -> None:
         weights.clear()
         if self.accelerator.is_main_process:
-            write_weights(self.model.state_dict(), Path(folder) / MODEL)
-            if self.average is not None:
-                write_weights(self.average.state_dict(), Path(folder) / AVERAGE)
+            for name, model in self.weights.items():
+                write_weights(model.state_dict(), Path(folder) / name)
 
     def _load_weights(self, models: list[nn.Module], folder: str) -> None:
         models.clear()
-        self.model.load_state_dict(load_file(Path(folder) / MODEL))
-        if self.average is not None:
-            self.average.load_state_dict(load_file(Path(folder) / AVERAGE))
+        for name, model in self.weights.items():
+            model.load_state_dict(load_file(Path(folder) / name))
 
     def _why_not_saved(self, error: Exception) -> str:
         kept = self.latest()
         rest = f"the previous one, {kept.name}, is intact" if kept else "there is no previous one"
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        reason = why_not_written(cause, self.folder.parent) or str(error).splitlines()[0].rstrip(
-            "."
-        )
+        reason = why_not_written(cause, self.folder.parent)
+        reason = reason or str(error).splitlines()[0].rstrip(".")
         free = shutil.disk_usage(self.folder.parent).free / 1e9
         return (
             f"the checkpoint in {self.folder} could not be written ({reason}; {free:.1f} GB free); "

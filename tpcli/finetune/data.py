@@ -74,29 +74,15 @@ def open_data(
             f"`limit={limit}` has no effect on {spec}, which is trained on as a stream; leave it "
             "out, or use a folder or a .tar file."
         )
-    validation = data.create(
-        spec,
-        config,
-        split=split,
-        limit=limit,
-        class_map=class_map,
-        **source,
-    )
+    options = {"limit": limit, "class_map": class_map, **source}
+    validation = data.create(spec, config, split=split, **options)
     transform = None
     if is_stream or not recipe.caches_features:
         transform = training_transform(config, recipe, is_demo=spec == "demo")
     if is_stream:
         train = _stream(spec, train_split, config, transform, recipe.seed, **source)
     else:
-        train = data.create(
-            spec,
-            config,
-            split=train_split,
-            limit=limit,
-            transform=transform,
-            class_map=class_map,
-            **source,
-        )
+        train = data.create(spec, config, split=train_split, transform=transform, **options)
     if overlap(train, validation) and split != train_split:
         raise UserError(
             f"data {spec!r} has no {train_split!r} split: the same images would be trained on and "
@@ -120,22 +106,18 @@ def match_data(data: TrainingData, head: Head, recipe: Recipe | None = None) -> 
     if head.size == 0 or is_dense:  # labels mean nothing to it
         return TrainingData(replace(data.train, classes=()), replace(data.validation, classes=()))
     train = data.train if data.train.unlabelled else match_classes(data.train, head)
-    if not head.names and len(train.classes) == head.size and train.indices is not None:
-        names = dict(zip(train.indices, train.classes, strict=True))
-        head = replace(head, names=tuple(names[i] for i in sorted(names)))
-    validation = data.validation
-    if not validation.unlabelled:
-        validation = match_classes(validation, head)
-    return TrainingData(train, validation)
+    if not head.names:
+        head = replace(head, names=label_names(train, head))
+    own = data.validation
+    return TrainingData(train, own if own.unlabelled else match_classes(own, head))
 
 
 def label_names(train: ImageData, head: Head) -> tuple[str, ...]:
     """What a trained model's classes are called: as its data are, else as before."""
-    indices = train.indices or ()
-    if sorted(indices) == list(range(head.size)):
-        names = dict(zip(indices, train.classes, strict=True))
-        return tuple(names[i] for i in range(head.size))
-    return head.names
+    if not train.classes or sorted(train.indices or ()) != list(range(head.size)):
+        return head.names
+    names = dict(zip(train.indices or (), train.classes, strict=True))
+    return tuple(names[i] for i in range(head.size))
 
 
 def training_transform(config: dict[str, Any], recipe: Recipe, is_demo: bool = False) -> Any:
@@ -300,7 +282,6 @@ class Batches:
         self._images = data.train.images
         self._names = data.train.names
         self._seeded: SeededImages | None = None
-        self._is_stream = data.is_stream
         self._sampler: EpochBatches | None = None
         # a generator of its own, so that starting an epoch leaves the model's random state alone
         part = recipe.batch_size // shards
@@ -312,7 +293,7 @@ class Batches:
             "generator": torch.Generator().manual_seed(recipe.seed),
             **worker_arguments(workers, outlive_signals),
         }
-        if self._is_stream:
+        if data.is_stream:
             if hasattr(self._images, "set_loader_cfg"):
                 self._images.set_loader_cfg(num_workers=workers)
             self._loader: DataLoader[Any] = DataLoader(

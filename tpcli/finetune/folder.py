@@ -29,29 +29,11 @@ from tpcli.system.files import (
     write_text,
 )
 
-RUN, RESULT, CONFIG, METRICS, CURVE, CHECKPOINTS = (
-    "run.json",
-    "result.json",
-    "config.toml",
-    "metrics.csv",
-    "curve.png",
-    "checkpoints",
-)
-PARTS = (
-    *(RUN, RESULT, CONFIG, METRICS, CURVE, CHECKPOINTS),
-    *("config.json", "model.safetensors", ".model", "tpcli"),  # the model; tensorboard's folder
-)
+OURS = ("run.json", "result.json", "config.toml", "metrics.csv", "curve.png", "checkpoints")
+RUN, RESULT, CONFIG, METRICS, CURVE, CHECKPOINTS = OURS
+PARTS = (*OURS, "config.json", "model.safetensors", ".model", "tpcli")
+"""Beside those of the run the model's files and tensorboard's folder."""
 FINETUNE_RUN = Kind("a fine-tuning run", holds_only(PARTS, RUN, has_format(FINETUNE_FORMAT)))
-COLUMNS = (
-    "epoch",
-    "step",
-    "lr",
-    "train_loss",
-    "{measure}",
-    "average_{measure}",
-    "images_per_second",
-    "seconds",
-)
 
 
 class RunFolder:
@@ -199,7 +181,9 @@ class RunFolder:
 
     def write_metrics(self, rows: Sequence[Mapping[str, float]], measure: str) -> None:
         """Write metrics.csv again, one line per epoch; line 0 is the model before training."""
-        table = pd.DataFrame(rows, columns=[c.format(measure=measure) for c in COLUMNS])
+        scores = (measure, f"average_{measure}")
+        columns = ["epoch", "step", "lr", "train_loss", *scores, "images_per_second", "seconds"]
+        table = pd.DataFrame(rows, columns=columns)
         write_text(self.path / METRICS, table.to_csv(index=False, float_format="%.6g"))
 
     def result(self) -> dict[str, Any] | None:
@@ -210,7 +194,7 @@ class RunFolder:
 
 def first_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The first thing in which two identities differ, in words, or None."""
-    for name in [*now, *(name for name in then if name not in now)]:
+    for name in {**now, **then}:
         before, after = then.get(name), now.get(name)
         if before != after:
             label = SPOKEN.get(name, f"`{name}`")
@@ -234,15 +218,9 @@ def to_toml(values: Mapping[str, Any]) -> str:
     """Flat values as TOML, by option name; None is left out."""
     lines = ["# tpcli finetune --config THIS_FILE repeats the run\n"]
     for name, value in values.items():
-        if value is not None:
-            lines.append(f"{name.replace('_', '-')} = {_toml_value(value)}\n")
+        if value is not None:  # of strings, numbers and lists JSON is TOML
+            lines.append(f"{name.replace('_', '-')} = {json.dumps(value, ensure_ascii=False)}\n")
     return "".join(lines)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml_value(v) for v in value)}]"
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _told(value: Any) -> str:

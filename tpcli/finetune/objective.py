@@ -105,7 +105,7 @@ class Objective:
         self.autocast = autocast
         self.source = source
         self.mixup: Mixup | None = None
-        self.loss: nn.Module = LabelSmoothingCrossEntropy(recipe.smoothing)
+        self.loss: Callable[[Tensor, Tensor], Tensor] = LabelSmoothingCrossEntropy(recipe.smoothing)
         if recipe.mixes:
             self.loss = SoftTargetCrossEntropy()
             self.mixup = Mixup(
@@ -133,27 +133,19 @@ class Objective:
     def __call__(self, answer: Any, targets: Tensor, images: Tensor) -> Tensor:
         """The loss of a batch: (B, classes) or what `DenseFeatures` returns, what `mix` returned
         -> ()."""
-        wanted = None if self.teacher is None else self._wanted(images)
+        if self.teacher is None:
+            return self.loss(answer.float(), targets)
+        with torch.no_grad(), self.autocast():
+            wanted = self.teacher(images)
         if self.source == FEATURES:
-            assert wanted is not None
             pairs = zip(answer, wanted, strict=True)
             return torch.stack([feature_distance(ours, theirs) for ours, theirs in pairs]).sum()
+        alpha, temperature = self.recipe.distill_alpha, self.recipe.distill_temperature
+        divergence = soft_divergence(answer.float(), wanted.float(), temperature)
         if self.source == LOGITS:
-            assert wanted is not None
-            return soft_divergence(answer.float(), wanted.float(), self.recipe.distill_temperature)
-        loss: Tensor = self.loss(answer.float(), targets)
-        if wanted is None:
-            return loss
-        alpha = self.recipe.distill_alpha
-        return (1 - alpha) * loss + alpha * soft_divergence(
-            answer.float(), wanted.float(), self.recipe.distill_temperature
-        )
-
-    def _wanted(self, images: Tensor) -> Any:
-        """What the teacher answers: logits, or features."""
-        assert self.teacher is not None
-        with torch.no_grad(), self.autocast():
-            return self.teacher(images)
+            return divergence
+        loss = self.loss(answer.float(), targets)
+        return (1 - alpha) * loss + alpha * divergence
 
 
 def feature_distance(ours: Tensor, wanted: Tensor) -> Tensor:

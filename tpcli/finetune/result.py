@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import nn
@@ -69,9 +70,9 @@ class FinetuneResult:
     def from_dict(cls, values: Mapping[str, Any]) -> FinetuneResult:
         """What `to_dict` wrote, also before there were other measures than top-1."""
         known = {"measure": "top1", "held_out": True, **values}
-        names = [f.name for f in fields(cls)]
         own: dict[str, Any] = {
-            name: known[name if name in known else name.replace("score", "top1")] for name in names
+            f.name: known[f.name if f.name in known else f.name.replace("score", "top1")]
+            for f in fields(cls)
         }
         return cls(**own)
 
@@ -137,10 +138,7 @@ def summarise(
         seconds=seconds,
         processes=processes,
         held_out=held_out,
-        unreadable={
-            "train": list(progress.unreadable),
-            "validation": list(scores.get("unreadable", ())),
-        },
+        unreadable={"train": progress.unreadable, "validation": scores.get("unreadable", [])},
     )
 
 
@@ -148,6 +146,7 @@ def draw_curve(
     rows: Sequence[Mapping[str, float]], base_score: float, path: Path, measure: str = "top1"
 ) -> None:
     """Draw metrics rows (the first is the model before training) as a PNG, atomically."""
+    table = pd.DataFrame(rows).set_index("epoch")
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     accuracy = figure.subplots()
     accuracy.axhline(base_score, color="black", linestyle="--", linewidth=1, label="unpooled model")
@@ -155,22 +154,15 @@ def draw_curve(
         (measure, "weights", "tab:blue"),
         (f"average_{measure}", "averaged weights", "tab:orange"),
     ):
-        points = [(row["epoch"], row[column]) for row in rows if column in row]
-        if points:
-            accuracy.plot(*zip(*points, strict=True), color=color, marker="o", ms=3, label=label)
+        if column in table:
+            accuracy.plot(table[column], color=color, marker="o", ms=3, label=label)
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
     accuracy.set_xlabel("epoch (0: before training)")
     accuracy.set_ylabel(MEASURES[measure].axis)
     accuracy.grid(alpha=0.3)
     loss = accuracy.twinx()
-    trained = rows[1:]
     loss.plot(
-        [row["epoch"] for row in trained],
-        [row["train_loss"] for row in trained],
-        color="tab:gray",
-        linewidth=1,
-        alpha=0.7,
-        label="training loss (right)",
+        table["train_loss"], color="tab:gray", linewidth=1, alpha=0.7, label="training loss (right)"
     )
     loss.set_ylabel("training loss")
     lines = accuracy.get_lines() + loss.get_lines()

@@ -55,7 +55,6 @@ from .setup import (
     make_scheduler,
     set_drop_path,
     settle_precision,
-    start_trackers,
 )
 from .stop import outlive_signals
 from .trainer import Trainer
@@ -142,7 +141,9 @@ def _run(
     if is_main:
         folder.begin(settings)
     accelerator.wait_for_everyone()
-    start_trackers(accelerator, recipe)
+    if recipe.tracker is not None:  # this may write into the folder
+        config = {key: value for key, value in recipe.to_dict().items() if value is not None}
+        accelerator.init_trackers("tpcli", config=config)
     finished = folder.result()
     if finished is not None:
         watcher.note(f"{out} is complete already")
@@ -188,13 +189,8 @@ def _run(
     average = (
         ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
     )
-    batches = Batches(
-        data,
-        recipe,
-        accelerator.num_processes,
-        accelerator.process_index,
-        accelerator.device.type == "cuda",
-    )
+    processes, is_cuda = accelerator.num_processes, accelerator.device.type == "cuda"
+    batches = Batches(data, recipe, processes, accelerator.process_index, is_cuda)
     prepared, optimizer = accelerator.prepare(answering, optimizer)
     checkpoints = Checkpoints(
         out / CHECKPOINTS, accelerator, model, average.module if average else None
@@ -207,8 +203,7 @@ def _run(
         best = {"epoch": 0, "weights": "model", measure: start, f"{measure}_ci95": interval}
         if is_main:
             best["file"] = checkpoints.save_best(model.state_dict())
-        first_row = {"epoch": 0, "step": 0, measure: start}
-        progress = Progress(rows=[first_row], best=best)
+        progress = Progress(rows=[{"epoch": 0, "step": 0, measure: start}], best=best)
     else:
         watcher.note(f"going on with {out} after step {progress.step}")
     if is_main:
@@ -220,6 +215,8 @@ def _run(
         start_score=scores[f"start_{measure}"],
         measure=measure,
     )
+    teacher_or_none = teacher if distills else None
+    objective = Objective(recipe, head.size, teacher_or_none, accelerator.autocast, source)
     Trainer(
         recipe=recipe,
         accelerator=accelerator,
@@ -229,13 +226,7 @@ def _run(
         average=average,
         optimizer=optimizer,
         scheduler=scheduler,
-        objective=Objective(
-            recipe,
-            head.size,
-            teacher if distills else None,
-            accelerator.autocast,
-            source,
-        ),
+        objective=objective,
         batches=batches,
         measurer=measurer,
         folder=folder,
@@ -255,7 +246,7 @@ def _run(
         scores,
         progress,
         distilled=distills,
-        processes=accelerator.num_processes,
+        processes=processes,
         out=folder.out,
         held_out=held_out,
     )

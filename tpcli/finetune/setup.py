@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from timm.layers import DropPath, calculate_drop_path_rates
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -46,25 +47,17 @@ def settle_precision(recipe: Recipe, device: str) -> Recipe:
     chosen = pick_device(device)
     if sixteen_bit_type(chosen) is torch.float16:
         return replace(recipe, precision="fp16")
-    slow = chosen.type == "cpu" and not _multiplies_bf16()
-    return replace(recipe, precision="fp32" if slow else "bf16")
-
-
-def _multiplies_bf16() -> bool:
-    """Whether the processor has units for it: AVX-512 alone takes longer than in float32."""
+    # units for it: AVX-512 alone takes longer than in float32
     has_amx: bool = torch.cpu._is_amx_tile_supported()
-    return has_amx or torch.backends.cpu.get_cpu_capability().startswith("SVE")
+    is_fast = has_amx or torch.backends.cpu.get_cpu_capability().startswith("SVE")
+    return replace(recipe, precision="bf16" if chosen.type != "cpu" or is_fast else "fp32")
 
 
 def make_accelerator(recipe: Recipe, device: str, out: Path) -> Accelerator:
     chosen = pick_device(device)
     if recipe.precision == "fp16" and chosen.type == "cpu":
         raise UserError("`precision=fp16` is not there on a CPU; use bf16 or fp32.")
-    if recipe.tracker == "tensorboard":
-        from accelerate.utils import is_tensorboard_available as available
-    else:
-        from accelerate.utils import is_wandb_available as available
-    if recipe.tracker is not None and not available():
+    if recipe.tracker is not None and recipe.tracker not in map(str, get_available_trackers()):
         raise UserError(
             f"tracker {recipe.tracker} is not installed; pip install it, or leave it out."
         )
@@ -79,13 +72,6 @@ def make_accelerator(recipe: Recipe, device: str, out: Path) -> Accelerator:
     if accelerator.device.type != chosen.type:
         raise UserError(f"device {device} is not where this process was started; use auto.")
     return accelerator
-
-
-def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
-    """Begin to log where the recipe says so; this may write into the run's folder."""
-    if recipe.tracker is not None:
-        config = {key: value for key, value in recipe.to_dict().items() if value is not None}
-        accelerator.init_trackers("tpcli", config=config)
 
 
 def make_optimizer(loaded: LoadedModel, recipe: Recipe) -> torch.optim.Optimizer:
@@ -109,7 +95,6 @@ def make_optimizer(loaded: LoadedModel, recipe: Recipe) -> torch.optim.Optimizer
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Any:
-    warmup = recipe.warmup_epochs * steps
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer,
@@ -117,7 +102,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int)
             num_epochs=recipe.epochs,
             min_lr=recipe.min_lr,
             warmup_epochs=recipe.warmup_epochs,  # type: ignore[arg-type]
-            warmup_lr=recipe.peak_lr / max(warmup, 1),
+            warmup_lr=recipe.peak_lr / max(recipe.warmup_epochs * steps, 1),
             step_on_epochs=False,
             updates_per_epoch=steps,
         )

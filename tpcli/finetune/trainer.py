@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,9 +160,7 @@ class Trainer:
     def agreed(self, *flags: bool) -> list[bool]:
         """Which flags are set in any process; every process calls this at the same place."""
         wanted = torch.tensor(flags, dtype=torch.float32, device=self.accelerator.device)
-        if self.accelerator.num_processes > 1:
-            wanted = self.accelerator.reduce(wanted, "sum")
-        return [bool(flag) for flag in wanted.tolist()]
+        return [bool(flag) for flag in self.accelerator.reduce(wanted, "sum").tolist()]
 
     def interrupt(self, place: str) -> None:
         """End the run as it was told to."""
@@ -174,11 +172,8 @@ class Trainer:
 
     def note_unreadable(self) -> None:
         """Remember which images could not be read, and say so where they are new."""
-        found = self.batches.unreadable
-        if self.accelerator.num_processes > 1:
-            found = gather_object(found)
         known = set(self.progress.unreadable)
-        self.progress.unreadable = sorted(known.union(found))
+        self.progress.unreadable = sorted(known.union(gather_object(self.batches.unreadable)))
         count = len(self.progress.unreadable)
         if count > len(known):
             names = ", ".join(self.progress.unreadable[:3]) + (", ..." if count > 3 else "")
@@ -193,7 +188,7 @@ class Trainer:
 
     def finish_epoch(self, epoch: int) -> None:
         """Measure, remember the best, write metrics and a checkpoint."""
-        progress, recipe = self.progress, self.recipe
+        progress = self.progress
         row: dict[str, float] = {
             "epoch": epoch + 1,
             "step": progress.step,
@@ -210,7 +205,8 @@ class Trainer:
         for column, (weights, model) in candidates.items():
             score = self.measurer.measure(model)
             row[column] = score.score
-            if beats(score.score, progress.best, measure):
+            best, before_training = progress.best[measure], progress.best["epoch"] == 0
+            if score.score > best or (before_training and score.score == best):
                 progress.best = {
                     "epoch": epoch + 1,
                     "weights": weights,
@@ -226,15 +222,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.folder.write_metrics(progress.rows, measure)
         self.watcher.epoch(row)
-        scores = {key: row[key] for key in candidates}
-        self.accelerator.log(scores, step=progress.step)
+        self.accelerator.log({key: row[key] for key in candidates}, step=progress.step)
         (stop,) = self.agreed(self.stop.signal is not None)
-        if stop and epoch + 1 < recipe.epochs:
+        if stop and epoch + 1 < self.recipe.epochs:
             self.interrupt(f"epoch {epoch + 1}")
-
-
-def beats(score: float, best: Mapping[str, Any], measure: str) -> bool:
-    """Whether weights are better than the best before; trained ones as good as untrained ones."""
-    if not best or score > best[measure]:
-        return True
-    return bool(best["epoch"] == 0 and score == best[measure])
