@@ -76,8 +76,7 @@ def collect(
 
     Args:
         folder: where the file lies; the system's place for such files if left out.
-        decoded: as for `evaluate`.
-        on_batch: as for `evaluate`.
+        decoded, on_batch: as for `evaluate`.
 
     Raises:
         TpcliError: an answer is not finite, or the disk is full.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -72,14 +73,13 @@ def dense(
     return scores("dense", found.rows.mean(1), speed, found.unreadable, **more)
 
 
+@dataclass
 class _Compared:
-    """Runs both models on a batch, and times the first of them alone."""
+    """Runs both models on a batch, and times the first of them alone: images and seconds."""
 
-    def __init__(self, base: nn.Module, blocks: list[int]) -> None:
-        self.base = base
-        self.blocks = blocks
-        self.times: list[tuple[int, float]] = []
-        """Images and seconds of each batch."""
+    base: nn.Module
+    blocks: list[int]
+    times: list[tuple[int, float]] = field(default_factory=list)
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Mean cosine over patches: (B, C, H, W) -> (B, blocks)."""
@@ -107,32 +107,24 @@ OnPass = Callable[[str, int | None], Callable[[int], None]]
 known; returns what is called with the images of each batch done."""
 
 
+@dataclass(eq=False)
 class Measurer:
     """Measures versions of a model by one task.
 
     What the unpooled model answers is asked once, where it is needed, and kept in a file that goes
     when this does.
 
-    Args:
-        model: whose unpooled answers others are held against.
-        folder: where answers are kept; the system's place for temporary files if left out.
-        decode: the batches of a data set where they are in memory already.
+    model: whose unpooled answers others are held against. folder: where answers are kept; the
+    system's place for temporary files if left out. decode: the batches of a data set where they are
+    in memory already.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        task: Task,
-        run: RunOptions,
-        folder: Path | None = None,
-        decode: Callable[[ImageData], Batches | None] = lambda data: None,
-    ) -> None:
-        self.model = model
-        self.task = task
-        self.run = run
-        self.folder = folder
-        self.decode = decode
-        self._kept: dict[str, Answers] = {}
+    model: nn.Module
+    task: Task
+    run: RunOptions
+    folder: Path | None = None
+    decode: Callable[[ImageData], Batches | None] = lambda data: None
+    _kept: dict[str, Answers] = field(default_factory=dict, init=False)
 
     def measure(self, model: nn.Module, on_pass: OnPass | None = None) -> Scores:
         """The scores of `model`, pooled or not, on the task's images.
@@ -143,7 +135,12 @@ class Measurer:
         """
         task, data = self.task, self.task.data
         if task.measure == "top1":
-            return self._top1(model, on_pass)
+            decoded, begun = self.decode(data), on_pass("", data.count) if on_pass else None
+            found = evaluate(model, data, self.run, decoded=decoded, on_batch=begun)
+            ci95, speed = found.top1_ci95, found.images_per_second
+            more = {"top1": found.top1, "top1_lo": ci95[0], "top1_hi": ci95[1]}
+            more |= {"top5": found.top5, "loss": found.loss}
+            return Scores("top1", found.correct, found.top1, ci95, speed, found.unreadable, more)
         if task.measure == "dense":
             begun = on_pass("", data.count) if on_pass else None
             return dense(
@@ -158,34 +155,23 @@ class Measurer:
                 bank = self._unpooled(task.bank, "the unpooled bank", on_pass)
             else:
                 bank = self._own(model, task.bank, "the bank", on_pass)
-            for answers, images in ((queries, data), (bank, task.bank)):
-                if (answers.targets < 0).any():
+            for images, labels in ((data, queries.targets), (task.bank, bank.targets)):
+                if (labels < 0).any():
                     raise UserError(
                         f"images of {images.spec}, {images.split}, have the label "
-                        f"{answers.targets.min()}, which hides a class; use another split, or "
+                        f"{labels.min()}, which hides a class; use another split, or "
                         "`measure=similarity`, which needs no labels."
                     )
             return knn(queries, bank, device)
         wanted = self._unpooled(data, "unpooled", on_pass)
-        found = self._own(model, data, "", on_pass)
-        if len(found.rows) != len(wanted.rows):
+        answers = self._own(model, data, "", on_pass)
+        if len(answers.rows) != len(wanted.rows):
             raise TpcliError(
                 f"images of {data.spec} changed while they were measured; run it again."
             )
         if task.measure == "agreement":
-            return agreement(found, wanted)
-        return similarity(found, wanted, device)
-
-    def _top1(self, model: nn.Module, on_pass: OnPass | None) -> Scores:
-        data, run = self.task.data, self.run
-        decoded, begun = self.decode(data), on_pass("", data.count) if on_pass else None
-        result = evaluate(model, data, run, decoded=decoded, on_batch=begun)
-        top1, (low, high) = result.top1, result.top1_ci95
-        more = {"top1": top1, "top1_lo": low, "top1_hi": high, "top5": result.top5}
-        return Scores(
-            "top1", result.correct, top1, (low, high), result.images_per_second, result.unreadable,
-            {**more, "loss": result.loss},
-        )  # fmt: skip
+            return agreement(answers, wanted)
+        return similarity(answers, wanted, device)
 
     def _own(
         self, model: nn.Module, data: ImageData, label: str, on_pass: OnPass | None

@@ -6,7 +6,7 @@ from .data import TrainingData, match_data, open_data
 from .result import FinetuneResult
 from .run import finetune, join, leave
 from .setup import Watcher, give_head
-from .stop import Interrupted
+from .trainer import Interrupted
 
 __all__ = [
     "FinetuneResult",

@@ -48,7 +48,6 @@ def checksum(path: Path) -> list[int]:
 
 MODEL, AVERAGE, BEST = "model.safetensors", "average.safetensors", "best.safetensors"
 PARTIAL, REPLACED = ".partial", ".replaced"
-STEPS = "step-*"
 
 
 @dataclass
@@ -90,7 +89,7 @@ class Checkpoints:
     def all(self) -> list[Path]:
         """Every checkpoint, complete or not, the best first: of the last step, and not replaced."""
         places = (self.folder, self.folder / REPLACED)
-        found = [path for place in places for path in place.glob(STEPS)]
+        found = [path for place in places for path in place.glob("step-*")]
         return sorted(found, key=lambda path: path.name, reverse=True)
 
     def latest(self) -> Path | None:

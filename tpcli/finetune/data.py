@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,8 +25,6 @@ from tpcli.data.loading import affordable_workers, safely, worker_arguments
 from tpcli.data.named import open_named
 from tpcli.data.pixels import Scale, fixed_scale
 from tpcli.errors import UserError
-
-from .stop import outlive_signals
 
 STREAMS = ("wds", "tfds", "hfids")
 LARGEST_CROP_RATIO = 4 / 3
@@ -88,8 +87,13 @@ def open_data(
             f"data {spec!r} has no {train_split!r} split: the same images would be trained on and "
             f"measured on; make two folders in it, {train_split}/ and {split}/."
         )
-    if train.classes and validation.classes:
-        _check_same_classes(spec, train, validation)
+    empty = {name.split("/")[-1] for part in (train, validation) for name in part.empty_folders}
+    odd = sorted((set(train.classes) ^ set(validation.classes)) - empty)
+    if odd and train.classes and validation.classes:
+        raise UserError(
+            f"the splits of {spec!r} have different classes: {odd[0]!r} is in one of them only; "
+            "make their folders agree."
+        )
     return TrainingData(train, validation)
 
 
@@ -169,17 +173,6 @@ def check_data(data: TrainingData, recipe: Recipe, processes: int) -> None:
             f"`batch_size={recipe.batch_size}` can't be cut into {shards} equal parts of an even "
             "number of images (processes x `grad_accumulation`); "
             f"use a multiple of {part * shards}."
-        )
-
-
-def _check_same_classes(spec: str, train: ImageData, validation: ImageData) -> None:
-    """Raise where a class folder is in one split only; an empty one is there."""
-    empty = {name.split("/")[-1] for part in (train, validation) for name in part.empty_folders}
-    odd = sorted((set(train.classes) ^ set(validation.classes)) - empty)
-    if odd:
-        raise UserError(
-            f"the splits of {spec!r} have different classes: {odd[0]!r} is in one of them only; "
-            "make their folders agree."
         )
 
 
@@ -268,6 +261,15 @@ def shard_positions(batch_size: int, shards: int, shard: int) -> np.ndarray[Any,
     half = batch_size // shards // 2
     front = np.arange(shard * half, (shard + 1) * half)
     return np.concatenate([front, batch_size - 1 - front[::-1]])
+
+
+def outlive_signals(worker: int) -> None:
+    """Let a process that decodes images leave the first signal to its parent, which still needs it.
+
+    Schedulers and terminals signal whole process groups; the second signal is the parent's own.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 class Batches:

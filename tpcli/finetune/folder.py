@@ -104,7 +104,7 @@ class RunFolder:
                 "what it holds."
             )
         else:
-            difference = first_difference(self._stored("identity"), self.identity)
+            difference = first_difference(self.stored("identity"), self.identity)
             if difference:
                 raise UserError(
                     f"{self.out} holds a run with {difference}; repeat the options of that run "
@@ -116,13 +116,13 @@ class RunFolder:
         """Whether this very run is complete, and its process was killed in clearing up."""
         old = self._beside / REPLACED / self.out.resolve().name
         is_complete = old.exists() and (self.out / RESULT).is_file()
-        return is_complete and not first_difference(self._stored("identity"), self.identity)
+        return is_complete and not first_difference(self.stored("identity"), self.identity)
 
     def begin(self, config: Mapping[str, Any]) -> None:
         """Make the folder and write whose it is; the main process calls this, after `check`."""
         if self.path == self.out:
             shutil.rmtree(self._beside / REPLACED, ignore_errors=True)
-        elif first_difference(self._stored("identity"), self.identity):
+        elif first_difference(self.stored("identity"), self.identity):
             shutil.rmtree(self._beside, ignore_errors=True)  # another run, which replaced none
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -155,8 +155,8 @@ class RunFolder:
             ) from error
         shutil.rmtree(self._beside, ignore_errors=True)
 
-    def _stored(self, name: str) -> dict[str, Any]:
-        """A part of run.json; empty where there is none.
+    def stored(self, name: str) -> dict[str, Any]:
+        """A part of run.json, "identity" or "scores" before training; empty where there is none.
 
         Raises:
             UserError: the file is damaged.
@@ -169,10 +169,6 @@ class RunFolder:
         if not isinstance(part, dict):
             raise UserError(f"{path} is no file of a fine-tuning run; choose another folder.")
         return part
-
-    def scores(self) -> dict[str, Any]:
-        """What was measured before training, or nothing yet."""
-        return self._stored("scores")
 
     def write_scores(self, scores: Mapping[str, Any]) -> None:
         """Remember what was measured before training."""

@@ -143,7 +143,7 @@ def summarise(
 
 
 def draw_curve(
-    rows: Sequence[Mapping[str, float]], base_score: float, path: Path, measure: str = "top1"
+    rows: Sequence[Mapping[str, float]], base_score: float, path: Path, measure: str
 ) -> None:
     """Draw metrics rows (the first is the model before training) as a PNG, atomically."""
     table = pd.DataFrame(rows).set_index("epoch")

@@ -31,7 +31,7 @@ from tpcli.system.devices import pick_device
 from tpcli.system.files import write_json
 
 from .checkpoint import Checkpoints, Progress
-from .data import Batches, TrainingData, check_data, label_names, match_data
+from .data import Batches, TrainingData, check_data, label_names, match_data, outlive_signals
 from .folder import CHECKPOINTS, CURVE, RESULT, RunFolder
 from .objective import (
     FEATURES,
@@ -56,7 +56,6 @@ from .setup import (
     set_drop_path,
     settle_precision,
 )
-from .stop import outlive_signals
 from .trainer import Trainer
 
 TEACHER_ABOVE_CHANCE = 20.0
@@ -175,7 +174,7 @@ def _run(
         rows = FeatureRows(collect(model, data.train, features_of, run), data.train)
         data = replace(data, train=replace(data.train, images=rows))
         recipe = replace(recipe, workers=0)
-    scores = folder.scores()
+    scores = folder.stored("scores")
     if f"start_{measure}_ci95" not in scores:  # none, or of an older version
         scores = _scores_before(base, measurer, model, pools)
     if is_main:

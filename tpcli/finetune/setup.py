@@ -158,15 +158,15 @@ def linear_head(loaded: LoadedModel) -> nn.Linear:
     return head
 
 
-def freeze_backbone(loaded: LoadedModel) -> nn.Linear:
-    """Let only the head be trained; returns it.
+def freeze_backbone(loaded: LoadedModel) -> None:
+    """Let only the head be trained.
 
     Raises:
         UserError: as `linear_head`.
     """
     head = linear_head(loaded)
     loaded.model.requires_grad_(False)
-    return head.requires_grad_()
+    head.requires_grad_()
 
 
 class FeatureRows(Dataset[tuple[Tensor, int]]):

@@ -1,11 +1,14 @@
-"""The training loop, on Hugging Face accelerate."""
+"""The training loop, on Hugging Face accelerate, and how it is told to stop."""
 
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -26,7 +29,35 @@ from .data import Batches
 from .folder import RunFolder
 from .objective import Objective
 from .setup import HeadMeasurer, Watcher
-from .stop import Interrupted, StopRequest
+
+
+class Interrupted(TpcliError):
+    """The run was told to stop and did, with a checkpoint. Exit code 130."""
+
+    exit_code = 130
+
+
+class StopRequest:
+    """While active, remembers the first SIGTERM or SIGINT; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
 
 
 @dataclass

@@ -2,7 +2,3 @@
 
 Importing this imports no torch; the work is in the modules beside.
 """
-
-from .options import Targets
-
-__all__ = ["Targets"]

@@ -119,19 +119,17 @@ def levels(
     return (*LEVELS, wanted) if targets.max_drop is not None else (wanted,)
 
 
+@dataclass
 class Finder:
     """Compares plans and picks candidates.
 
     every: the plans. costs: by method. damaged: mean damage over a few images, cached.
     """
 
-    def __init__(
-        self, every: Sequence[Plan], costs: Mapping[str, Costs], targets: Targets, damaged: Damaged
-    ) -> None:
-        self._every = list(every)
-        self._costs = costs
-        self._targets = targets
-        self._damaged = damaged
+    every: list[Plan]
+    costs: Mapping[str, Costs]
+    targets: Targets
+    damaged: Damaged
 
     def candidates(self, wanted: Sequence[float]) -> list[Candidate]:
         """At each level the schedules of the plans with the least damage, slowest first.
@@ -139,18 +137,18 @@ class Finder:
         Raises:
             TpcliError: no method reaches the budget.
         """
-        kept = {level: self._ranked(level, self._every) for level in wanted}
+        kept = {level: self._ranked(level, self.every) for level in wanted}
         middle = sorted(wanted)[len(wanted) // 2]
         if kept[middle]:
             searched = self._searched(kept[middle][0].plan, middle)
-            self._every.append(searched)
+            self.every.append(searched)
             for level, ranked in kept.items():
                 plans = [*(candidate.plan for candidate in ranked), searched]
                 kept[level] = self._ranked(level, plans)
         found = {candidate.key: candidate for ranked in kept.values() for candidate in ranked}
         if not found:
             raise TpcliError(
-                f"budget {self._targets.budget or 1:g} can't be reached by any of the methods; use "
+                f"budget {self.targets.budget or 1:g} can't be reached by any of the methods; use "
                 "a larger one."
             )
         return sorted(found.values(), key=lambda c: -c.time)
@@ -165,12 +163,12 @@ class Finder:
     def best(self, level: float) -> list[Candidate]:
         """The schedule of all plans that does the least damage at a level of time; none where no
         plan reaches it."""
-        return self._ranked(level, self._every)[:1]
+        return self._ranked(level, self.every)[:1]
 
     def _at(self, plan: Plan, level: float) -> list[Candidate]:
         """The weakest schedule of a plan at a level of time, within the budget; none where the plan
         does not reach them."""
-        costs, budget = self._costs[plan.options.method], self._targets.budget
+        costs, budget = self.costs[plan.options.method], self.targets.budget
         chain = plan.chain(costs.time)
         times, flops = costs.time.estimates(chain), costs.flops.estimates(chain)
         i = first_within(level, times)
@@ -181,7 +179,7 @@ class Finder:
     def _ranked(self, level: float, plans: Sequence[Plan]) -> list[Candidate]:
         """Candidates at a level that do the least damage, and how much."""
         known = [
-            replace(candidate, damage=self._damaged(candidate))
+            replace(candidate, damage=self.damaged(candidate))
             for plan in dict.fromkeys(plans)
             for candidate in self._at(plan, level)
         ]
@@ -192,14 +190,14 @@ class Finder:
 
     def _searched(self, start: Plan, level: float) -> Plan:
         """A plan's method, under the profile that a search finds at a level."""
-        costs = self._costs[start.options.method]
+        costs = self.costs[start.options.method]
         plan = replace(start, name="searched", is_constant=False, blocks=None)
         cost, share = costs.time, level
         if level == math.inf:
-            cost, share = costs.flops, self._targets.budget or 1.0
+            cost, share = costs.flops, self.targets.budget or 1.0
 
         def damage(tokens: Tokens) -> float:
-            return self._damaged(Candidate(plan, tokens, 1.0, 1.0))
+            return self.damaged(Candidate(plan, tokens, 1.0, 1.0))
 
         found = optimise(share, cost, damage, floor=smallest(cost), known=(), trials=TRIALS)
         return replace(plan, shape=found[0])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from tpcli.config.schedule import Schedule
 from tpcli.stats import Z95, Drop, Each, drop
 
 from .options import Targets
@@ -25,10 +27,10 @@ MISSES = 1
 """Candidates that miss the drop, on the way from the least damage to the most, before it ends."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Runner:
     """A candidate in the race. scores: of each part of the images that it has run over. out: why it
-    left, nothing while it runs."""
+    left early, empty where it did not."""
 
     candidate: Candidate
     base: list[Each]
@@ -43,6 +45,33 @@ class Runner:
     def drop(self, z: float = Z95) -> Drop:
         """What it loses on the images so far, with a 95% interval or one of `z` errors."""
         return drop(np.concatenate(self.base[: len(self.scores)]), self.each, z)
+
+    @property
+    def lost(self) -> Drop:
+        """What it loses, with a 95% interval."""
+        return self.drop()
+
+    @property
+    def words(self) -> str:
+        """In a few words, for a list of the nearest."""
+        c = self.candidate
+        return (
+            f"{c.plan.label}: {c.speedup:.2f}x by forecast, {self.lost.words}, "
+            f"{100 * c.flops:.0f}% of the FLOPs"
+        )
+
+    def to_dict(self, patch_tokens: int) -> dict[str, Any]:
+        """Plain values."""
+        c = self.candidate
+        return {
+            "method": c.plan.options.method,
+            "plan": c.plan.name,
+            "schedule": Schedule(c.tokens, patch_tokens).tokens_spec,
+            "forecast_speedup": c.speedup,
+            "gflops_ratio": c.flops,
+            "drop": self.lost.to_dict(),
+            "dropped_early": bool(self.out),
+        }
 
 
 def race(
@@ -80,7 +109,7 @@ def race(
 def _leave(running: Sequence[Runner], targets: Targets) -> None:
     """Drop runners that can't win any more."""
     if targets.max_drop is None:
-        best = min(running, key=lambda r: r.drop().points)
+        best = min(running, key=lambda r: r.lost.points)
         for runner in running:
             if drop(best.each, runner.each, CERTAIN).low > 0:
                 runner.out = LOST
@@ -100,7 +129,7 @@ def holds(runner: Runner, targets: Targets) -> bool:
     """Whether it keeps the maximum drop on the selection images."""
     if runner.out or targets.max_drop is None:
         return not runner.out
-    lost = runner.drop()
+    lost = runner.lost
     return (lost.high if targets.risk == "upper" else lost.points) <= targets.max_drop
 
 
@@ -113,7 +142,7 @@ def winner(runners: Sequence[Runner], targets: Targets) -> Runner | None:
     """
     if targets.max_drop is None:
         running = [runner for runner in runners if not runner.out]
-        return min(running, key=lambda r: (r.drop().points, r.candidate.time))
+        return min(running, key=lambda r: (r.lost.points, r.candidate.time))
     held: list[Runner] = []
     misses = 0
     for runner in sorted(runners, key=lambda r: r.candidate.damage):
@@ -123,4 +152,4 @@ def winner(runners: Sequence[Runner], targets: Targets) -> Runner | None:
             misses += 1
         if misses > MISSES:
             break
-    return min(held, key=lambda r: (r.candidate.time, r.drop().points), default=None)
+    return min(held, key=lambda r: (r.candidate.time, r.lost.points), default=None)

@@ -8,52 +8,13 @@ from typing import Any
 
 from tpcli.bench.compare import BenchResult
 from tpcli.config.measures import MEASURES
-from tpcli.config.schedule import Schedule
 from tpcli.evaluation.scores import Scores
 from tpcli.stats import Drop
 
 from .options import Targets
-from .plans import Candidate
 from .race import Runner
 
 FORMAT = "tpcli-optimize/1"
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One candidate on the selection images that it has run over. out: why it left the race early,
-    empty where it did not."""
-
-    candidate: Candidate
-    lost: Drop
-    out: str = ""
-
-    @classmethod
-    def of(cls, runner: Runner) -> Tried:
-        """What is known of a runner."""
-        return cls(runner.candidate, runner.drop(), runner.out)
-
-    @property
-    def words(self) -> str:
-        """In a few words, for a list of the nearest."""
-        c = self.candidate
-        return (
-            f"{c.plan.label}: {c.speedup:.2f}x by forecast, {self.lost.words}, "
-            f"{100 * c.flops:.0f}% of the FLOPs"
-        )
-
-    def to_dict(self, patch_tokens: int) -> dict[str, Any]:
-        """Plain values."""
-        c = self.candidate
-        return {
-            "method": c.plan.options.method,
-            "plan": c.plan.name,
-            "schedule": Schedule(c.tokens, patch_tokens).tokens_spec,
-            "forecast_speedup": c.speedup,
-            "gflops_ratio": c.flops,
-            "drop": self.lost.to_dict(),
-            "dropped_early": bool(self.out),
-        }
 
 
 @dataclass(frozen=True)
@@ -72,7 +33,7 @@ class Optimized:
     met: whether every target is met; only then is a model saved. reason: why not, in words.
     chosen: the candidate, with its lost points on the selection images; None where no candidate
     holds the drop. gflops_ratio: its counted FLOPs as a share of the base's. bench: timed against
-    the unpooled model. checked: on the held-out images. tried: all candidates. nearest: where an
+    the unpooled model. checked: on the held-out images. tried: all candidates. nearest: where a
     target is missed, what comes near. images: of the choice, and held out. chosen_on: the split of
     the former. choice: those images (`tpcli.data.chosen_on`). compared: schedules that were
     compared by what they do to the model's answers, of which those in `tried` raced. work: images
@@ -85,12 +46,12 @@ class Optimized:
     patch_tokens: int
     met: bool
     reason: str
-    chosen: Tried | None
+    chosen: Runner | None
     gflops_ratio: float | None
     bench: BenchResult | None
     checked: Checked | None
-    tried: tuple[Tried, ...]
-    nearest: tuple[Tried, ...]
+    tried: tuple[Runner, ...]
+    nearest: tuple[Runner, ...]
     images: tuple[int, int]
     compared: int
     work: float
@@ -174,9 +135,9 @@ def missed(targets: Targets, speedup: float, checked: Checked) -> str:
     return ""
 
 
-def nearest(tried: Sequence[Tried], targets: Targets) -> tuple[Tried, ...]:
+def nearest(tried: Sequence[Runner], targets: Targets) -> tuple[Runner, ...]:
     """The fastest within the drop, and the smallest drop at the speed, where there are such."""
-    found: list[Tried] = []
+    found: list[Runner] = []
     if targets.max_drop is not None:
         within = [t for t in tried if t.lost.points <= targets.max_drop and not t.out]
         found += sorted(within, key=lambda t: t.candidate.time)[:1]

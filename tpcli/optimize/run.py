@@ -31,7 +31,7 @@ from tpcli.system.resume import Progress, key
 from .options import OptimizeOptions, Targets
 from .plans import Candidate, Costs, Damaged, Finder, levels, plans
 from .race import Runner, holds, race, winner
-from .result import Checked, Optimized, Tried, missed, nearest
+from .result import Checked, Optimized, missed, nearest
 from .split import Halves, packed, unpacked
 
 CORRECTIONS = 3
@@ -214,7 +214,7 @@ class _Search:
         best = winner(runners, self.targets)
         self.so_far = f"; {sum(not runner.out for runner in runners)} in the race"
         if best is not None:
-            self.so_far += f", best {best.candidate.speedup:.2f}x ({best.drop().words})"
+            self.so_far += f", best {best.candidate.speedup:.2f}x ({best.lost.words})"
 
     def _timed(self, best: Runner) -> tuple[Runner, BenchResult]:
         """The winner timed; cut further where it is slower than the speed that is aimed at."""
@@ -246,25 +246,24 @@ class _Search:
         timed: BenchResult | None = None,
         checked: Checked | None = None,
     ) -> Optimized:
-        tried = [Tried.of(runner) for runner in runners]
-        ratio, chosen = None, None
+        ratio = None
         if best is not None:
-            chosen, plan = Tried.of(best), best.candidate.plan
-            ratio = self.costs[plan.options.method].flops.exact(best.candidate.tokens)
+            costs = self.costs[best.candidate.plan.options.method]
+            ratio = costs.flops.exact(best.candidate.tokens)
         run = len(self.compared) * self._compared_on
-        run += sum(t.lost.count for t in tried) + (checked.lost.count if checked else 0)
+        run += sum(len(r.each) for r in runners) + (checked.lost.count if checked else 0)
         return Optimized(
             targets=self.targets,
             measure=self.task.measure,
             patch_tokens=self.patch_tokens,
             met=not reason,
             reason=reason,
-            chosen=chosen,
+            chosen=best,
             gflops_ratio=ratio,
             bench=timed,
             checked=checked,
-            tried=tuple(tried),
-            nearest=nearest(tried, self.targets) if reason else (),
+            tried=tuple(runners),
+            nearest=nearest(runners, self.targets) if reason else (),
             images=self.halves.images,
             chosen_on=self.halves.choice.split,
             choice=chosen_on(self.halves.choice),

@@ -13,7 +13,8 @@ from tpcli.config.measures import MEASURES
 from tpcli.config.outputs import OPTIMIZED_DOCUMENT, OPTIMIZED_MODEL_KIND, OPTIMIZED_PAGE
 from tpcli.config.schedule import Schedule
 from tpcli.models.save import save
-from tpcli.optimize.result import Optimized, Tried
+from tpcli.optimize.race import Runner
+from tpcli.optimize.result import Optimized
 from tpcli.stats import signed
 from tpcli.surgery import PoolingSpec, insert, unpooled
 from tpcli.system.files import check_output, replacing
@@ -70,7 +71,7 @@ def optimized_html(result: Optimized, context: ReportContext) -> str:
     )
 
 
-def _row(tried: Tried, result: Optimized) -> dict[str, Any]:
+def _row(tried: Runner, result: Optimized) -> dict[str, Any]:
     candidate, lost = tried.candidate, tried.lost
     is_chosen = result.chosen is not None and candidate == result.chosen.candidate
     return {

@@ -28,7 +28,7 @@ from tpcli.system.resume import Progress
 from tpcli.version import __version__
 
 from .result import Member, SearchResult
-from .trials import VIEWS, Trials, find_family, find_variant, smallest
+from .trials import VIEWS, Damage, Trials, find_family, find_variant, random_views, smallest
 from .variants import Variant, moves
 
 
@@ -158,11 +158,14 @@ def search(
             assert options.by is not None
             made_by["views"] = VIEWS
             done, total = itertools.count(1), trials_in(options, pooling, cost.depth)
+            on_crops, on_others = (
+                Damage(model, variant.options, views, options.by, sharded=sharded)
+                for views in (random_views(images), random_views(images, seed=1))
+            )
             trials = Trials(
-                model,
                 variant,
-                images,
-                options.by,
+                on_crops,
+                on_others,
                 cost_of=cost_of,
                 progress=progress,
                 identity={
@@ -173,7 +176,6 @@ def search(
                     "device": device_name(device),
                 },
                 on_trial=lambda: on_trial(next(done), total) if on_trial else None,
-                sharded=sharded,
             )
             if options.vary:
                 variant = find_variant(trials, options.focus or min(options.budgets), options.vary)

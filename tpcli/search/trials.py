@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -168,48 +169,34 @@ SURE = 2.0
 """Standard errors by which what was found has to beat the default."""
 
 
+@dataclass(eq=False)
 class Trials:
     """Damage of schedules of one model under any variant, remembered.
 
-    start: the variant that others are compared with. images: normalised batches; schedules are
-    chosen on random crops of them, and other crops tell whether a gain is more than noise.
+    start: the variant that others are compared with. on_crops: damage on the random crops that
+    schedules are chosen on; on_others: on those that tell whether a gain is more than noise.
     cost_of: cost of schedules under some options, the same object each time.
     progress: remembers damages, for a model and images of this `identity`. on_trial: called after
-    each trial. sharded: as for `Damage`.
+    each trial.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        start: Variant,
-        images: Sequence[Tensor],
-        by: str,
-        *,
-        cost_of: Callable[[PoolingOptions], Cost],
-        progress: Progress,
-        identity: Mapping[str, Any],
-        on_trial: Callable[[], None],
-        sharded: bool = False,
-    ) -> None:
-        self.start = start
-        self._progress = progress
-        self._identity = identity
-        self._damage, self._others = (
-            Damage(model, start.options, random_views(images, seed=seed), by, sharded=sharded)
-            for seed in (0, 1)
-        )
-        self._cost_of = cost_of
-        self._on_trial = on_trial
+    start: Variant
+    on_crops: Damage
+    on_others: Damage
+    cost_of: Callable[[PoolingOptions], Cost]
+    progress: Progress
+    identity: Mapping[str, Any]
+    on_trial: Callable[[], None]
 
     def cost(self, variant: Variant) -> Cost:
         """Cost of schedules under this variant."""
-        return self._cost_of(variant.options)
+        return self.cost_of(variant.options)
 
     def damage(self, variant: Variant, tokens: Tokens) -> float:
         """Mean damage on the images that schedules are chosen on."""
-        name = key("damage", of=self._identity, pooling=variant.options.to_dict(), tokens=tokens)
-        value = self._progress(name, lambda: self._damage.under(variant.options).of(tokens))
-        self._on_trial()
+        name = key("damage", of=self.identity, pooling=variant.options.to_dict(), tokens=tokens)
+        value = self.progress(name, lambda: self.on_crops.under(variant.options).of(tokens))
+        self.on_trial()
         return float(value)
 
     def beats(self, found: tuple[Variant, Tokens], default: tuple[Variant, Tokens]) -> bool:
@@ -217,7 +204,8 @@ class Trials:
         if found == default:
             return False
         before, after = (
-            self._others.under(variant.options).each(tokens) for variant, tokens in (default, found)
+            self.on_others.under(variant.options).each(tokens)
+            for variant, tokens in (default, found)
         )
         gain = before - after  # (M,)
         return float(gain.mean()) > SURE * float(gain.std() / len(gain) ** 0.5)
