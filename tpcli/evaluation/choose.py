@@ -94,11 +94,7 @@ def _task(measure: str, candidate: MeasuredModel, bank_of: str) -> Task:
 
 
 def _bank(candidate: MeasuredModel) -> ImageData:
-    """The training images, with labels.
-
-    Raises:
-        Unmatched: there are none, or none apart from the images that are measured on.
-    """
+    """The training images, with labels; Unmatched where none are apart from those measured on."""
     data = candidate.data
     if data.unlabelled:
         raise Unmatched(
