@@ -76,7 +76,8 @@ def collect(
 
     Args:
         folder: where the file lies; the system's place for such files if left out.
-        decoded, on_batch: as for `evaluate`.
+        decoded: as for `evaluate`.
+        on_batch: as for `evaluate`.
 
     Raises:
         TpcliError: an answer is not finite, or the disk is full.

@@ -165,7 +165,8 @@ def stream(
     Args:
         answer: what is asked of the model and the normalized images (B, C, H, W); its output where
             left out.
-        decoded, on_batch: as for `evaluate`.
+        decoded: as for `evaluate`.
+        on_batch: as for `evaluate`.
 
     Raises:
         UserError: as `evaluate`, or no image can be read.
