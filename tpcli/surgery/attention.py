@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -104,24 +103,18 @@ def significance_scores(model: nn.Module, images: Tensor) -> Tensor:
     check_shows_attention(model)
     prefix = int(model.num_prefix_tokens)  # type: ignore[arg-type]
     scores: list[Tensor] = []
-    with _hooked(model, scores), torch.inference_mode():
-        model(images)
-    return torch.stack([score[:, prefix:] for score in scores])
-
-
-@contextmanager
-def _hooked(model: nn.Module, scores: list[Tensor]) -> Iterator[None]:
-    """Append the scores of each block's tokens, (B, P + N), to `scores` while in the body."""
     hooks = [_Hooks(block, scores) for block in blocks_of(model)]
     try:
-        yield
+        with torch.inference_mode():
+            model(images)
     finally:
         for hook in hooks:
             hook.remove()
+    return torch.stack([score[:, prefix:] for score in scores])
 
 
 class _Hooks:
-    """Hooks on one block: what it is called with, then its queries, then its keys.
+    """Hooks on one block, which append the scores of its tokens, (B, P + N), to `scores`.
 
     They do nothing where another thread runs the block.
     """

@@ -68,7 +68,8 @@ def pooled_head(model: nn.Module, x: Tensor, pool_type: str | None = None, **kwa
         return plain
     check_head(model)
     prefix = int(model.num_prefix_tokens)  # type: ignore[arg-type]
-    include_prefix = bool(getattr(model, "pool_include_prefix", _reads_prefix(model)))
+    # Eva has no pool_include_prefix: its attention pool reads all tokens, its mean does not
+    include_prefix = bool(getattr(model, "pool_include_prefix", model.attn_pool is not None))
     if include_prefix:
         sizes = F.pad(sizes, (prefix, 0), value=1.0)
     tokens = x if include_prefix else x[:, prefix:]
@@ -127,11 +128,6 @@ def _refined(pool: AttentionPoolPrr, tokens: Tensor, sizes: Tensor) -> Tensor:
     attended = F.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask)
     refined: Tensor = pool.post_norm(attended.transpose(1, 2).flatten(2))
     return refined[:, 0] if pool.pool == "token" else _mean(refined, sizes)
-
-
-def _reads_prefix(model: nn.Module) -> bool:
-    """Eva has no `pool_include_prefix`: its attention pool reads all tokens, its mean does not."""
-    return model.attn_pool is not None
 
 
 def check_head(model: nn.Module) -> None:
