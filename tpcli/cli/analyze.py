@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from tpcli.config.choices import ANALYZE_METHODS
 from tpcli.config.options import pooling_options
@@ -15,9 +15,6 @@ from .field_options import method_names, some_methods
 from .groups import DATA_PANEL, JsonOption, ModelArgument, ModelGroup, RunGroup, SourceGroup
 from .provenance import report_context
 from .values import FIGURE, SPLIT, option, whole
-
-if TYPE_CHECKING:
-    from tpcli.analysis.result import Analysis
 
 
 def analyze(
@@ -60,7 +57,9 @@ def analyze(
     methods = [pooling_options(name) for name in method_names(method) or ANALYZE_METHODS]
 
     from tpcli.analysis import run as measuring
+    from tpcli.analysis.result import verdict
     from tpcli.report.analysis import write_analysis
+    from tpcli.report.tables import measures_table
     from tpcli.system.devices import pick_device
 
     measuring.check_methods(methods)
@@ -77,14 +76,7 @@ def analyze(
     document = write_analysis(found, context, loaded.name, out)
     if as_json:
         render.print_json(document)
-    else:
-        _print(found, title, out)
-
-
-def _print(found: Analysis, title: str, out: Path) -> None:
-    from tpcli.analysis.result import verdict
-    from tpcli.report.tables import measures_table
-
+        return
     records = measures_table(found).astype(str).to_dict("records")
     render.print_records(title, records, spare=["residual", "nearest"])
     for sentence in verdict(found):

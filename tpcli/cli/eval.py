@@ -10,8 +10,8 @@ from tpcli.errors import UserError
 
 from . import render
 from .field_options import PoolingGroup
-from .groups import MEASURE_PANEL as PANEL
 from .groups import (
+    MEASURE_PANEL,
     DataGroup,
     JsonOption,
     MeasureGroup,
@@ -45,7 +45,7 @@ def eval(
             BLOCKS,
             "Blocks whose features dense compares, such as 3,6,9.",
             "--blocks",
-            panel=PANEL,
+            panel=MEASURE_PANEL,
             shown="four, with the last",
         ),
     ] = None,

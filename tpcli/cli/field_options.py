@@ -24,9 +24,9 @@ from .values import (
     SPLIT,
     Value,
     checked,
+    choice,
     flag,
     number,
-    one_of,
     option,
     whole,
 )
@@ -79,8 +79,7 @@ def _pooling_option(name: str, kind: Any, about: Any) -> Any:
         switch = name.replace("_", "-")
         chosen = flag(about["help"], f"--{switch}/--no-{switch}")
     elif about["choices"]:
-        text = f"{about['help']}: {', '.join(about['choices'])}."
-        chosen = option(one_of(about["choices"]), text)
+        chosen = choice(about["choices"], about["help"])
     else:
         chosen = option(whole(about["low"], about["high"]), about["help"])
     return Annotated[type_ | None, chosen]
@@ -173,8 +172,6 @@ class RecipeValues:
 def _recipe_value(item: Field[Any], type_: type) -> Value:
     """What the field accepts."""
     about = item.metadata
-    if about["choices"]:
-        return one_of(about["choices"])
     if about["form"]:
         return checked(lambda text: recipe({item.name: text}), "FORM")
     make = whole if type_ is int else number
@@ -186,13 +183,11 @@ def _recipe_option(item: Field[Any]) -> Any:
     (type_,) = types_of(item.name)
     if type_ is bool:
         return Annotated[bool | None, flag(about["help"], panel=about["panel"])]
-    text = about["help"]
-    if about["choices"]:
-        text += f": {', '.join(about['choices'])}."
     default = None if item.default is None else str(item.default)
-    return Annotated[
-        type_ | None, option(_recipe_value(item, type_), text, panel=about["panel"], shown=default)
-    ]
+    more = {"panel": about["panel"], "shown": default}
+    if about["choices"]:
+        return Annotated[type_ | None, choice(about["choices"], about["help"], **more)]
+    return Annotated[type_ | None, option(_recipe_value(item, type_), about["help"], **more)]
 
 
 if TYPE_CHECKING:

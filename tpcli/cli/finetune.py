@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -141,5 +140,4 @@ def finetune(
 
 def _plain(group: Any) -> dict[str, object]:
     """The values of a group as a TOML file can hold them."""
-    values = {item.name: getattr(group, item.name) for item in fields(group)}
-    return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+    return {name: str(v) if isinstance(v, Path) else v for name, v in vars(group).items()}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
 
 from tpcli.config import specs
 from tpcli.config.choices import AXES, BANKS, DEVICES, FIGURE_STYLES
@@ -27,6 +25,7 @@ from .values import (
     SIZE,
     SPLIT,
     TEXT,
+    argument,
     choice,
     flag,
     number,
@@ -49,12 +48,7 @@ DEVICE_HELP = f"Device: {', '.join(DEVICES)}, or one of several such as cuda:1."
 
 ModelArgument = Annotated[
     str,
-    typer.Argument(
-        help="demo, a timm model name, hf-hub:org/name, or a model folder (config.json).",
-        metavar=MODEL.metavar,
-        parser=MODEL.parse,
-        autocompletion=MODEL.complete,
-    ),
+    argument(MODEL, "demo, a timm model name, hf-hub:org/name, or a model folder (config.json)."),
 ]
 JsonOption = Annotated[bool, flag("Print one JSON document on stdout.", "--json")]
 ForceOption = Annotated[
@@ -136,13 +130,8 @@ class SourceGroup:
 
     def arguments(self) -> dict[str, Any]:
         """How the data are opened, for the library."""
-        return {
-            "data_dir": None if self.data_dir is None else str(self.data_dir),
-            "download": self.download,
-            "input_key": self.input_key,
-            "target_key": self.target_key,
-            "pixel_max": self.pixel_max,
-        }
+        given = {item.name: getattr(self, item.name) for item in fields(SourceGroup)[1:]}
+        return {**given, "data_dir": self.data_dir and str(self.data_dir)}
 
     def open_split(
         self,

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tpcli.config.choices import (
     BOTH_FAMILIES,
     DEFAULT_BUDGETS,
@@ -25,7 +23,7 @@ from . import render
 from .field_options import POOLING_PANEL, FinetuneGroup, MethodGroup, method_names, some_methods
 from .groups import DataGroup, JsonOption, MeasureGroup, ModelGroup, ReportGroup, RunGroup
 from .provenance import CommandFor, report_context
-from .values import BUDGETS, FOLDER, MODEL, SCHEDULE, Value, budgets, one_of, option
+from .values import BUDGETS, FOLDER, MODEL, SCHEDULE, Value, argument, budgets, one_of, option
 from .verbosity import note
 
 if TYPE_CHECKING:
@@ -45,11 +43,8 @@ SCHEDULES = Value(
 def pareto(
     models: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="One or more models: demo, a timm model name, hf-hub:org/name, or a folder.",
-            metavar=MODEL.metavar,
-            parser=MODEL.parse,
-            autocompletion=MODEL.complete,
+        argument(
+            MODEL, "One or more models: demo, a timm model name, hf-hub:org/name, or a folder."
         ),
     ] = None,
     *,

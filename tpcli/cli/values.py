@@ -51,6 +51,13 @@ class Value:
         return [name for name in self.names() if name.startswith(incomplete)]
 
 
+def argument(value: Value, text: str) -> Any:
+    """A typer argument of that kind."""
+    return typer.Argument(
+        help=text, metavar=value.metavar, parser=value.parse, autocompletion=value.complete
+    )
+
+
 def option(
     value: Value,
     text: str,
