@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from tpcli.config.choices import (
+    EXPORT,
     EXPORT_DTYPES,
     EXPORT_FORMATS,
     EXPORT_OUTPUTS,
     LEAST_OPSET,
+    ONNX,
+    Runtime,
     check_choice,
 )
 from tpcli.errors import TpcliError, UserError, first_line
@@ -272,18 +275,13 @@ def check_export(
             f"{out} needs the suffix {EXPORT_FORMATS[file_format]} to hold {file_format}."
         )
     check_output(out, force)
-    missing = [name for name in ("onnx", "onnx_ir", "onnxscript") if find_spec(name) is None]
+    missing = Runtime("export to ONNX", ONNX, EXPORT).missing
     if file_format == "onnx" and missing:
-        raise UserError(
-            f"export to ONNX needs {' and '.join(missing)}, which "
-            f"{'is' if len(missing) == 1 else 'are'} not installed; "
-            "run: pip install 'tpcli[export]'."
-        )
+        raise UserError(f"{missing}.")
     if opset is not None:
         from onnx.defs import onnx_opset_version
 
-        newest = onnx_opset_version()
-        if opset > newest:
+        if opset > (newest := onnx_opset_version()):
             raise UserError(
                 f"opset {opset} is newer than the installed onnx has; use {LEAST_OPSET} to "
                 f"{newest}."

@@ -122,16 +122,11 @@ def drop(before: Each, after: Each, z: float = Z95) -> Drop:
         points = mean(difference)
         half = math.inf
         if count > 1:
-            error = float(difference.std(ddof=1)) / math.sqrt(count)
-            half = error * _student(z, count - 1)
+            beyond = 0.5 * math.erfc(z / math.sqrt(2))  # as far out as z is in the normal one
+            errors = float(-stdtrit(count - 1, beyond))
+            half = float(difference.std(ddof=1)) / math.sqrt(count) * errors
         low, high = points - half, points + half
     return Drop(100 * points, 100 * low, 100 * high, count)
-
-
-def _student(z: float, degrees: int) -> float:
-    """The quantile of Student's distribution as far out as `z` is in the normal one."""
-    beyond = 0.5 * math.erfc(z / math.sqrt(2))
-    return float(-stdtrit(degrees, beyond))
 
 
 def _discordant(before: Each, after: Each) -> tuple[int, int]:

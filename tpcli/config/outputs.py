@@ -68,27 +68,17 @@ def check_report(plot: Path, form: str = PARETO_FORMAT, *, is_paper: bool = Fals
         UserError: its folder is not writable, or one of its places is taken by another file.
     """
     paths = report_paths(plot, is_paper)
-    kind = _part_of_report(paths, form)
-    for path in paths.values():
-        check_output(path, kind=kind)
-
-
-def _part_of_report(paths: dict[str, Path], form: str) -> Kind:
-    """The files of a report, which its .json names; the figure is also known by its mark.
-
-    Args:
-        paths: where the report's files go, by their role; one of them is "json".
-        form: the format of its .json.
-    """
     document = paths["json"]
-    is_ours = has_format(form)
 
     def owns(path: Path) -> bool:
-        if path == paths["plot"] and is_marked(path):
+        """The report's .json names its files; the figure is also known by its mark."""
+        if path == plot and is_marked(path):
             return True
-        if not is_ours(document):
+        if not has_format(form)(document):
             return False
         written = json.loads(document.read_text(encoding="utf-8")).get("out", {}).values()
         return path == document or path.name in {Path(str(name)).name for name in written}
 
-    return Kind(f"a file of a {form.partition('/')[0]} report", owns)
+    kind = Kind(f"a file of a {form.partition('/')[0]} report", owns)
+    for path in paths.values():
+        check_output(path, kind=kind)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
+from functools import partial
 from typing import Any, get_args, get_type_hints
 
 from tpcli.errors import UserError, did_you_mean
@@ -47,9 +48,9 @@ HEAD_LR = 4e-3
 
 
 def knob(
+    panel: str,
     default: Any,
     text: str,
-    panel: str,
     *,
     low: float | None = None,
     high: float | None = None,
@@ -57,17 +58,16 @@ def knob(
     form: re.Pattern[str] | None = None,
     free: bool = False,
 ) -> Any:
-    """A field: its help, its panel, what it accepts, whether a resumed run may change it."""
-    about = {
-        "help": text,
-        "panel": panel,
-        "low": low,
-        "high": high,
-        "choices": choices,
-        "form": form,
-        "free": free,
-    }
+    """A field: its panel, its help, what it accepts, whether a resumed run may change it."""
+    accepted = {"low": low, "high": high, "choices": choices, "form": form}
+    about = {"help": text, "panel": panel, **accepted, "free": free}
     return field(default=default, metadata=about)
+
+
+training = partial(knob, "Training")
+distillation = partial(knob, "Distillation")
+augmentation = partial(knob, "Augmentation")
+run = partial(knob, "Run")
 
 
 @dataclass(frozen=True)
@@ -80,146 +80,118 @@ class Recipe:
         UserError: a value is out of range or unknown; names the option.
     """
 
-    epochs: int = knob(10, "Epochs to train.", "Training", low=1, high=100_000)
-    batch_size: int = knob(
-        128,
-        "Images in an optimizer step, summed over all processes.",
-        "Training",
-        low=1,
-        high=2**20,
+    epochs: int = training(10, "Epochs to train.", low=1, high=100_000)
+    batch_size: int = training(
+        128, "Images in an optimizer step, summed over all processes.", low=1, high=2**20
     )
-    lr: float | None = knob(
+    lr: float | None = training(
         None,
         f"Peak learning rate (default {BASE_LR:g} x batch / {IMAGES_OF_LR}, "
         f"{HEAD_LR:g} where only the head is trained).",
-        "Training",
         low=0,
         high=1000,
     )
-    min_lr: float = knob(1e-6, "Final learning rate.", "Training", low=0, high=1000)
-    warmup_epochs: float = knob(0.5, "Epochs of linear warm-up.", "Training", low=0, high=100_000)
-    weight_decay: float = knob(0.05, "Weight decay.", "Training", low=0, high=1000)
-    layer_decay: float | None = knob(
+    min_lr: float = training(1e-6, "Final learning rate.", low=0, high=1000)
+    warmup_epochs: float = training(0.5, "Epochs of linear warm-up.", low=0, high=100_000)
+    weight_decay: float = training(0.05, "Weight decay.", low=0, high=1000)
+    layer_decay: float | None = training(
         None,
         "Layer-wise learning rate decay, a factor per block from the head down.",
-        "Training",
         low=0.01,
         high=1,
     )
-    opt: str = knob("adamw", "timm optimizer", "Training", choices=OPTIMIZERS)
-    sched: str = knob("cosine", "timm learning rate schedule", "Training", choices=SCHEDULERS)
-    clip_grad: float | None = knob(
-        1.0, "Gradient norm to clip to; 0 for no clipping.", "Training", low=0, high=LARGE
+    opt: str = training("adamw", "timm optimizer", choices=OPTIMIZERS)
+    sched: str = training("cosine", "timm learning rate schedule", choices=SCHEDULERS)
+    clip_grad: float | None = training(
+        1.0, "Gradient norm to clip to; 0 for no clipping.", low=0, high=LARGE
     )
-    grad_accumulation: int = knob(
+    grad_accumulation: int = training(
         1,
         "Gradient accumulation steps: parts of a batch, to save memory.",
-        "Training",
         low=1,
         high=2**16,
         free=True,
     )
-    precision: str | None = knob(
+    precision: str | None = training(
         None,
         "Precision (default bf16, or fp32 where the processor has no fast bf16)",
-        "Training",
         choices=PRECISIONS,
     )
-    ema_decay: float = knob(
+    ema_decay: float = training(
         0.998,
         "Decay of the moving average of the weights (EMA), after a warm-up; 0 for none.",
-        "Training",
         low=0,
         high=0.999999,
     )
-    drop_path: float = knob(
-        0.0, "Stochastic depth rate of the last block.", "Training", low=0, high=0.99
-    )
-    freeze: str | None = knob(
+    drop_path: float = training(0.0, "Stochastic depth rate of the last block.", low=0, high=0.99)
+    freeze: str | None = training(
         None,
         "Weights that stay as they are: the backbone, so that only the head is trained",
-        "Training",
         choices=("backbone",),
     )
-    seed: int = knob(0, "Random seed.", "Training", low=0, high=2**31 - 1)
+    seed: int = training(0, "Random seed.", low=0, high=2**31 - 1)
 
-    distill: bool | None = knob(
+    distill: bool | None = distillation(
         None,
         "Distil from the unpooled model (default: if the model is pooled and the unpooled one is "
         "good).",
-        "Distillation",
     )
-    distill_target: str | None = knob(
+    distill_target: str | None = distillation(
         None,
         "What is learned from it (default output): its output beside the labels, or its image and "
         "patch features alone, without labels",
-        "Distillation",
         choices=("output", "dense"),
     )
-    distill_alpha: float = knob(
-        0.9, "Weight of the distillation loss.", "Distillation", low=0, high=1
-    )
-    distill_temperature: float = knob(
-        1.0, "Distillation temperature.", "Distillation", low=1e-3, high=1000
-    )
+    distill_alpha: float = distillation(0.9, "Weight of the distillation loss.", low=0, high=1)
+    distill_temperature: float = distillation(1.0, "Distillation temperature.", low=1e-3, high=1000)
 
-    smoothing: float = knob(0.1, "Label smoothing.", "Augmentation", low=0, high=0.99)
-    mixup: float = knob(0.8, "Mixup alpha; 0 for none.", "Augmentation", low=0, high=1000)
-    cutmix: float = knob(1.0, "CutMix alpha; 0 for none.", "Augmentation", low=0, high=1000)
-    mix_prob: float | None = knob(
+    smoothing: float = augmentation(0.1, "Label smoothing.", low=0, high=0.99)
+    mixup: float = augmentation(0.8, "Mixup alpha; 0 for none.", low=0, high=1000)
+    cutmix: float = augmentation(1.0, "CutMix alpha; 0 for none.", low=0, high=1000)
+    mix_prob: float | None = augmentation(
         None,
         f"Probability that a batch is mixed (default {STRONG['mix_prob']}, "
         f"0 in runs of fewer than {SHORT} epochs).",
-        "Augmentation",
         low=0,
         high=1,
     )
-    aa: str | None = knob(
+    aa: str | None = augmentation(
         None,
         f"timm RandAugment, AugMix or AutoAugment string, or none (default {STRONG['aa']}, "
         f"none in runs of fewer than {SHORT} epochs).",
-        "Augmentation",
         form=AUGMENTATIONS,
     )
-    erasing: float | None = knob(
+    erasing: float | None = augmentation(
         None,
         f"Probability of random erasing (default {STRONG['erasing']}, "
         f"0 in runs of fewer than {SHORT} epochs).",
-        "Augmentation",
         low=0,
         high=1,
     )
-    crop_scale: float | None = knob(
+    crop_scale: float | None = augmentation(
         None,
         f"Smallest area of a random crop, as a share of the image (default {CROP_SCALE}, 1 with "
         "freeze).",
-        "Augmentation",
         low=0.01,
         high=1,
     )
-    hflip: float | None = knob(
+    hflip: float | None = augmentation(
         None,
         "Probability of a horizontal flip (default 0.5, 0 on the demo and with freeze).",
-        "Augmentation",
         low=0,
         high=1,
     )
 
-    workers: int = knob(
-        2,
-        "Worker processes that decode images, per training process.",
-        "Run",
-        low=0,
-        high=256,
-        free=True,
+    workers: int = run(
+        2, "Worker processes that decode images, per training process.", low=0, high=256, free=True
     )
-    save_minutes: float = knob(
-        10.0, "Minutes between checkpoints, at most.", "Run", low=0, high=LARGE, free=True
+    save_minutes: float = run(
+        10.0, "Minutes between checkpoints, at most.", low=0, high=LARGE, free=True
     )
-    eval_batch_size: int = knob(
-        256, "Images in a batch of the evaluation.", "Run", low=1, high=2**16, free=True
+    eval_batch_size: int = run(
+        256, "Images in a batch of the evaluation.", low=1, high=2**16, free=True
     )
-    tracker: str | None = knob(None, "Also log metrics to", "Run", choices=TRACKERS, free=True)
+    tracker: str | None = run(None, "Also log metrics to", choices=TRACKERS, free=True)
 
     def __post_init__(self) -> None:
         for item in fields(self):

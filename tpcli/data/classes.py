@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import posixpath
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from tpcli.errors import UserError, did_you_mean
 
-from .listing import CLASS, Files, LeftOut, Member, natural_key
+from .listing import CLASS, Files, LeftOut, Member, natural_key, some, warn_once
 
 BESIDE = "beside the class folders"
 NO_CLASS = "an image without a .cls file, beside those with one"
@@ -71,9 +69,9 @@ def by_folder(files: Files) -> Classes:
     """
     root = files.root
     if not files.members:
-        raise UserError(
-            f"{root} holds no images in class folders or beside each other{_archives(files)}."
-        )
+        archive = next((e.name for e in files.left_out if e.name.lower().endswith(".tar")), None)
+        hint = f", but {archive}; give that file, or name it after its split" if archive else ""
+        raise UserError(f"{root} holds no images in class folders or beside each other{hint}.")
     members = [m for m in files.members if "/" in m.name]
     if not members:
         raise NoClasses(
@@ -86,9 +84,16 @@ def by_folder(files: Files) -> Classes:
     while _holds_one_more(class_of.values()):
         class_of = {folder: posixpath.dirname(of) for folder, of in class_of.items()}
     paths = set(class_of.values())
-    named = {posixpath.basename(path): path for path in sorted(paths)}
-    if len(named) < len(paths):
-        _refuse_twins(files, paths)
+    named: dict[str, str] = {}
+    for path in sorted(paths):
+        name, parent = posixpath.basename(path), posixpath.dirname(path)
+        if name in named:
+            raise UserError(
+                f"{root} has {name}/ in both {posixpath.dirname(named[name])}/ and {parent}/, "
+                "which may be splits that are not to be mixed; give the one folder that is meant, "
+                "or name the splits train, validation or test."
+            )
+        named[name] = path
     names = sorted(named, key=natural_key)
     index = {named[name]: i for i, name in enumerate(names)}
     depth = next(iter(paths)).count("/")
@@ -156,25 +161,6 @@ def _check_depths(files: Files, folders: Collection[str]) -> None:
             f"{files.root} holds images at different depths, in {shallow}/ and in {deep}/, so "
             "it is not clear which folder is the class; put all class folders side by side."
         )
-
-
-def _refuse_twins(files: Files, paths: Collection[str]) -> None:
-    """Raise UserError with two class folders of the same name."""
-    seen: dict[str, str] = {}
-    for path in sorted(paths):
-        name, parent = posixpath.basename(path), posixpath.dirname(path)
-        if name in seen:
-            raise UserError(
-                f"{files.root} has {name}/ in both {seen[name]}/ and {parent}/, which may be "
-                "splits that are not to be mixed; give the one folder that is meant, or name the "
-                "splits train, validation or test."
-            )
-        seen[name] = parent
-
-
-def _archives(files: Files) -> str:
-    names: Sequence[str] = [e.name for e in files.left_out if e.name.lower().endswith(".tar")]
-    return f", but {names[0]}; give that file, or name it after its split" if names else ""
 
 
 NOT_MAPPED = "not in the class map"
@@ -263,8 +249,6 @@ WORDNET = re.compile(r"(n\d{8})(?:[-_. ].*)?")
 PLACEHOLDER = re.compile(r"(LABEL_)?\d+")
 """Label names that say nothing."""
 
-log = logging.getLogger(__name__)
-
 
 class Unmatched(UserError):
     """Labels that can't be compared with the model: there are none, or of other classes."""
@@ -335,7 +319,7 @@ def match(
             return tuple(known)
         if any(found):
             if are_folders:
-                raise UserError(_partly(spec, classes, found, names, head))
+                raise UserError(_no_single_class(spec, classes, found, names.shown, head))
             _check_in_place(spec, classes, found, head)
     says_something = any(not PLACEHOLDER.fullmatch(name) for name in head.names)
     if are_folders:
@@ -348,17 +332,12 @@ def match(
         kind = UserError if odd else Unmatched
         raise kind(_wrong_count(spec, classes, head, odd))
     if not all(name.isdecimal() for name in classes):
-        _warn_once(
+        warn_once(
             f"the classes of {spec} and {head.model} are matched by position, from {classes[0]!r} "
             f"to {classes[-1]!r}, not by name; if the model has them in another order, use a class "
             "map"
         )
     return tuple(range(head.size))
-
-
-@cache
-def _warn_once(message: str) -> None:
-    log.warning("%s", message)
 
 
 def no_head(spec: str, head: Head) -> Unmatched:
@@ -490,7 +469,7 @@ def _by_number(
     """
     first, last, count = numbers[0], numbers[-1], len(numbers)
     if last - first >= count and first == 0 and last < head.size:
-        _warn_once(
+        warn_once(
             f"the folders of {spec}, {classes[0]}/ to {classes[-1]}/, are taken for indices of the "
             f"{head.size} classes of {head.model}"
         )
@@ -519,22 +498,19 @@ def _check_in_place(
             )
 
 
-def _partly(
+def _no_single_class(
     spec: str,
     classes: Sequence[str],
     found: Sequence[tuple[int, ...]],
-    names: _Vocabulary,
+    names: Sequence[str],
     head: Head,
 ) -> str:
     """What is wrong with folders of which some can't be told to be one class of the head."""
-    unknown = [name for name, indices in zip(classes, found, strict=True) if not indices]
-    for name, indices in zip(classes, found, strict=True):
-        if len(indices) > 1 and not unknown:
-            return _several(spec, name, indices, head)
-    return _unknown(spec, unknown, names.shown, head)
-
-
-def _several(spec: str, name: str, indices: Sequence[int], head: Head) -> str:
+    matched = list(zip(classes, found, strict=True))
+    unknown = [name for name, indices in matched if not indices]
+    if unknown:
+        return _unknown(spec, unknown, names, head)
+    name, indices = next((name, indices) for name, indices in matched if len(indices) > 1)
     places = " and ".join(map(str, indices[:3]))
     return (
         f"{name!r} in {spec} is the name of several classes of {head.model}, {places}; say which "
@@ -554,12 +530,11 @@ def _check_distinct(spec: str, classes: Sequence[str], indices: Sequence[int], h
 
 
 def _unknown(spec: str, unknown: Sequence[str], names: Sequence[str], head: Head) -> str:
-    folders = ", ".join(f"{name}/" for name in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+    folders = some([f"{name}/" for name in unknown])
     verb = "is no class" if len(unknown) == 1 else "are no classes"
-    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return (
-        f"{folders} in {spec} {verb} of {head.model}, whose classes are {some}; rename or remove "
-        "what is odd, or say which folder is which class by a `class_map`."
+        f"{folders} in {spec} {verb} of {head.model}, whose classes are {some(names)}; rename or "
+        "remove what is odd, or say which folder is which class by a `class_map`."
         f"{did_you_mean(unknown[0], names)}"
     )
 
@@ -567,7 +542,7 @@ def _unknown(spec: str, unknown: Sequence[str], names: Sequence[str], head: Head
 def _wrong_count(spec: str, classes: Sequence[str], head: Head, odd: Sequence[str]) -> str:
     counts = f"{spec} has {len(classes)} classes, the head of {head.model} has {head.size}"
     if odd:
-        folders = ", ".join(f"{name}/" for name in odd[:3]) + (", ..." if len(odd) > 3 else "")
+        folders = some([f"{name}/" for name in odd])
         verb = "holds" if len(odd) == 1 else "hold"
         return (
             f"{counts}: {folders} {verb} no images; fill or remove what is odd, or say which "

@@ -98,10 +98,8 @@ class ImageData:
         """Why an image that could not be read is left out."""
         images: Any = self.images
         while isinstance(images, Subset | Relabelled):
-            if isinstance(images, Subset):
-                position, images = images.indices[position], images.dataset
-            else:
-                images = images.images
+            position = images.indices[position] if isinstance(images, Subset) else position
+            images = images.dataset
         if isinstance(images, FileImages):
             why = images.decoded(position)
             return why if isinstance(why, str) else "it changed meanwhile"
@@ -126,7 +124,7 @@ class ImageData:
         while isinstance(images, Subset | Relabelled):  # names don't say all where there are none
             chosen = images.indices if isinstance(images, Subset) else images.table
             digest.update(np.asarray(list(chosen), dtype=np.int64).tobytes())
-            images = images.dataset if isinstance(images, Subset) else images.images
+            images = images.dataset
         digest.update(os.fsencode("\n".join(self.names)))
         if self.root is not None:
             files = [self.root] if self.root.is_file() else (self.root / n for n in self.names)
@@ -216,15 +214,15 @@ class Relabelled(Dataset[Any]):
     """
 
     def __init__(self, images: Dataset[Any], table: Sequence[int], what: str = "the data") -> None:
-        self.images = images
+        self.dataset = images
         self.table = table
         self.what = what
 
     def __len__(self) -> int:
-        return len(self.images)  # type: ignore[arg-type]
+        return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image, target = self.images[index]
+        image, target = self.dataset[index]
         return image, self.looked_up(target)
 
     def looked_up(self, target: int) -> int:
@@ -249,7 +247,7 @@ class RelabelledStream(Relabelled, IterableDataset[Any]):
     """The same of a stream."""
 
     def __iter__(self) -> Iterator[Any]:
-        for image, target in iter(self.images):
+        for image, target in iter(self.dataset):
             yield image, self.looked_up(target)
 
 

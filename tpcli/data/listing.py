@@ -6,14 +6,16 @@ Nothing of a .tar is unpacked or written.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import posixpath
 import re
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -30,6 +32,8 @@ SYSTEM = ("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume inf
 
 NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 """Formats that Pillow knows by name but decodes with another program, or not at all."""
+
+log = logging.getLogger(__name__)
 
 
 class Member(NamedTuple):
@@ -72,6 +76,15 @@ class Files:
             raise OSError(f"{path} is {NO_FILE}")
         return path.open("rb")
 
+    def add(self, member: Member) -> None:
+        """Put a file where its name says that it belongs."""
+        if is_image(member.name):
+            self.members.append(member)
+        elif member.name.endswith(CLASS):
+            self.classes.append(member)
+        else:
+            self.left_out.append(LeftOut(member.name, OTHER_KIND))
+
     def sort(self) -> Files:
         """Put everything into natural order."""
         self.members.sort(key=lambda member: natural_key(member.name))
@@ -103,12 +116,8 @@ def in_folder(root: Path) -> Files:
                 else:
                     files.folders.append(name)
                     waiting.append((name, above))
-            elif is_image(name):
-                files.members.append(Member(name))
-            elif name.endswith(CLASS):
-                files.classes.append(Member(name))
             else:
-                files.left_out.append(LeftOut(name, OTHER_KIND))
+                files.add(Member(name))
     return files.sort()
 
 
@@ -171,47 +180,33 @@ class TarFiles(Files):
 class Scan:
     """Entries read so far: regular files (offset, size), links (target)."""
 
-    files: TarFiles
     regular: dict[str, tuple[int, int]] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
     folders: dict[str, None] = field(default_factory=dict)
     left_out: dict[LeftOut, None] = field(default_factory=dict)
 
 
-def in_tar(root: Path) -> TarFiles:
+def in_tar(root: Path) -> Files:
     """List everything in an uncompressed .tar; links are followed inside it.
 
     Raises:
         UserError: it is no .tar, compressed, or truncated.
     """
-    scan = Scan(TarFiles(root))
+    scan = Scan()
     try:
         with root.open("rb") as file:
-            _read(file, scan, prefix="", start=0, depth=0)
+            _read(file, scan)
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"{root} can't be read as a .tar: {_reason(root, error)}.") from error
-    files = scan.files
+    files = TarFiles(root, folders=list(scan.folders), left_out=list(scan.left_out))
     for name, target in scan.links.items():
-        offset, size = _follow(target, scan)
-        _add(Member(name, offset, size), scan)
-    for name, (offset, size) in scan.regular.items():
-        _add(Member(name, offset, size), scan)
-    files.folders = list(scan.folders)
-    files.left_out = list(scan.left_out)
-    files.sort()
-    return files
+        files.add(Member(name, *_follow(target, scan)))
+    for name, place in scan.regular.items():
+        files.add(Member(name, *place))
+    return files.sort()
 
 
-def _add(member: Member, scan: Scan) -> None:
-    if is_image(member.name):
-        scan.files.members.append(member)
-    elif member.name.endswith(CLASS):
-        scan.files.classes.append(member)
-    else:
-        scan.left_out[LeftOut(member.name, OTHER_KIND)] = None
-
-
-def _read(file: BinaryIO, scan: Scan, *, prefix: str, start: int, depth: int) -> None:
+def _read(file: BinaryIO, scan: Scan, *, prefix: str = "", start: int = 0, depth: int = 0) -> None:
     """Read the headers of one archive, which begins at byte `start` of the outermost one."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (entry := tar.next()) is not None:
@@ -285,11 +280,8 @@ def _clean(name: str) -> str:
 
 def _hidden_part(name: str) -> str | None:
     """The name up to its first hidden part, or None."""
-    parts = name.split("/")
-    for i, part in enumerate(parts):
-        if is_hidden(part):
-            return "/".join(parts[: i + 1])
-    return None
+    ups = accumulate(name.split("/"), "{}/{}".format)
+    return next((up for up in ups if is_hidden(posixpath.basename(up))), None)
 
 
 def _follow(target: str, scan: Scan) -> tuple[int, int]:
@@ -333,7 +325,15 @@ def describe(left_out: Iterable[LeftOut], most: int = 3) -> str:
     kinds: dict[str, list[str]] = {}
     for entry in left_out:
         kinds.setdefault(entry.why, []).append(entry.name)
-    return "; ".join(
-        f"{why}: {len(names)} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
-        for why, names in kinds.items()
-    )
+    return "; ".join(f"{why}: {len(names)} ({some(names, most)})" for why, names in kinds.items())
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first few of some names."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Log a warning, but once in a process."""
+    log.warning("%s", message)

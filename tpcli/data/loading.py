@@ -107,25 +107,21 @@ def safely(loader: DataLoader[Any]) -> Iterator[Any]:
     Raises:
         TpcliError: a worker process dies, or sends nothing for ten minutes.
     """
-    received = iter(loader)
-    while True:
-        try:
-            batch = next(received)
-        except StopIteration:
-            return
-        except TpcliError as error:  # of a worker process, with its traceback as the message
-            sentences = re.findall(r"^[\w.]+: (.+)$", str(error), re.MULTILINE)
-            if not str(error).startswith("Caught") or not sentences:
-                raise
-            raise type(error)(sentences[-1]) from None
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader"):
-                raise
-            raise TpcliError(
-                "a process that decodes images stopped or sends nothing "
-                f"({first_line(error)}); use fewer workers or smaller batches."
-            ) from error
-        yield tuple(part.clone() if part.is_shared() else part for part in batch)
+    try:
+        for batch in loader:
+            yield tuple(part.clone() if part.is_shared() else part for part in batch)
+    except TpcliError as error:  # of a worker process, with its traceback as the message
+        sentences = re.findall(r"^[\w.]+: (.+)$", str(error), re.MULTILINE)
+        if not str(error).startswith("Caught") or not sentences:
+            raise
+        raise type(error)(sentences[-1]) from None
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader"):
+            raise
+        raise TpcliError(
+            "a process that decodes images stopped or sends nothing "
+            f"({first_line(error)}); use fewer workers or smaller batches."
+        ) from error
 
 
 def _collate(samples: list[tuple[np.ndarray[Any, Any], int]]) -> tuple[Tensor, Tensor]:

@@ -133,10 +133,10 @@ class _Labels:
         """Why the label of the first image is no class, as a sentence; empty where it is one."""
         try:
             label = self.first_label()
+            if isinstance(label, _NoColumn):
+                raise label
         except _NoColumn as error:
-            label = error
-        if isinstance(label, _NoColumn):
-            return str(label)
+            return str(error)
         index = class_index(label)
         if index is None:
             return self._odd(label, 0)
@@ -277,16 +277,13 @@ class NamedStream(_Labels, IterableDataset[Any]):
         return next(iter(self._got()), (None, 0))[1]
 
     def _got(self) -> Iterator[tuple[Any, Any]]:
-        position, samples = 0, iter(self.reader)
-        while True:
-            try:
-                image, label = next(samples)
-            except StopIteration:
-                return
-            except Exception as error:
-                raise self._failed(position, error) from error
-            yield image, label
-            position += 1
+        position = 0
+        try:
+            for image, label in self.reader:
+                yield image, label
+                position += 1
+        except Exception as error:
+            raise self._failed(position, error) from error
 
 
 def _webdataset(reader: Any) -> Any:
@@ -294,7 +291,6 @@ def _webdataset(reader: Any) -> Any:
     from timm.data.readers import reader_wds
 
     webdataset: Any = reader_wds.wds
-
     shards = [str(Path(reader.root or "") / name) for name in reader.split_info.filenames]
     key = reader.target_keys or reader.target_key or reader.split_info.alt_label
     return webdataset.DataPipeline(

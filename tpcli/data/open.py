@@ -71,19 +71,19 @@ def create(
     Raises:
         UserError: there is nothing there, or nothing that can be read; says what is missing.
     """
-    transform = transform or create_transform(
-        **_transform_arguments(config), is_training=False, use_prefetcher=True
-    )
+    keys = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+    known = {key: config[key] for key in keys if key in config}
+    transform = transform or create_transform(**known, is_training=False, use_prefetcher=True)
     prepared = Prepared(mode_for(config["input_size"][0]), transform)
+    columns = {"input_key": input_key, "target_key": target_key}
     if spec == DEMO:
         data = _demo(split, config, prepared)
     elif is_named(spec):
         if pixel_max is not None:
             prepared = replace(prepared, scale=fixed_scale(pixel_max))
-        keys = {"input_key": input_key, "target_key": target_key}
-        data = named(spec, split, config, prepared, data_dir=data_dir, download=download, **keys)
+        data = named(spec, split, config, prepared, data_dir=data_dir, download=download, **columns)
     else:
-        for name, key in (("input_key", input_key), ("target_key", target_key)):
+        for name, key in columns.items():
             if key is not None:
                 raise UserError(
                     f"`{name}={key}` is for data sets of timm's with columns, such as hfds/ or "
@@ -115,19 +115,16 @@ def match_classes(data: ImageData, head: Head) -> ImageData:
     if data.indices is not None:
         check_indices(data.indices, head)
         return data
-    if not data.classes:
-        what = f"{head.model}, in {data.spec}"
-        if isinstance(data.images, IterableDataset):
-            if not isinstance(data.images, NamedStream):
-                return data
-            stream = RelabelledStream(data.images, range(head.size), what)
-            return replace(data, images=stream, indices=tuple(range(head.size)))
-        checked = Relabelled(data.images, range(head.size), what)
-        return replace(data, images=checked, indices=tuple(range(head.size)))
-    indices = match(data.spec, data.classes, head, data.empty_folders, are_folders=bool(data.names))
-    if indices == tuple(range(len(indices))) and data.names:
-        return replace(data, indices=indices)
-    kind = RelabelledStream if isinstance(data.images, IterableDataset) else Relabelled
+    is_stream = isinstance(data.images, IterableDataset)
+    indices = tuple(range(head.size))
+    if data.classes:
+        folders = bool(data.names)
+        indices = match(data.spec, data.classes, head, data.empty_folders, are_folders=folders)
+        if folders and indices == tuple(range(len(indices))):
+            return replace(data, indices=indices)
+    elif is_stream and not isinstance(data.images, NamedStream):
+        return data
+    kind = RelabelledStream if is_stream else Relabelled
     images: Any = kind(data.images, indices, f"{head.model}, in {data.spec}")
     return replace(data, images=images, indices=indices)
 
@@ -135,11 +132,6 @@ def match_classes(data: ImageData, head: Head) -> ImageData:
 def check_classes(data: ImageData, num_classes: int, model: str) -> None:
     """Raise unless a head of `num_classes` unnamed classes fits the data."""
     match_classes(data, Head(model, num_classes))
-
-
-def _transform_arguments(config: dict[str, Any]) -> dict[str, Any]:
-    keys = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
-    return {key: config[key] for key in keys if key in config}
 
 
 def _demo(split: str, config: dict[str, Any], prepared: Prepared) -> ImageData:

@@ -100,16 +100,11 @@ def warning(chosen: Any, data: ImageData) -> str:
 
 def _unwrapped(data: ImageData) -> tuple[Any, Any]:
     """The data set under all subsets, and the positions in it: (N,)."""
-    levels, images = [], data.images
+    images, positions = data.images, np.arange(data.count or 0)
     while isinstance(images, Subset | Relabelled):
         if isinstance(images, Subset):
-            levels.append(np.asarray(images.indices, dtype=np.int64))
-            images = images.dataset
-        else:
-            images = images.images
-    positions = levels.pop() if levels else np.arange(data.count or 0)
-    for level in reversed(levels):
-        positions = positions[level]
+            positions = np.asarray(images.indices, dtype=np.int64)[positions]
+        images = images.dataset
     return images, positions
 
 

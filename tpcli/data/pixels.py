@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from .listing import formats
+from .listing import formats, warn_once
 
 LONGEST = 1000
 """Sides of one to more than this are no picture, and would be resized to gigabytes."""
@@ -35,8 +33,6 @@ EIGHT_BIT = (".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 
 Opener = tuple[str, Callable[[], Any]]
 """The name of a picture, and what opens it."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -147,7 +143,7 @@ def found_scale(
     white = {kind: pixel_max or _white(kind, high) for kind, high in highest.items()}
     for kind, top in white.items():
         if top is not None and kind != COLOUR:
-            _say(f"{spec} has {kind} up to {highest[kind]:g}; {top:g} is white in all of them")
+            warn_once(f"{spec} has {kind} up to {highest[kind]:g}; {top:g} is white in all of them")
     return Scale(white)
 
 
@@ -192,8 +188,3 @@ def _white(kind: str, highest: float) -> float | None:
     if top is not None and kind in (FLOATS, COLOUR) and is_dark and highest * DARKEST <= top:
         return None
     return top
-
-
-@cache
-def _say(message: str) -> None:
-    log.warning("%s", message)

@@ -161,11 +161,6 @@ def _names(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir() if not entry.match(f".*{PARTIAL}")]
 
 
-def check_replaceable(folder: Path, kind: str, known: Collection[str], mark: str) -> None:
-    """`check_output` of a folder that holds `mark` and no names but `known`."""
-    check_output(folder, is_folder=True, kind=Kind(kind, holds_only(known, mark)))
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place if the body succeeds, else vanishes.
