@@ -5,11 +5,10 @@ A command replaces nothing but outputs of its own kind (`system.files.check_outp
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tpcli.system.files import Kind, check_output, has_format, holds_only, is_marked
+from tpcli.system.files import Kind, check_output, has_format, holds_only, is_marked, json_object
 
 SCHEDULE_FORMAT = "tpcli-schedule/1"
 FINETUNE_FORMAT = "tpcli-finetune/1"
@@ -24,12 +23,7 @@ BENCH_COLUMNS = ("model", "method", "schedule", "device", "dtype")
 
 def _has_keys(*keys: str) -> Callable[[Path], bool]:
     """A test whether a file is a JSON object with these keys."""
-
-    def owns(path: Path) -> bool:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return isinstance(document, dict) and all(key in document for key in keys)
-
-    return owns
+    return lambda path: json_object(path).keys() >= set(keys)
 
 
 def _is_bench_table(path: Path) -> bool:
@@ -74,9 +68,10 @@ def check_report(plot: Path, form: str = PARETO_FORMAT, *, is_paper: bool = Fals
         """The report's .json names its files; the figure is also known by its mark."""
         if path == plot and is_marked(path):
             return True
-        if not has_format(form)(document):
+        report = json_object(document)
+        if report.get("format") != form:
             return False
-        written = json.loads(document.read_text(encoding="utf-8")).get("out", {}).values()
+        written = report.get("out", {}).values()
         return path == document or path.name in {Path(str(name)).name for name in written}
 
     kind = Kind(f"a file of a {form.partition('/')[0]} report", owns)

@@ -38,23 +38,15 @@ class Classes:
     """Images with the class folder of each.
 
     names: of the class folders that hold images, in natural order; empty where there are none.
-    members, labels: the images, and for each the position of its class in `names`, or NO_LABEL.
-    left_out: images without a class, empty folders.
+    members, labels: the images, and for each the position of its class in `names`, or its index
+    where a class map or a `.cls` file gives that, or NO_LABEL. left_out: images without a class,
+    empty folders.
     """
 
     names: tuple[str, ...]
     members: tuple[Member, ...]
     labels: tuple[int, ...]
     left_out: tuple[LeftOut, ...]
-
-    def of(self, kept: Sequence[int], dropped: Sequence[LeftOut]) -> Classes:
-        """A subset of the classes."""
-        position = {old: new for new, old in enumerate(kept)}
-        pairs = zip(self.members, self.labels, strict=True)
-        images = [(member, position[label]) for member, label in pairs if label in position]
-        members, labels = zip(*images, strict=True)
-        names = tuple(self.names[i] for i in kept)
-        return Classes(names, members, labels, (*self.left_out, *dropped))
 
 
 def by_folder(files: Files) -> Classes:
@@ -206,16 +198,20 @@ def by_map(
         UserError: it has none of them.
     """
     class_map = {_composed(name): index for name, index in class_map.items()}
-    kept = [i for i, name in enumerate(found.names) if _composed(name) in class_map]
-    if not kept:
+    composed = map(_composed, found.names)
+    indices = {i: class_map[name] for i, name in enumerate(composed) if name in class_map}
+    if not indices:
         raise UserError(
             f"the class map has none of the class folders of {spec}, such as {found.names[0]!r}; "
             f"it has {', '.join(map(repr, list(class_map)[:3]))}."
         )
-    indices = tuple(class_map[_composed(found.names[i])] for i in kept)
-    names = [name for name in found.names if _composed(name) not in class_map]
-    dropped = [LeftOut(name, NOT_MAPPED) for name in names]
-    return found.of(kept, dropped), indices
+    pairs = zip(found.members, found.labels, strict=True)
+    images = [(member, indices[label]) for member, label in pairs if label in indices]
+    members, labels = zip(*images, strict=True)
+    kept = tuple(found.names[i] for i in indices)
+    dropped = (LeftOut(name, NOT_MAPPED) for i, name in enumerate(found.names) if i not in indices)
+    classes = Classes(kept, members, labels, (*found.left_out, *dropped))
+    return classes, tuple(indices.values())
 
 
 def _of_lines(text: str) -> list[tuple[str, Any]]:

@@ -129,6 +129,9 @@ class _Labels:
         self.has_labels = True
         self.reasons: dict[int, str] = {}
 
+    def __len__(self) -> int:
+        return len(self.found)
+
     def why_unlabelled(self) -> str:
         """Why the label of the first image is no class, as a sentence; empty where it is one."""
         try:
@@ -181,18 +184,15 @@ class _Labels:
         if isinstance(error, TpcliError):
             return error
         if isinstance(error, KeyError):
-            return _NoColumn(self._no_column(error))
+            source = getattr(self.reader, "dataset", None) or getattr(self.reader, "builder", None)
+            there = getattr(getattr(source, "info", None), "features", None)
+            only = f", only {', '.join(map(str, there))}" if there else ""
+            return _NoColumn(
+                f"{self.spec} has no column {error.args[0]!r}{only}; name that of images by "
+                "`input_key`, that of labels by `target_key`."
+            )
         return TpcliError(
             f"image {position} of {self.spec} could not be read: {first_line(error)}; try again."
-        )
-
-    def _no_column(self, error: KeyError) -> str:
-        source = getattr(self.reader, "dataset", None) or getattr(self.reader, "builder", None)
-        there = getattr(getattr(source, "info", None), "features", None) or ()
-        return (
-            f"{self.spec} has no column {error.args[0]!r}"
-            + (f", only {', '.join(map(str, there))}" if there else "")
-            + "; name that of images by `input_key`, that of labels by `target_key`."
         )
 
 
@@ -202,9 +202,6 @@ class _NoColumn(UserError):
 
 class NamedImages(_Labels, Dataset[Any]):
     """The images of a data set of timm's; unreadable ones as in `FileImages`."""
-
-    def __len__(self) -> int:
-        return len(self.found)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         if index >= len(self):
@@ -265,9 +262,6 @@ class NamedStream(_Labels, IterableDataset[Any]):
         self.reader.dist_rank, self.reader.dist_num_replicas = 0, 1  # sharding by rank pads
         if spec_kind(self.spec) == "wds":
             self.reader.ds = _webdataset(self.reader)
-
-    def __len__(self) -> int:
-        return len(self.found)
 
     def __iter__(self) -> Iterator[Any]:
         for position, (image, label) in enumerate(self._got()):

@@ -167,16 +167,14 @@ def _local(
         found, unlabelled = without_classes(files), str(error)
         if files.classes:
             found, unlabelled = by_class_files(files)
-    labels = found.labels
     if class_map is not None:
         found, indices = by_map(spec, found, class_map)
-        labels = tuple(indices[label] for label in found.labels)
     opens = [(member.name, partial(files.open, member)) for member in found.members]
     everything = partial(_openers, path) if path.is_dir() and path != root else None
     prepared = replace(prepared, scale=found_scale(spec, opens, pixel_max, everything))
     if prepared.scale.white:  # other pixels are other images
         config = {**config, "white": dict(prepared.scale.white)}
-    images = FileImages(files, found.members, labels, prepared, config["input_size"])
+    images = FileImages(files, found.members, found.labels, prepared, config["input_size"])
     names = [member.name for member in found.members]
     left_out = (*files.left_out, *found.left_out)
     files.members, files.left_out, files.classes = [], [], []  # not to be copied into every process

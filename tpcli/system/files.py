@@ -59,14 +59,15 @@ def is_marked(path: Path) -> bool:
         return MARK.encode() in ends or MARK.encode() in file.read()
 
 
+def json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where it holds something else."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    return document if isinstance(document, dict) else {}
+
+
 def has_format(*formats: str) -> Callable[[Path], bool]:
     """A test whether a file is a JSON object whose `format` is one of these."""
-
-    def owns(path: Path) -> bool:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return isinstance(document, dict) and document.get("format") in formats
-
-    return owns
+    return lambda path: json_object(path).get("format") in formats
 
 
 def holds_only(
