@@ -12,7 +12,7 @@ from timm.data import ImageNetInfo
 
 from tests.helpers.images import class_folders
 from tests.helpers.models import tiny_vit
-from tpcli.data import Head, check_classes, create, match_classes, read_class_map
+from tpcli.data import Head, create, match_classes, read_class_map
 from tpcli.data.classes import match
 from tpcli.errors import UserError
 from tpcli.evaluation.run import evaluate
@@ -219,7 +219,7 @@ def test_targets_are_indices_into_the_head(tmp_path: Path) -> None:
     assert matched.fingerprint != found.fingerprint
     assert match_classes(matched, Head("m", 3)) is matched
     with pytest.raises(UserError, match="empty/"):
-        check_classes(found, 3, "m")
+        match_classes(found, Head("m", 3))
 
 
 def test_evaluation_matches_names_by_itself(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from timm.data import create_transform
 
 from tests.helpers.images import CLASSES, class_folders, picture, tar_of, truncate
 from tpcli.config.specs import SPLITS
-from tpcli.data import UNREADABLE, ImageData, batches, check_classes, create
+from tpcli.data import UNREADABLE, Head, ImageData, batches, create, match_classes
 from tpcli.errors import UserError
 
 CONFIG: dict[str, Any] = {
@@ -177,7 +177,7 @@ def test_images_without_class_folders(tmp_path: Path) -> None:
     found = create(str(tmp_path / "flat"), CONFIG)
     assert (found.count, list(found.classes)) == (3, [])
     with pytest.raises(UserError, match="class folders"):
-        check_classes(found, 3, "mine")
+        match_classes(found, Head("mine", 3))
 
 
 @pytest.mark.parametrize("spec", ["nowhere", "nowhere/set.tar", "imagenet"])
@@ -212,9 +212,9 @@ def test_a_named_set_that_is_not_there(spec: str, tmp_path: Path) -> None:
 
 def test_class_count_is_held_against_the_head(tmp_path: Path) -> None:
     found = create(str(class_folders(tmp_path / "set", classes=CLASSES[:7])), CONFIG)
-    check_classes(found, 7, "mine")
+    match_classes(found, Head("mine", 7))
     with pytest.raises(UserError, match="num_classes=7"):
-        check_classes(found, 10, "mine")
+        match_classes(found, Head("mine", 10))
 
 
 @pytest.mark.parametrize("limit", [1, 4, 10, 29])

@@ -123,9 +123,7 @@ METHODS: dict[str, Description] = {
     method.name: method
     for method in (
         Description(
-            "k-medoids",
-            "K-Medoids by alternation; centres are tokens (the paper's choice).",
-            MARIN,
+            "k-medoids", "K-Medoids by alternation; centres are tokens (the paper's choice).", MARIN
         ),
         Description(
             "wk-medoids",
@@ -139,11 +137,7 @@ METHODS: dict[str, Description] = {
                 "proportional_attention": False,
             },
         ),
-        Description(
-            "k-means",
-            "K-Means by Lloyd's algorithm; centres are means.",
-            MARIN,
-        ),
+        Description("k-means", "K-Means by Lloyd's algorithm; centres are means.", MARIN),
         Description(
             "ward",
             "Ward's hierarchical clustering in rounds; nearest to the optimum of the loss.",

@@ -69,9 +69,7 @@ class PoolingOptions:
     )
     iterations: int = _about(3, "Iterations of the method.", low=0, high=MOST_ITERATIONS)
     position: str | None = _about(
-        None,
-        "Pool after a whole block, or inside it after attention",
-        ("block", "attention"),
+        None, "Pool after a whole block, or inside it after attention", ("block", "attention")
     )
     proportional_attention: bool = _about(
         True, "Weight each key by its token's size in attention (adds log size to the logits)."

@@ -52,14 +52,13 @@ def knob(
     default: Any,
     text: str,
     *,
-    low: float | None = None,
-    high: float | None = None,
+    within: tuple[float | None, float | None] = (None, None),
     choices: tuple[str, ...] = (),
     form: re.Pattern[str] | None = None,
     free: bool = False,
 ) -> Any:
     """A field: its panel, its help, what it accepts, whether a resumed run may change it."""
-    accepted = {"low": low, "high": high, "choices": choices, "form": form}
+    accepted = {"low": within[0], "high": within[1], "choices": choices, "form": form}
     about = {"help": text, "panel": panel, **accepted, "free": free}
     return field(default=default, metadata=about)
 
@@ -80,36 +79,33 @@ class Recipe:
         UserError: a value is out of range or unknown; names the option.
     """
 
-    epochs: int = training(10, "Epochs to train.", low=1, high=100_000)
+    epochs: int = training(10, "Epochs to train.", within=(1, 100_000))
     batch_size: int = training(
-        128, "Images in an optimizer step, summed over all processes.", low=1, high=2**20
+        128, "Images in an optimizer step, summed over all processes.", within=(1, 2**20)
     )
     lr: float | None = training(
         None,
         f"Peak learning rate (default {BASE_LR:g} x batch / {IMAGES_OF_LR}, "
         f"{HEAD_LR:g} where only the head is trained).",
-        low=0,
-        high=1000,
+        within=(0, 1000),
     )
-    min_lr: float = training(1e-6, "Final learning rate.", low=0, high=1000)
-    warmup_epochs: float = training(0.5, "Epochs of linear warm-up.", low=0, high=100_000)
-    weight_decay: float = training(0.05, "Weight decay.", low=0, high=1000)
+    min_lr: float = training(1e-6, "Final learning rate.", within=(0, 1000))
+    warmup_epochs: float = training(0.5, "Epochs of linear warm-up.", within=(0, 100_000))
+    weight_decay: float = training(0.05, "Weight decay.", within=(0, 1000))
     layer_decay: float | None = training(
         None,
         "Layer-wise learning rate decay, a factor per block from the head down.",
-        low=0.01,
-        high=1,
+        within=(0.01, 1),
     )
     opt: str = training("adamw", "timm optimizer", choices=OPTIMIZERS)
     sched: str = training("cosine", "timm learning rate schedule", choices=SCHEDULERS)
     clip_grad: float | None = training(
-        1.0, "Gradient norm to clip to; 0 for no clipping.", low=0, high=LARGE
+        1.0, "Gradient norm to clip to; 0 for no clipping.", within=(0, LARGE)
     )
     grad_accumulation: int = training(
         1,
         "Gradient accumulation steps: parts of a batch, to save memory.",
-        low=1,
-        high=2**16,
+        within=(1, 2**16),
         free=True,
     )
     precision: str | None = training(
@@ -120,16 +116,15 @@ class Recipe:
     ema_decay: float = training(
         0.998,
         "Decay of the moving average of the weights (EMA), after a warm-up; 0 for none.",
-        low=0,
-        high=0.999999,
+        within=(0, 0.999999),
     )
-    drop_path: float = training(0.0, "Stochastic depth rate of the last block.", low=0, high=0.99)
+    drop_path: float = training(0.0, "Stochastic depth rate of the last block.", within=(0, 0.99))
     freeze: str | None = training(
         None,
         "Weights that stay as they are: the backbone, so that only the head is trained",
         choices=("backbone",),
     )
-    seed: int = training(0, "Random seed.", low=0, high=2**31 - 1)
+    seed: int = training(0, "Random seed.", within=(0, 2**31 - 1))
 
     distill: bool | None = distillation(
         None,
@@ -142,18 +137,17 @@ class Recipe:
         "patch features alone, without labels",
         choices=("output", "dense"),
     )
-    distill_alpha: float = distillation(0.9, "Weight of the distillation loss.", low=0, high=1)
-    distill_temperature: float = distillation(1.0, "Distillation temperature.", low=1e-3, high=1000)
+    distill_alpha: float = distillation(0.9, "Weight of the distillation loss.", within=(0, 1))
+    distill_temperature: float = distillation(1.0, "Distillation temperature.", within=(1e-3, 1000))
 
-    smoothing: float = augmentation(0.1, "Label smoothing.", low=0, high=0.99)
-    mixup: float = augmentation(0.8, "Mixup alpha; 0 for none.", low=0, high=1000)
-    cutmix: float = augmentation(1.0, "CutMix alpha; 0 for none.", low=0, high=1000)
+    smoothing: float = augmentation(0.1, "Label smoothing.", within=(0, 0.99))
+    mixup: float = augmentation(0.8, "Mixup alpha; 0 for none.", within=(0, 1000))
+    cutmix: float = augmentation(1.0, "CutMix alpha; 0 for none.", within=(0, 1000))
     mix_prob: float | None = augmentation(
         None,
         f"Probability that a batch is mixed (default {STRONG['mix_prob']}, "
         f"0 in runs of fewer than {SHORT} epochs).",
-        low=0,
-        high=1,
+        within=(0, 1),
     )
     aa: str | None = augmentation(
         None,
@@ -165,31 +159,28 @@ class Recipe:
         None,
         f"Probability of random erasing (default {STRONG['erasing']}, "
         f"0 in runs of fewer than {SHORT} epochs).",
-        low=0,
-        high=1,
+        within=(0, 1),
     )
     crop_scale: float | None = augmentation(
         None,
         f"Smallest area of a random crop, as a share of the image (default {CROP_SCALE}, 1 with "
         "freeze).",
-        low=0.01,
-        high=1,
+        within=(0.01, 1),
     )
     hflip: float | None = augmentation(
         None,
         "Probability of a horizontal flip (default 0.5, 0 on the demo and with freeze).",
-        low=0,
-        high=1,
+        within=(0, 1),
     )
 
     workers: int = run(
-        2, "Worker processes that decode images, per training process.", low=0, high=256, free=True
+        2, "Worker processes that decode images, per training process.", within=(0, 256), free=True
     )
     save_minutes: float = run(
-        10.0, "Minutes between checkpoints, at most.", low=0, high=LARGE, free=True
+        10.0, "Minutes between checkpoints, at most.", within=(0, LARGE), free=True
     )
     eval_batch_size: int = run(
-        256, "Images in a batch of the evaluation.", low=1, high=2**16, free=True
+        256, "Images in a batch of the evaluation.", within=(1, 2**16), free=True
     )
     tracker: str | None = run(None, "Also log metrics to", choices=TRACKERS, free=True)
 

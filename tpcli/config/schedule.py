@@ -146,10 +146,7 @@ CONSTANT = "/constant"
 
 
 def parse(
-    spec: str,
-    patch_tokens: int,
-    depth: int,
-    solve: Callable[[Budget], Tokens] | None = None,
+    spec: str, patch_tokens: int, depth: int, solve: Callable[[Budget], Tokens] | None = None
 ) -> Schedule:
     """A schedule for a model with `patch_tokens` tokens and `depth` blocks from its written form.
 

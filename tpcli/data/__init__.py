@@ -4,7 +4,7 @@ from .classes import Head, Unmatched, read_class_map
 from .images import UNREADABLE, ImageData
 from .listing import LeftOut, describe
 from .loading import batches
-from .open import check_classes, count_of, create, match_classes, subset
+from .open import count_of, create, match_classes, subset
 from .overlap import chosen_on, overlap, warning
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "LeftOut",
     "Unmatched",
     "batches",
-    "check_classes",
     "chosen_on",
     "count_of",
     "create",

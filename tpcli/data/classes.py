@@ -9,7 +9,7 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -325,8 +325,7 @@ def match(
         if says_something:
             raise Unmatched(_unknown(spec, classes, head.names, head))
     if len(classes) != head.size:
-        kind = UserError if odd else Unmatched
-        raise kind(_wrong_count(spec, classes, head, odd))
+        raise _wrong_count(spec, classes, head, odd)
     if not all(name.isdecimal() for name in classes):
         warn_once(
             f"the classes of {spec} and {head.model} are matched by position, from {classes[0]!r} "
@@ -342,20 +341,6 @@ def no_head(spec: str, head: Head) -> Unmatched:
         f"{head.model} has no head, so the labels of {spec} say nothing about it; use a model "
         "with classes, or `measure=knn` or `measure=similarity`, which need no head."
     )
-
-
-def check_indices(indices: Iterable[int], head: Head) -> None:
-    """Raise unless the indices of a class map are within the head.
-
-    Raises:
-        UserError: names the index.
-    """
-    largest = max(indices)
-    if largest >= head.size:
-        raise UserError(
-            f"the class map has index {largest}, the head of {head.model} has {head.size} classes; "
-            f"indices go from 0 to {head.size - 1}."
-        )
 
 
 class _Vocabulary:
@@ -478,8 +463,7 @@ def _by_number(
         )
     if count == head.size:
         return tuple(range(count))
-    kind = UserError if odd else Unmatched
-    raise kind(_wrong_count(spec, classes, head, odd))
+    raise _wrong_count(spec, classes, head, odd)
 
 
 def _check_in_place(
@@ -535,21 +519,21 @@ def _unknown(spec: str, unknown: Sequence[str], names: Sequence[str], head: Head
     )
 
 
-def _wrong_count(spec: str, classes: Sequence[str], head: Head, odd: Sequence[str]) -> str:
+def _wrong_count(spec: str, classes: Sequence[str], head: Head, odd: Sequence[str]) -> UserError:
     counts = f"{spec} has {len(classes)} classes, the head of {head.model} has {head.size}"
     if odd:
         folders = some([f"{name}/" for name in odd])
         verb = "holds" if len(odd) == 1 else "hold"
-        return (
+        return UserError(
             f"{counts}: {folders} {verb} no images; fill or remove what is odd, or say which "
             "folder is which class by a `class_map`."
         )
     if len(classes) == 1:
-        return (
+        return Unmatched(
             f"{counts}: all images lie in {classes[0]}/; put the images of each class in a folder "
             "of its own."
         )
-    return (
+    return Unmatched(
         f"{counts}; use data of {head.size} classes, say which folder is which class by a "
         f"`class_map`, or use a model with `num_classes={len(classes)}`."
     )

@@ -12,6 +12,7 @@ from timm.data import create_transform
 from torch.utils.data import IterableDataset, Subset
 
 from tpcli.config.specs import DEMO, check_data, is_named, main_name
+from tpcli.demo import Digits
 from tpcli.errors import UserError
 
 from .classes import (
@@ -21,7 +22,6 @@ from .classes import (
     by_class_files,
     by_folder,
     by_map,
-    check_indices,
     match,
     no_head,
     without_classes,
@@ -77,7 +77,9 @@ def create(
     prepared = Prepared(mode_for(config["input_size"][0]), transform)
     columns = {"input_key": input_key, "target_key": target_key}
     if spec == DEMO:
-        data = _demo(split, config, prepared)
+        split = main_name(split)
+        classes = [str(digit) for digit in range(10)]
+        data = ImageData(DEMO, split, Digits(split, prepared), (), classes, config)
     elif is_named(spec):
         if pixel_max is not None:
             prepared = replace(prepared, scale=fixed_scale(pixel_max))
@@ -113,7 +115,12 @@ def match_classes(data: ImageData, head: Head) -> ImageData:
     if head.size == 0:
         raise no_head(data.spec, head)
     if data.indices is not None:
-        check_indices(data.indices, head)
+        largest = max(data.indices)
+        if largest >= head.size:
+            raise UserError(
+                f"the class map has index {largest}, the head of {head.model} has {head.size} "
+                f"classes; indices go from 0 to {head.size - 1}."
+            )
         return data
     is_stream = isinstance(data.images, IterableDataset)
     indices = tuple(range(head.size))
@@ -127,19 +134,6 @@ def match_classes(data: ImageData, head: Head) -> ImageData:
     kind = RelabelledStream if is_stream else Relabelled
     images: Any = kind(data.images, indices, f"{head.model}, in {data.spec}")
     return replace(data, images=images, indices=indices)
-
-
-def check_classes(data: ImageData, num_classes: int, model: str) -> None:
-    """Raise unless a head of `num_classes` unnamed classes fits the data."""
-    match_classes(data, Head(model, num_classes))
-
-
-def _demo(split: str, config: dict[str, Any], prepared: Prepared) -> ImageData:
-    from tpcli.demo import Digits
-
-    split = main_name(split)
-    images = Digits(split, prepared)
-    return ImageData(DEMO, split, images, (), [str(i) for i in range(10)], config)
 
 
 def _local(

@@ -83,7 +83,7 @@ def keep_split(archive: Files, split: str) -> None:
 def _place_of_splits(folder: Path) -> Path:
     """The folder at or below `folder` that holds splits; `folder` itself where none does."""
     places = list(_places(folder, DEEPEST))
-    if not places or places == [folder]:
+    if not places:
         return folder
     if len(places) > 1:
         raise UserError(
@@ -110,7 +110,8 @@ def _places(folder: Path, deepest: int) -> Iterator[Path]:
             yield folder
     elif deepest:
         for inner in _folders(folder):
-            if not _starts_with_an_image(inner):  # a class folder, which would be long to list
+            first = next(entries(inner), None)
+            if not (first and is_image(first.name)):  # a class folder would be long to list
                 yield from _places(inner, deepest - 1)
 
 
@@ -132,10 +133,6 @@ def _holds_images(entry: Path) -> bool:
         return True
     files = (name for _, _, names in os.walk(entry) for name in names if not is_hidden(name))
     return any(is_image(name) or name.endswith(".tar") for name in islice(files, GLANCE))
-
-
-def _starts_with_an_image(folder: Path) -> bool:
-    return any(is_image(entry.name) for entry in islice(entries(folder), 1))
 
 
 def _entries(folder: Path) -> list[Path]:
