@@ -169,6 +169,13 @@ class Point:
         return cls(**values)
 
 
+def curve_name(p: Point) -> str:
+    """What a point is on, for people: its curve, or the model without pooling."""
+    if not p.is_base:
+        return spoken(p.curve)
+    return "without pooling, fine-tuned" if p.epochs else "without pooling"
+
+
 def frontier(points: Iterable[Point]) -> list[Point]:
     """The points that no other beats: from cheap to dear, each better than all before."""
     best: list[Point] = []

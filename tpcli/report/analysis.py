@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import numpy as np
 
 from tpcli.analysis.result import Analysis, verdict
 from tpcli.config.outputs import ANALYSIS_FORMAT, report_paths
 from tpcli.system.files import replacing, write_text
-from tpcli.system.text import as_code, as_markdown, visible
+from tpcli.system.text import visible
 
 from .context import ReportContext
-from .figure import BASE_COLOUR, COLOURS, PLAIN, figure_bytes
+from .figure import BASE_COLOUR, COLOURS, PLAIN, embedded, figure_bytes, new_figure, tidy
 from .pareto import render
-from .tables import analysis_frame, csv_text, kept_table, markdown_table, measures_table
+from .tables import analysis_frame, csv_text, kept_table, measures_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,11 +29,7 @@ HALVES = {"attention": 0.5, "mlp": 1.0}
 
 def analysis_figure(found: Analysis, title: str) -> Figure:
     """Six small pictures: frequencies, smoothing, rank, likeness, what pooling keeps."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11.4, 7.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11.4, 7.6)
     grid = figure.subplots(2, 3)
     if found.no_spectrum:
         for axes in grid[0, :2]:
@@ -67,8 +61,7 @@ def _name(axes: Axes, title: str, label: str, x: str = "block") -> None:
     axes.set_ylabel(label, fontsize=9)
     axes.set_xlabel(x, fontsize=9)
     axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
 
 
 def _steps(axes: Axes, found: Analysis, measure: str) -> None:
@@ -171,33 +164,12 @@ def write_analysis(
     with replacing(plot) as fresh:
         fresh.write_bytes(figure_bytes(figure, plot.suffix.lower()))
     write_text(paths["csv"], csv_text(analysis_frame(found)))
-    write_text(paths["md"], _markdown(found, context, plot.name))
-    write_text(paths["html"], _html(found, context, figure_bytes(figure, ".png")))
+    values = {
+        "context": context,
+        "found": found,
+        "verdict": verdict(found),
+        "tables": [measures_table(found), kept_table(found)],
+    }
+    write_text(paths["md"], render("analysis.md", plot=plot.name, **values))
+    write_text(paths["html"], render("analysis.html", plot=embedded(figure), **values))
     return document
-
-
-def _markdown(found: Analysis, context: ReportContext, plot: str) -> str:
-    from markupsafe import Markup
-
-    return render(
-        "analysis.md",
-        lambda value: value if isinstance(value, Markup) else as_markdown(value),
-        context=context,
-        found=found,
-        verdict=verdict(found),
-        plot=Markup(quote(plot)),
-        tables=[Markup(markdown_table(t)) for t in (measures_table(found), kept_table(found))],
-        code=lambda value: Markup(as_code(value)),
-    )
-
-
-def _html(found: Analysis, context: ReportContext, plot: bytes) -> str:
-    return render(
-        "analysis.html",
-        lambda value: visible(value) if type(value) is str else value,
-        context=context,
-        found=found,
-        verdict=verdict(found),
-        plot=base64.b64encode(plot).decode(),
-        tables=[measures_table(found), kept_table(found)],
-    )

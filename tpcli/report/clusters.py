@@ -27,7 +27,7 @@ from tpcli.schedules.resolve import pool
 from tpcli.surgery import find, unpooled
 from tpcli.system.text import visible
 
-from .figure import PLAIN, small_picture
+from .figure import PLAIN, new_figure, small_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,9 +64,6 @@ def clusters_figure(seen: Sequence[Seen], title: str = "", style: str = "mean") 
     Raises:
         UserError: the style is unknown, or there are more than 100 rows.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     check_choice("style", style, CLUSTER_STYLES)
     if len(seen) > MOST_ROWS:
         raise UserError(f"{len(seen)} rows are too many for a page; show {MOST_ROWS} at most.")
@@ -77,8 +74,7 @@ def clusters_figure(seen: Sequence[Seen], title: str = "", style: str = "mean") 
     note = NOTE if style == "size" else 0.05
     full_w = TEXT + columns * (cell_w + GAP)
     full_h = HEAD + len(seen) * (cell_h + TITLE + GAP) + note
-    figure = Figure(figsize=(full_w, full_h))
-    FigureCanvasAgg(figure)
+    figure = new_figure(full_w, full_h, layout=None)
     page = figure.add_axes((0, 0, 1, 1), xlim=(0, full_w), ylim=(0, full_h), autoscale_on=False)
     page.set_axis_off()
     write: Any = partial(page.text, va="top", **PLAIN)

@@ -12,7 +12,17 @@ from tpcli.pareto import Headline, Point, frontier
 from tpcli.pareto.points import FINETUNED, spoken
 from tpcli.system.text import visible
 
-from .figure import BASE_COLOUR, COLOURS, MARKERS, Axis, axis_for, write_title
+from .figure import (
+    BASE_COLOUR,
+    COLOURS,
+    MARKERS,
+    Axis,
+    axis_for,
+    new_figure,
+    spread,
+    tidy,
+    write_title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,11 +48,7 @@ def family_figure(
             which is the fine-tuned one where there is one.
         x: name in `AXES`; arrows are drawn over GFLOPs only.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.6, 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.6, 5.2)
     axes = figure.add_subplot()
     axis = axis_for(x, points)
     bases = [p for p in points if p.is_base]
@@ -64,8 +70,7 @@ def family_figure(
     write_title(axes, title)
     axes.set_xlim(left=0, right=1.06 * max(axis.of(p) for p in points))
     hidden = _leave_out_the_depths(axes, points, bases)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     _draw_legend(axes, points, methods, hidden, x == "throughput")
     return figure
 
@@ -88,7 +93,7 @@ def _draw_curve(
     axes.errorbar(
         [axis.of(p) for p in own],
         [p.score for p in own],
-        yerr=_spread(own) if leads else None,
+        yerr=spread(own) if leads else None,
         color=colour,
         marker=marker,
         markersize=5.5 if leads else 4.0,
@@ -100,17 +105,13 @@ def _draw_curve(
     )
 
 
-def _spread(points: Sequence[Point]) -> list[list[float]]:
-    return [[p.score - p.score_lo for p in points], [p.score_hi - p.score for p in points]]
-
-
 def _draw_baseline(axes: Axes, bases: Sequence[Point], axis: Axis) -> None:
     for epochs in sorted({b.epochs for b in bases}):
         line = sorted((b for b in bases if b.epochs == epochs), key=axis.of)
         axes.errorbar(
             [axis.of(b) for b in line],
             [b.score for b in line],
-            yerr=_spread(line),
+            yerr=spread(line),
             color=BASE_COLOUR,
             marker="*",
             markersize=14,

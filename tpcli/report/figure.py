@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tpcli.config.measures import MEASURES
 from tpcli.pareto import Point
-from tpcli.pareto.points import FINETUNED, spoken
+from tpcli.pareto.points import FINETUNED, curve_name, spoken
 from tpcli.system.files import MARK
 from tpcli.system.text import visible
 
@@ -69,6 +70,27 @@ def axis_for(x: str, points: Sequence[Point]) -> Axis:
     return BENCHED[x] if timed and x in BENCHED else AXES[x]
 
 
+def new_figure(
+    width: float, height: float, layout: Literal["constrained"] | None = "constrained"
+) -> Figure:
+    """An empty figure of so many inches, outside of any window."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    return FigureCanvasAgg(Figure(figsize=(width, height), layout=layout)).figure
+
+
+def tidy(axes: Axes) -> None:
+    """Pale grid lines, and no frame at the top and the right."""
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def spread(points: Sequence[Point]) -> list[list[float]]:
+    """Error bars: how far the intervals of points reach down and up."""
+    return [[p.score - p.score_lo for p in points], [p.score_hi - p.score for p in points]]
+
+
 def pareto_figure(points: Sequence[Point], title: str, x: str = "gflops") -> Figure:
     """Draw the points of one model: error bars are 95% intervals, stars are without pooling.
 
@@ -76,11 +98,7 @@ def pareto_figure(points: Sequence[Point], title: str, x: str = "gflops") -> Fig
     dashed line. Where there are more methods than colours, the further ones are dash-dotted.
     x: name in AXES.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.6, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.6, 4.8)
     axes = figure.add_subplot()
     axis = axis_for(x, points)
     bases = [p for p in points if p.is_base]
@@ -96,8 +114,7 @@ def pareto_figure(points: Sequence[Point], title: str, x: str = "gflops") -> Fig
     axes.set_ylabel(MEASURES[points[0].measure].axis)
     write_title(axes, title)
     axes.set_xlim(left=0, right=1.06 * max(axis.of(p) for p in points))
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     axes.legend(
         loc="lower left" if x == "throughput" else "lower right",
         frameon=False,
@@ -125,6 +142,11 @@ def figure_bytes(figure: Figure, suffix: str) -> bytes:
     with rc_context({"pdf.fonttype": 42}):  # fonts that publishers accept
         figure.savefig(buffer, format=suffix[1:], dpi=160, metadata=metadata[suffix])
     return buffer.getvalue()
+
+
+def embedded(figure: Figure) -> str:
+    """The figure as a .png in base64, for a page without other files."""
+    return base64.b64encode(figure_bytes(figure, ".png")).decode()
 
 
 def small_picture(figure: Figure) -> bytes:
@@ -157,14 +179,12 @@ def _draw_curve(
     axes: Axes, curve: Sequence[Point], base: Point, style: int, label: str, axis: Axis
 ) -> None:
     colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
-    x = [axis.of(p) for p in curve]
-    y = [p.score for p in curve]
-    spread = [[p.score - p.score_lo for p in curve], [p.score_hi - p.score for p in curve]]
+    x, y = [axis.of(p) for p in curve], [p.score for p in curve]
     axes.plot([x[-1], axis.of(base)], [y[-1], base.score], color=colour, linewidth=1, linestyle=":")
     axes.errorbar(
         x,
         y,
-        yerr=spread,
+        yerr=spread(curve),
         color=colour,
         marker=marker,
         markersize=5.5,
@@ -179,12 +199,10 @@ def _draw_curve(
 
 def _draw_bases(axes: Axes, bases: Sequence[Point], axis: Axis) -> None:
     for base in bases:
-        spread = [[base.score - base.score_lo], [base.score_hi - base.score]]
-        label = "without pooling, fine-tuned" if base.epochs else "without pooling"
         axes.errorbar(
             [axis.of(base)],
             [base.score],
-            yerr=spread,
+            yerr=spread([base]),
             color=BASE_COLOUR,
             marker="*",
             markersize=13,
@@ -192,7 +210,7 @@ def _draw_bases(axes: Axes, bases: Sequence[Point], axis: Axis) -> None:
             linestyle="none",
             elinewidth=0.8,
             capsize=2,
-            label=label,
+            label=curve_name(base),
             zorder=5,
         )
         axes.axhline(base.score, color=BASE_COLOUR, linewidth=0.7, linestyle="--", alpha=0.5)
@@ -206,14 +224,10 @@ def bench_figure(results: Sequence[BenchResult], title: str) -> Figure:
 
     A black line is the ideal speed-up.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     groups = list(dict.fromkeys((r.batch_size, r.dtype) for r in results))
     several = len({r.schedule for r in results}) > 1
     variants = list(dict.fromkeys((r.method, r.schedule) for r in results))
-    figure = Figure(figsize=(max(5.5, 1.2 + 1.6 * len(groups)), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(5.5, 1.2 + 1.6 * len(groups)), 4.2)
     axes = figure.add_subplot()
     bar = WIDTH / len(variants)
     for i, (method, schedule) in enumerate(variants):

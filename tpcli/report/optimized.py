@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +17,9 @@ from tpcli.optimize.result import Optimized
 from tpcli.stats import signed
 from tpcli.surgery import PoolingSpec, insert, unpooled
 from tpcli.system.files import check_output, replacing
-from tpcli.system.text import visible
 
 from .context import ReportContext
-from .figure import BASE_COLOUR, COLOURS, MARKERS, figure_bytes, write_title
+from .figure import BASE_COLOUR, COLOURS, MARKERS, embedded, new_figure, tidy, write_title
 from .pareto import PER_IMAGE, render
 
 if TYPE_CHECKING:
@@ -57,16 +55,14 @@ def save_optimized(
 
 def optimized_html(result: Optimized, context: ReportContext) -> str:
     """The page: verdict, what was tried, tokens by block, how it was made."""
-    figure = optimized_figure(result, context.title)
     return render(
         "optimized.html",
-        lambda value: visible(value) if type(value) is str else value,
         context=context,
         result=result,
         chosen=result.chosen,
         convention=PER_IMAGE,
         noun=MEASURES[result.measure].noun,
-        plot=base64.b64encode(figure_bytes(figure, ".png")).decode(),
+        plot=embedded(optimized_figure(result, context.title)),
         rows=[_row(t, result) for t in sorted(result.tried, key=lambda t: t.candidate.time)],
     )
 
@@ -88,19 +84,14 @@ def _row(tried: Runner, result: Optimized) -> dict[str, Any]:
 
 def optimized_figure(result: Optimized, title: str) -> Figure:
     """Left: points lost against the speed-up, as forecast. Right: tokens behind each block."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 5.2)
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     write_title(left, title)
     _draw_tried(left, result)
     _draw_tokens(right, result)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=5)
     for axes in (left, right):
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
     return figure
 
 

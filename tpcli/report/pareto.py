@@ -39,63 +39,25 @@ if TYPE_CHECKING:
 PER_IMAGE = f"{CONVENTION}, per image"
 
 
-def markdown(result: SweepResult, context: ReportContext, plot_name: str) -> str:
-    """The report as Markdown."""
-    from markupsafe import Markup
-
-    def finalize(value: object) -> object:
-        return value if isinstance(value, Markup) else as_markdown(value)
-
-    return _render(
-        "report.md",
-        result,
-        context,
-        finalize,
-        plot=Markup(quote(plot_name)),
-        table=lambda frame: Markup(markdown_table(frame)),
-        code=lambda value: Markup(as_code(value)),
-    )
-
-
 def html(
-    result: SweepResult,
-    context: ReportContext,
-    x: str = "gflops",
-    strip: bytes | None = None,
+    result: SweepResult, context: ReportContext, x: str = "gflops", strip: bytes | None = None
 ) -> str:
     """The report as one HTML file without others."""
-
-    def finalize(value: object) -> object:
-        return visible(value) if type(value) is str else value
-
-    return _render(
-        "report.html",
-        result,
-        context,
-        finalize,
-        chart=chart(result.points, x),
-        strip=base64.b64encode(strip or b"").decode(),
-        headings=HEADINGS,
-    )
+    picture = base64.b64encode(strip or b"").decode()
+    return _render("report.html", result, context, chart=chart(result.points, x), strip=picture)
 
 
-def _render(
-    name: str,
-    result: SweepResult,
-    context: ReportContext,
-    finalize: Callable[[object], object],
-    **values: Any,
-) -> str:
+def _render(name: str, result: SweepResult, context: ReportContext, **values: Any) -> str:
     advice = result.recommendation
     cheap_first = sorted(result.frontier, key=lambda p: p.gflops)
     commands = [(p, context.command_for(p)) for p in cheap_first]
     time = result.points[0].time
     return render(
         name,
-        finalize,
         context=context,
         convention=PER_IMAGE,
         headlines=result.headlines,
+        headings=HEADINGS,
         advice=advice,
         command=context.command_for(advice.point) if advice and advice.point else "",
         commands=[(p, command) for p, command in commands if command],
@@ -111,9 +73,15 @@ def _render(
     )
 
 
-def render(name: str, finalize: Callable[[object], object], **values: Any) -> str:
-    """A template with its values, each escaped by `finalize`."""
+def render(name: str, **values: Any) -> str:
+    """A template with its values, each escaped for Markdown or HTML."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+    from markupsafe import Markup
+
+    def finalize(value: object) -> object:
+        if name.endswith(".md"):
+            return value if isinstance(value, Markup) else as_markdown(value)
+        return visible(value) if type(value) is str else value
 
     environment = Environment(
         loader=PackageLoader("tpcli.report"),
@@ -123,6 +91,8 @@ def render(name: str, finalize: Callable[[object], object], **values: Any) -> st
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    for function in (as_code, markdown_table, quote):
+        environment.filters[function.__name__] = lambda value, f=function: Markup(f(value))
     return environment.get_template(name).render(**values)
 
 
@@ -157,7 +127,7 @@ def write_report(
     with replacing(plot) as fresh:
         fresh.write_bytes(figure_bytes(figure, plot.suffix.lower()))
     write_text(paths["csv"], csv_text(points_frame(result)))
-    write_text(paths["md"], markdown(result, context, plot.name))
+    write_text(paths["md"], _render("report.md", result, context, plot=plot.name))
     write_text(paths["html"], html(result, context, x, strip))
     if is_paper:
         write_text(paths["tex"], latex_table(result))

@@ -12,7 +12,7 @@ from tpcli.config.measures import MEASURES
 from tpcli.pareto import Point, SweepResult
 from tpcli.pareto.compare import score_at
 from tpcli.pareto.headline import Headline, Saving, kept
-from tpcli.pareto.points import CSV_COLUMNS, PointTime, spoken
+from tpcli.pareto.points import CSV_COLUMNS, PointTime, curve_name, spoken
 from tpcli.stats import signed
 from tpcli.system.text import as_cell, as_markdown, visible
 
@@ -69,7 +69,7 @@ def points_table(result: SweepResult) -> DataFrame:
 def _row(p: Point, base: Point) -> dict[str, str]:
     return {
         "model": p.model,
-        "method": _curve(p),
+        "method": curve_name(p),
         "budget": "" if p.is_base else p.target,
         "gflops": f"{p.gflops:.3f}" if p.gflops >= 0.1 else f"{p.gflops:.4f}",
         "ratio": f"{100 * p.gflops_ratio:.1f}%",
@@ -165,12 +165,6 @@ def comparisons_table(result: SweepResult) -> DataFrame:
     )
 
 
-def _curve(p: Point) -> str:
-    if not p.is_base:
-        return spoken(p.curve)
-    return "without pooling, fine-tuned" if p.epochs else "without pooling"
-
-
 def latex_table(result: SweepResult) -> str:
     """The points as a table in LaTeX, with the rules of booktabs; names are plain characters."""
     measure = MEASURES[result.points[0].measure]
@@ -187,7 +181,7 @@ def latex_table(result: SweepResult) -> str:
 
 def analysis_frame(found: Analysis) -> DataFrame:
     """A row for each place, and what each method keeps of the tokens where it was measured."""
-    rows: list[dict[str, Any]] = []
+    rows = []
     for stage in found.blocks:
         row = {name: getattr(stage, name) for name in ("index", "stage", *STAGE_MEASURES)}
         for method in found.methods:
@@ -196,8 +190,7 @@ def analysis_frame(found: Analysis) -> DataFrame:
                 value = found.kept(method, keep)[stage.index] if here else None
                 row[f"kept_{method}_{keep:g}"] = value
         rows.append(row)
-    frame: DataFrame = DataFrame(rows)
-    return frame
+    return _frame(rows)
 
 
 def measures_table(found: Analysis) -> DataFrame:
@@ -217,8 +210,7 @@ def measures_table(found: Analysis) -> DataFrame:
         for s in found.blocks
         if s.stage != "input" or s.index == 0
     ]
-    frame: DataFrame = DataFrame(rows)
-    return frame
+    return _frame(rows)
 
 
 def kept_table(found: Analysis) -> DataFrame:
@@ -234,8 +226,7 @@ def kept_table(found: Analysis) -> DataFrame:
         }
         for index in range(found.depth)
     ]
-    frame: DataFrame = DataFrame(rows)
-    return frame
+    return _frame(rows)
 
 
 def _number(value: float | None, digits: int) -> str:
