@@ -99,8 +99,10 @@ def test_a_folder_of_other_origin_is_kept(
         ("show MODEL images/class_0/0.png --out plot.pdf", ""),
         ("schedule MODEL --data DATA --trials 1 --images 4 --out plot.json", "--force"),
         ("apply MODEL --out plot", "--force"),
-        ("export MODEL --out plot.pt2 --format torch-export", "--force"),
-        ("export MODEL --out plot.onnx", "--force"),
+        *(
+            pytest.param(f"export MODEL --out {out}", "--force", marks=pytest.mark.long)
+            for out in ("plot.pt2 --format torch-export", "plot.onnx")
+        ),
     ],
 )
 def test_an_output_is_replaced_by_its_own_kind(

@@ -240,6 +240,7 @@ def test_what_only_wraps_a_model_is_exported_as_it(tmp_path: Path) -> None:
             torch.testing.assert_close(got, one(x), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="no limits of file sizes there")
 def test_a_full_disk_ends_in_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     """In a process of its own, with a limit on files: torch's own writer would end it (134)."""
@@ -295,7 +296,7 @@ def test_what_cannot_be_written(
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "find_spec", lambda name: None)
+    monkeypatch.setattr("tpcli.config.choices.find_spec", lambda name: None)
     with pytest.raises(UserError, match="onnxscript"):
         export_model(pooled("deit", "ward"), tmp_path / "m.onnx")
 

@@ -49,7 +49,7 @@ def test_an_evaluation_of_two_is_that_of_one_to_the_image(run: Run, tmp_path: Pa
 @pytest.mark.parametrize(
     "measure",
     [
-        "knn",
+        pytest.param("knn", marks=pytest.mark.long),
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in ("agreement", "similarity", "dense")
@@ -70,6 +70,7 @@ def test_every_measure_of_two_is_that_of_one(run: Run, tmp_path: Path, measure: 
             assert found[key] == value, key
 
 
+@pytest.mark.long
 def test_two_processes_search_what_one_does(run: Run, tmp_path: Path) -> None:
     asked = ("schedule", "--budget", 0.6, "--images", 21, "--trials", 3, "--device", "cpu")
     asked = (*asked, "--batch-size", 8, "--out", "found.json", "--json")
