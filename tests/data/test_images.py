@@ -94,6 +94,20 @@ def test_the_scale_is_told_and_can_be_set(tmp_path: Path, caplog: pytest.LogCapt
     assert torch.equal(everything(same)[0], everything(found)[0])
 
 
+def test_a_picture_that_the_scale_was_not_found_on(tmp_path: Path) -> None:
+    """Among so many that it is not looked at."""
+    (tmp_path / "cat").mkdir()
+    for i in range(70):
+        picture(i).save(tmp_path / "cat" / f"{i:02d}.png")
+    odd = tmp_path / "cat" / "33.png"
+    Image.fromarray(sensor(12, 33)).save(odd)
+    assert unreadable(create(str(tmp_path), CONFIG)) == ["cat/33.png"]
+    given = everything(create(str(tmp_path), CONFIG, pixel_max=4095))[0]
+    Image.fromarray(sensor(16, 33)).save(odd)
+    found = everything(create(str(tmp_path), CONFIG))[0]
+    assert (given.float() - found.float()).abs().max() <= 1
+
+
 def test_splits_have_one_scale(tmp_path: Path) -> None:
     for split, bits in (("train", 14), ("val", 10)):
         (tmp_path / split / "cat").mkdir(parents=True)

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from tests.helpers.images import picture
 from tpcli.data import Head, ImageData, Unmatched, create, match_classes
@@ -35,6 +37,7 @@ class Columns:
 
     def __init__(self, rows: Rows, classes: list[str] | None) -> None:
         self.rows = rows
+        self._fingerprint = str(rows)
         names = dict.fromkeys(rows[0])
         label = SimpleNamespace(names=classes, num_classes=len(classes or []))
         features = {name: label if "label" in name and classes else name for name in names}
@@ -158,6 +161,58 @@ def test_keys_are_for_sets_with_columns(tmp_path: Path) -> None:
             create(spec, CONFIG, target_key="fine")
 
 
+def test_fingerprints_tell_columns_scales_and_versions_apart(hub: Hub) -> None:
+    rows = [{**row, "fine_label": 1 - row["label"]} for row in rows_of(0, 1)]
+    opened = hub(rows)
+    first = opened().fingerprint
+    assert opened().fingerprint == first
+    others = [
+        opened(target_key="fine_label"),
+        opened(pixel_max=4095),
+        hub([rows[0], {**rows[1], "label": 0}])(),
+    ]
+    assert len({first, *(data.fingerprint for data in others)}) == 4
+
+
+def grey(seed: int, white: int | None = None) -> bytes:
+    """A PNG of a 12-bit sensor, or as it is in 8 bits."""
+    out = io.BytesIO()
+    values = np.asarray(picture(seed).convert("L")).astype(np.uint16) << 4
+    if white is not None:
+        values = np.rint(values * (255 / white)).astype(np.uint8)
+    Image.fromarray(values).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_sensors_have_one_scale_in_columns_and_streams(
+    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows, eight = rows_of(0, 1), rows_of(0, 1)
+    for i, (row, other) in enumerate(zip(rows, eight, strict=True)):
+        row["image"]["bytes"] = grey(i)
+        other["image"]["bytes"] = grey(i, 4095)
+    data = hub(rows)()
+    assert "4095" in caplog.text
+    images = everything(data)[0]
+    assert torch.equal(images, everything(hub(eight)())[0])
+    dark = everything(hub(rows)(pixel_max=65535))[0]
+    assert dark.float().mean() < images.float().mean() / 8
+    samples = {str(i): {"png": grey(i), "cls": b"1"} for i in range(2)}
+    assert torch.equal(everything(stream(tmp_path, samples))[0], images)
+
+
+def test_folders_of_torchvision_keep_sixteen_bits(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    (tmp_path / "cat").mkdir()
+    file = tmp_path / "cat" / "0.png"
+    file.write_bytes(grey(0))
+    found = create("torch/image_folder", CONFIG, data_dir=str(tmp_path), split="")
+    assert torch.equal(everything(found)[0], everything(create(str(tmp_path), CONFIG))[0])
+    file.write_bytes(grey(1))
+    again = create("torch/image_folder", CONFIG, data_dir=str(tmp_path), split="")
+    assert again.fingerprint != found.fingerprint
+
+
 def shard(path: Path, samples: Mapping[str, Mapping[str, bytes]]) -> Path:
     with tarfile.open(path, "w") as tar:
         for key, parts in samples.items():
@@ -200,6 +255,12 @@ def test_streams_with_labels_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(Unmatched, match="'cat'"):
         match_classes(stream(tmp_path, samples, target_key="name"), HEAD)
     assert everything(stream(tmp_path, samples))[1] == [-1] * 3
+
+
+def test_another_shard_in_its_place_has_another_fingerprint(tmp_path: Path) -> None:
+    samples = {str(i): {"png": png(i), "cls": b"1"} for i in range(3)}
+    first = stream(tmp_path, samples).fingerprint
+    assert stream(tmp_path, {**samples, "4": samples["2"]}).fingerprint != first
 
 
 def test_a_damaged_image_of_a_stream_is_counted(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,27 @@ def test_fingerprint_tells_data_apart(tmp_path: Path) -> None:
     assert len(places) == 2, "a named set may be kept in several places"
     assert demo.fingerprint == create("demo", CONFIG).fingerprint
     assert demo.fingerprint != create("demo", CONFIG, split="train").fingerprint
+
+
+def test_fingerprint_tells_labels_in_files_apart(tmp_path: Path) -> None:
+    for i in range(2):
+        picture(i).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.cls").write_text(str(i))
+    before = create(str(tmp_path), CONFIG)
+    assert everything(before)[1] == [0, 1]
+    (tmp_path / "0.cls").write_text("1")
+    after = create(str(tmp_path), CONFIG)
+    assert everything(after)[1] == [1, 1]
+    assert after.fingerprint != before.fingerprint
+
+
+def test_content_is_the_same_in_another_place(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "a")
+    content = create(str(folder), CONFIG).content
+    copied = Path(shutil.copytree(folder, tmp_path / "b"))
+    assert create(str(copied), CONFIG).content == content
+    (copied / "class_0" / "0.png").rename(copied / "class_1" / "extra.png")
+    assert create(str(copied), CONFIG).content != content
 
 
 def test_workers_give_the_same_batches(tmp_path: Path) -> None:

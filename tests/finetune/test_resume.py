@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import resource
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers import forks
+from tests.helpers.images import class_folders
 from tpcli.errors import TpcliError, UserError
-from tpcli.finetune import Interrupted, Watcher
+from tpcli.finetune import Interrupted, Watcher, finetune, open_data
 from tpcli.finetune.trainer import Trainer
+from tpcli.models.load import load
 
-from .conftest import Run, quick_options
+from .conftest import QUICK, Run, quick_options
 
 STEPS = 8  # 2 epochs of 4
 
@@ -147,7 +151,6 @@ def test_resuming_something_else_is_refused(
 
 
 def test_resuming_another_model_is_refused(run: Run, tiny: Path, tmp_path: Path) -> None:
-    from tpcli.models.load import load
     from tpcli.models.save import save
 
     out, other = tmp_path / "out", load(str(tiny))
@@ -158,6 +161,37 @@ def test_resuming_another_model_is_refused(run: Run, tiny: Path, tmp_path: Path)
     save(other.model, tmp_path / "other")
     with pytest.raises(UserError, match=r"another model \(start weights\)"):
         run(out, model=tmp_path / "other")
+
+
+def test_a_finished_run_is_not_that_of_a_model_with_other_heads(
+    run: Run, straight: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """Its weights have the same shapes."""
+    other = shutil.copytree(tiny, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["model_args"]["num_heads"] *= 2
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="settings of the model"):
+        run(shutil.copytree(straight, tmp_path / "run"), model=other)
+
+
+def test_a_run_is_not_resumed_on_other_images(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for split in ("train", "val"):
+        class_folders(folder / split)
+    recipe = replace(QUICK, epochs=1, distill=None)
+
+    def go_on() -> None:
+        loaded = load(str(tiny))
+        data = open_data(str(folder), loaded.data_config, recipe)
+        finetune(loaded, data, recipe, out=tmp_path / "out", device="cpu")
+
+    go_on()
+    go_on()  # complete already
+    classes = sorted((folder / "val").iterdir())
+    (classes[0] / "0.png").rename(classes[1] / "moved.png")
+    with pytest.raises(UserError, match="validation images"):
+        go_on()
 
 
 def test_what_does_not_matter_may_change(run: Run, straight: Path, tmp_path: Path) -> None:

@@ -50,6 +50,17 @@ def test_a_run_is_replaced_only_when_the_new_one_is_complete(
     assert os.listdir(copied.parent) == [copied.name]
 
 
+def test_a_run_of_a_version_without_hashes_is_gone_on_with(run: Run, copied: Path) -> None:
+    file = copied / "run.json"
+    document = json.loads(file.read_text())
+    for name in ("modules", "train_content", "validation_content"):
+        document["identity"].pop(name)
+    file.write_text(json.dumps(document))
+    notes = Notes()
+    run(copied, watcher=notes)
+    assert any("complete already" in note for note in notes.said)
+
+
 def test_another_forced_run_does_not_go_on_with_the_first(run: Run, copied: Path) -> None:
     with pytest.raises(Interrupted):
         run(copied, seed=1, force=True, watcher=Stopper(3, terminate))

@@ -67,6 +67,12 @@ def other_source(source: ModelSource, what: str) -> ModelSource:
         with torch.no_grad():
             loaded.model.head.bias[0] += 1  # type: ignore[index, operator, union-attr]
         return replace(source, loaded=loaded)
+    if what == "heads":
+        loaded.model.blocks[0].attn.num_heads *= 2  # type: ignore[index, operator, union-attr]
+        return replace(source, loaded=loaded)
+    if what == "pool":
+        loaded.model.global_pool = "max"
+        return replace(source, loaded=loaded)
     config = dict(loaded.data_config)
     if what == "preprocessing":
         config["mean"] = (0.1, 0.1, 0.1)
@@ -87,7 +93,10 @@ def test_key_depends_on_every_determinant(
         key(source, run=RunOptions(device="cpu", amp=True)),
         key(source, run=RunOptions(device="cpu", strict=True)),
         key(source, run=RunOptions(7, "cpu")),
-        *(key(other_source(source, what)) for what in ("weights", "preprocessing", "images")),
+        *(
+            key(other_source(source, what))
+            for what in ("weights", "heads", "pool", "preprocessing", "images")
+        ),
     ]
     for name, value in (
         ("tpcli.pareto.jobs.device_name", lambda device: "another machine"),

@@ -80,6 +80,10 @@ class ImageData:
     """Files and folders that are ignored, with the reason."""
     unlabelled: str = ""
     """Why the images have no labels, as a sentence; empty where they have."""
+    columns: tuple[str | None, ...] = ()
+    """Of a data set that has columns, those of images and labels, where they were given."""
+    origin: tuple[Any, ...] = ()
+    """What tells a data set without file names apart from what lay in its place before."""
 
     @property
     def empty_folders(self) -> tuple[str, ...]:
@@ -113,24 +117,34 @@ class ImageData:
         return normalize(images, self.config)
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Hash of names, labels, sizes, modification times, split and preprocessing."""
-        digest = hashlib.sha256()
+    def content(self) -> str:
+        """Hash of names, labels, split and preprocessing, wherever the images lie."""
         config = {key: self.config[key] for key in sorted(self.config)}
-        place = self.root and self.root.resolve()
-        what = (self.spec, place, self.split, self.count, config, list(self.classes), self.indices)
-        digest.update(repr(what).encode())
+        what = (self.split, self.count, config, list(self.classes), self.indices, self.columns)
+        digest = hashlib.sha256(repr(what).encode())
         images: Any = self.images
-        while isinstance(images, Subset | Relabelled):  # names don't say all where there are none
-            chosen = images.indices if isinstance(images, Subset) else images.table
-            digest.update(np.asarray(list(chosen), dtype=np.int64).tobytes())
+        while isinstance(images, Subset | Relabelled):
+            digest.update(_bytes(images.indices if isinstance(images, Subset) else images.table))
             images = images.dataset
+        if isinstance(images, FileImages):
+            digest.update(_bytes(images.labels))
         digest.update(os.fsencode("\n".join(self.names)))
+        return digest.hexdigest()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the content, its place, and sizes and modification times of the files."""
+        what = (self.content, self.spec, self.root and self.root.resolve(), self.origin)
+        digest = hashlib.sha256(repr(what).encode())
         if self.root is not None:
             files = [self.root] if self.root.is_file() else (self.root / n for n in self.names)
             for file in files:
-                digest.update(_size_and_time(file).encode())
+                digest.update(size_and_time(file).encode())
         return digest.hexdigest()
+
+
+def _bytes(numbers: Sequence[int]) -> bytes:
+    return np.asarray(list(numbers), dtype=np.int64).tobytes()
 
 
 def normalize(images: Tensor, config: Mapping[str, Any]) -> Tensor:
@@ -251,7 +265,8 @@ class RelabelledStream(Relabelled, IterableDataset[Any]):
             yield image, self.looked_up(target)
 
 
-def _size_and_time(file: Path) -> str:
+def size_and_time(file: Path) -> str:
+    """Of a file, in a word; of one that is not there, too."""
     try:
         stat = file.stat()
     except OSError:  # a link to nowhere

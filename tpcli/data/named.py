@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ from torch.utils.data import Dataset, IterableDataset
 from tpcli.errors import TpcliError, UserError, first_line
 
 from .classes import NO_LABEL
-from .images import ImageData, Prepared, blank, why_unreadable
+from .images import ImageData, Prepared, blank, size_and_time, why_unreadable
 from .listing import is_image
-from .pixels import decode
+from .pixels import LOOKED_AT, Opener, decode, found_scale
 
 KEYED = ("hfds", "hfids", "wds", "tfds")
 """Beginnings of names of data sets whose columns have names."""
@@ -59,6 +61,7 @@ def named(
     split: str,
     config: dict[str, Any],
     prepared: Prepared,
+    pixel_max: float | None,
     *,
     data_dir: str | None,
     download: bool,
@@ -66,6 +69,7 @@ def named(
 ) -> ImageData:
     """A data set of timm's for evaluation.
 
+    pixel_max: what is white in pictures of more than 8 bits; found from some of them where None.
     Where the first label is no class, `unlabelled` says why.
 
     Raises:
@@ -81,7 +85,35 @@ def named(
     unlabelled = images.why_unlabelled()
     if unlabelled:
         images.has_labels, classes = False, []
-    return ImageData(spec, split, images, (), classes, config, root, unlabelled=unlabelled)
+    scale = found_scale(spec, images.some(), pixel_max)
+    images.prepared = replace(prepared, scale=scale)
+    return ImageData(
+        spec,
+        split,
+        images,
+        (),
+        classes,
+        scale.within(config),
+        root,
+        unlabelled=unlabelled,
+        columns=tuple(keys.values()),
+        origin=_origin(found),
+    )
+
+
+def _origin(found: Any) -> tuple[Any, ...]:
+    """Files, labels and version of a data set, as far as it tells them."""
+    reader = getattr(found, "reader", None)
+    table, builder = getattr(reader, "dataset", None), getattr(reader, "builder", None)
+    shards = getattr(getattr(reader, "split_info", None), "filenames", ())
+    files = [Path(getattr(reader, "root", None) or "") / name for name in shards]
+    files += [Path(file) for file, _ in getattr(found, "samples", ())]
+    return (
+        getattr(table, "_fingerprint", None),
+        getattr(getattr(builder, "info", None), "full_name", None),
+        [int(label) for label in getattr(found, "targets", ())],
+        [f"{file} {size_and_time(file)}" for file in files],
+    )
 
 
 def spec_kind(spec: str) -> str:
@@ -121,6 +153,8 @@ class _Labels:
     ) -> None:
         found.transform = None
         found.input_img_mode = None  # converted by `prepared`
+        if hasattr(found, "loader"):
+            found.loader = partial(open, mode="rb")  # torchvision's own cuts 16 bits off
         self.found = found
         self.reader: Any = getattr(found, "reader", None)
         self.spec = spec
@@ -153,6 +187,10 @@ class _Labels:
     def first_label(self) -> Any:
         raise NotImplementedError
 
+    def some(self) -> list[Opener]:
+        """Some images, to find their scale."""
+        raise NotImplementedError
+
     def _odd(self, label: Any, position: int) -> str:
         return (
             f"image {position} of {self.spec} has the label {str(label)[:60]!r}, which is no index "
@@ -170,8 +208,7 @@ class _Labels:
         if target is None:
             raise UserError(self._odd(label, position))
         try:
-            if isinstance(image, bytes):
-                image = io.BytesIO(image)
+            image = _file(image)
             if hasattr(image, "read"):
                 image = decode(image, self.prepared.mode, self.prepared.scale)
         except Exception as error:  # Pillow's decoders raise almost anything
@@ -196,6 +233,11 @@ class _Labels:
         )
 
 
+def _file(image: Any) -> Any:
+    """Bytes as a file; an image of another form as it is."""
+    return io.BytesIO(image) if isinstance(image, bytes) else image
+
+
 class _NoColumn(UserError):
     """A column of a data set is missing."""
 
@@ -218,6 +260,13 @@ class NamedImages(_Labels, Dataset[Any]):
             return self._got(0)[1] if len(self) else 0
         except _Unreadable:
             return 0
+
+    def some(self) -> list[Opener]:
+        spread = range(0, len(self), max(1, len(self) // LOOKED_AT))[:LOOKED_AT]
+        return [("", partial(self._file, index)) for index in spread]
+
+    def _file(self, index: int) -> Any:
+        return _file(self._got(index)[0])
 
     def _got(self, index: int) -> tuple[Any, Any]:
         """An image and its label; not decoded yet, but for torchvision's data sets."""
@@ -269,6 +318,9 @@ class NamedStream(_Labels, IterableDataset[Any]):
 
     def first_label(self) -> Any:
         return next(iter(self._got()), (None, 0))[1]
+
+    def some(self) -> list[Opener]:
+        return [("", partial(_file, image)) for image, _ in islice(self._got(), LOOKED_AT)]
 
     def _got(self) -> Iterator[tuple[Any, Any]]:
         position = 0

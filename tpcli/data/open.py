@@ -37,7 +37,7 @@ from .images import (
 )
 from .listing import NO_FILE, in_folder, in_tar
 from .named import NamedStream, named
-from .pixels import Opener, fixed_scale, found_scale
+from .pixels import Opener, found_scale
 from .splits import find_split, keep_split
 
 
@@ -81,9 +81,16 @@ def create(
         classes = [str(digit) for digit in range(10)]
         data = ImageData(DEMO, split, Digits(split, prepared), (), classes, config)
     elif is_named(spec):
-        if pixel_max is not None:
-            prepared = replace(prepared, scale=fixed_scale(pixel_max))
-        data = named(spec, split, config, prepared, data_dir=data_dir, download=download, **columns)
+        data = named(
+            spec,
+            split,
+            config,
+            prepared,
+            pixel_max,
+            data_dir=data_dir,
+            download=download,
+            **columns,
+        )
     else:
         for name, key in columns.items():
             if key is not None:
@@ -166,8 +173,7 @@ def _local(
     opens = [(member.name, partial(files.open, member)) for member in found.members]
     everything = partial(_openers, path) if path.is_dir() and path != root else None
     prepared = replace(prepared, scale=found_scale(spec, opens, pixel_max, everything))
-    if prepared.scale.white:  # other pixels are other images
-        config = {**config, "white": dict(prepared.scale.white)}
+    config = prepared.scale.within(config)
     images = FileImages(files, found.members, found.labels, prepared, config["input_size"])
     names = [member.name for member in found.members]
     left_out = (*files.left_out, *found.left_out)

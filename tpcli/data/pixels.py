@@ -37,13 +37,18 @@ Opener = tuple[str, Callable[[], Any]]
 
 @dataclass(frozen=True)
 class Scale:
-    """What is white, by kind of picture; 16-bit pictures whose kind is not there use all bits."""
+    """What is white, by kind of picture. Of kinds that are not there, 16-bit colours use all bits,
+    and so does 16-bit grey above what sensors of fewer bits give."""
 
     white: Mapping[str, float | None] = field(default_factory=dict)
 
     def of(self, kind: str) -> float | None:
         """The value that becomes 255, None where it is not known."""
-        return self.white.get(kind, 65535 if kind in (SIXTEEN, COLOUR) else None)
+        return self.white.get(kind, 65535 if kind == COLOUR else None)
+
+    def within(self, config: dict[str, Any]) -> dict[str, Any]:
+        """A data config with what is white: other pixels are other images."""
+        return {**config, "white": dict(self.white)} if self.white else config
 
 
 def decode(file: BinaryIO, mode: str, scale: Scale | None = None) -> Image.Image:
@@ -117,6 +122,8 @@ def _eight_bits(image: Image.Image, kind: str, white: float | None) -> Image.Ima
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(high) and low >= 0):  # also of NaN
         raise ValueError(f"values from {low:g} to {high:g} are no picture")
+    if white is None and kind == SIXTEEN and high > TOPS[SIXTEEN][-2]:
+        white = 65535
     if white is None or high > white:
         known = "" if white is None else f", and {white:g} is white in this data set"
         raise ValueError(f"{kind} go up to {high:g}{known}; say what is white by `pixel_max`")
@@ -140,10 +147,12 @@ def found_scale(
     if highest and everything is not None:
         for kind, high in _highest(everything()).items():
             highest[kind] = max(high, highest.get(kind, 0.0))
-    white = {kind: pixel_max or _white(kind, high) for kind, high in highest.items()}
-    for kind, top in white.items():
-        if top is not None and kind != COLOUR:
-            warn_once(f"{spec} has {kind} up to {highest[kind]:g}; {top:g} is white in all of them")
+    white = {kind: _white(kind, high) for kind, high in highest.items()}
+    if pixel_max:
+        white = dict.fromkeys(TOPS, pixel_max)
+    for kind, high in highest.items():
+        if white[kind] is not None and kind != COLOUR:
+            warn_once(f"{spec} has {kind} up to {high:g}; {white[kind]:g} is white in all of them")
     return Scale(white)
 
 
@@ -162,11 +171,6 @@ def _highest(files: Sequence[Opener]) -> dict[str, float]:
         except Exception:  # it is told where the picture is read to be measured
             continue
     return highest
-
-
-def fixed_scale(white: float) -> Scale:
-    """The same white in pictures of every kind."""
-    return Scale(dict.fromkeys(TOPS, white))
 
 
 def _some(files: Sequence[Opener]) -> Iterator[Opener]:

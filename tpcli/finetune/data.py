@@ -23,7 +23,7 @@ from tpcli.data import UNREADABLE, Head, ImageData, match_classes, overlap
 from tpcli.data.images import Prepared, mode_for
 from tpcli.data.loading import affordable_workers, safely, worker_arguments
 from tpcli.data.named import open_named
-from tpcli.data.pixels import Scale, fixed_scale
+from tpcli.data.pixels import Scale
 from tpcli.errors import UserError
 
 STREAMS = ("wds", "tfds", "hfids")
@@ -79,7 +79,7 @@ def open_data(
     if is_stream or not recipe.caches_features:
         transform = training_transform(config, recipe, is_demo=spec == "demo")
     if is_stream:
-        train = _stream(spec, train_split, config, transform, recipe.seed, **source)
+        train = _stream(spec, train_split, validation.config, transform, recipe.seed, **source)
     else:
         train = data.create(spec, config, split=train_split, transform=transform, **options)
     if overlap(train, validation) and split != train_split:
@@ -185,11 +185,11 @@ def _stream(
     *,
     data_dir: str | None = None,
     download: bool = False,
-    pixel_max: float | None = None,
+    pixel_max: float | None = None,  # which `config` has
     **keys: str | None,
 ) -> ImageData:
     images = open_named(spec, split, data_dir, download, **keys, is_training=True, seed=seed)
-    scale = Scale() if pixel_max is None else fixed_scale(pixel_max)
+    scale = Scale(config.get("white", {}))
     images.transform = Prepared(mode_for(config["input_size"][0]), transform, scale)
     return ImageData(spec, split, images, (), list(getattr(images, "classes", ())), config, None)
 

@@ -192,12 +192,19 @@ def first_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | N
     """The first thing in which two identities differ, in words, or None."""
     for name in {**now, **then}:
         before, after = then.get(name), now.get(name)
-        if before != after:
+        if name in HASHED and before not in (None, after):  # older runs have none
+            return f"other {HASHED[name]}"
+        if name not in HASHED and before != after:
             label = SPOKEN.get(name, f"`{name}`")
             return f"another {label}: {_told(before)} there, {_told(after)} here"
     return None
 
 
+HASHED = {
+    "modules": "settings of the model",
+    "train_content": "training images",
+    "validation_content": "validation images",
+}
 SPOKEN = {
     "architecture": "model architecture",
     "weights": "model (start weights)",

@@ -15,7 +15,7 @@ from torch import nn
 from tpcli.config.measures import MEASURES
 from tpcli.config.recipe import Recipe
 from tpcli.flops import count_flops
-from tpcli.models.load import LoadedModel, weights_hash
+from tpcli.models.load import LoadedModel, architecture, weights_hash
 from tpcli.surgery import pooling_spec, unpooled
 from tpcli.system.files import replacing
 
@@ -80,8 +80,11 @@ class FinetuneResult:
 def identity(loaded: LoadedModel, data: TrainingData, recipe: Recipe) -> dict[str, Any]:
     """What a run is: a folder of another one is not gone on with."""
     model, spec = loaded.model, pooling_spec(loaded.model)
+    with unpooled(model):
+        modules = architecture(model)
     return {
         "architecture": model.pretrained_cfg.get("architecture") or type(model).__name__,  # type: ignore[operator, union-attr]
+        "modules": modules,
         "weights": weights_hash(model),
         "tokens": list(spec.schedule.tokens) if spec else [],
         "pooling": spec.options.to_dict() if spec else {},
@@ -89,6 +92,8 @@ def identity(loaded: LoadedModel, data: TrainingData, recipe: Recipe) -> dict[st
         "validation_images": data.validation.count,
         "classes": list(data.train.classes),
         "preprocessing": {key: data.train.config[key] for key in sorted(data.train.config)},
+        "train_content": data.train.content,
+        "validation_content": data.validation.content,
         **recipe.fixed(),
     }
 

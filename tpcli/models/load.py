@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -166,12 +166,32 @@ def code_version(is_trained: bool = False) -> str:
     return digest.hexdigest()
 
 
+def architecture(model: nn.Module) -> str:
+    """A hash of all modules with their settings, such as the number of heads, which the weights
+    and `repr` don't tell."""
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        settings = {
+            key: value
+            for key, value in sorted(vars(module).items())
+            if key != "training" and _is_setting(value)
+        }
+        digest.update(repr((name, type(module).__qualname__, settings)).encode())
+    return digest.hexdigest()
+
+
+def _is_setting(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_setting, value))
+    return is_dataclass(value) or isinstance(value, bool | int | float | str | None | torch.dtype)
+
+
 def model_identity(model: nn.Module) -> dict[str, Any]:
     """What determines a model's answers: weights, architecture and code, without its pooling."""
     with unpooled(model):
         return {
             "weights": weights_hash(model),
-            "architecture": repr(model),
+            "architecture": architecture(model),
             "code": code_version(),
             "versions": [torch.__version__, timm.__version__],
         }

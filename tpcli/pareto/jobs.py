@@ -22,7 +22,7 @@ from tpcli.errors import UserError
 from tpcli.evaluation.choose import Task, choose
 from tpcli.evaluation.measurer import Measurer
 from tpcli.flops import count_flops
-from tpcli.models.load import LoadedModel, load, weights_hash
+from tpcli.models.load import LoadedModel, architecture, load, weights_hash
 from tpcli.schedules.budget import BudgetSolver
 from tpcli.schedules.resolve import pool, resolve
 from tpcli.surgery import pooling_spec, unpool
@@ -143,7 +143,7 @@ class Job:
         bank = subject.task.bank
         determinants: dict[str, Any] = {
             "weights": subject.weights,
-            "architecture": repr(subject.model),
+            "architecture": architecture(subject.model),
             "options": self.options.to_dict() if self.options else None,
             "schedule": [self.schedule, read_json(Path(self.schedule)) if is_file else None],
             "data": subject.task.data.fingerprint,
