@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from tests.optimize.test_optimize import OPTIONS
-from tpcli.data import ImageData, chosen_on, create, overlap, subset, warning
+from tpcli.data import ImageData, chosen_on, create, overlap, subset, warnings
+from tpcli.data.overlap import TRAINED
 from tpcli.errors import UserError
 from tpcli.models.load import load
 from tpcli.optimize.options import Targets
@@ -102,11 +103,13 @@ def test_data_sets_without_files_are_known_by_split_and_position() -> None:
 def test_a_score_on_what_was_chosen_on_has_a_warning(tmp_path: Path) -> None:
     data, other = (opened(photographs(tmp_path / str(seed), seed)) for seed in (0, 1))
     half = chosen_on(subset(data, range(20)))
-    assert "50%" in warning(half, data)
-    assert "100%" in warning(half, subset(data, range(20)))
-    assert warning(half, other) == ""
+    (told,) = warnings([half, half], data)
+    assert "50%" in told
+    assert "100%" in warnings([half], subset(data, range(20)))[0]
+    assert "trained on about 50%" in warnings([{"how": TRAINED, **half}], data)[0]
+    assert warnings([half], other) == []
     for unknown in (None, {}, {"sample": 3}, {"sample": [None], "count": "a"}, "text"):
-        assert warning(unknown, data) == ""
+        assert warnings([unknown], data) == []
 
 
 def test_optimize_never_checks_on_the_images_that_it_chose_on(tmp_path: Path) -> None:

@@ -61,6 +61,27 @@ def test_the_result_is_a_pooled_model_of_the_best_accuracy(
     assert json.loads((out / "config.json").read_text())["label_names"][3] == "3"
 
 
+def test_scores_of_a_tuned_model_say_what_it_was_made_on(
+    straight: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also of one that was pooled again from it, and in a sweep."""
+    again = tmp_path / "again"
+    assert tpcli(monkeypatch, "apply", straight, "--schedule", "r:1", "--out", again) == 0
+    for model in (straight, again):
+        for split, told in (("train", "trained on"), ("validation", "weights were chosen on")):
+            capsys.readouterr()
+            data = ["--data", "demo", "--split", split, "--limit", LIMIT, "--device", "cpu"]
+            assert tpcli(monkeypatch, "eval", model, *data, "--json") == 0
+            assert f"{told} about 100%" in json.loads(capsys.readouterr().out)["warning"]
+    sweep = ["pareto", straight, *data, "--schedule", "r:1", "--cache", tmp_path / "cache"]
+    assert tpcli(monkeypatch, *sweep, "--out", tmp_path / "x.png") == 0
+    assert "weights were chosen on" in capsys.readouterr().err
+    assert "weights were chosen on" in (tmp_path / "x.md").read_text()
+
+
 def test_training_that_does_harm_leaves_the_model_as_it_was(run: Run, tmp_path: Path) -> None:
     result = run(
         tmp_path / "out", model=Path("demo"), schedule="r:2", epochs=1, lr=0.3, ema_decay=0.0

@@ -46,7 +46,7 @@ def apply(
     count = count_flops(loaded.model)
     with unpooled(loaded.model):
         base = count_flops(loaded.model).total
-    save(loaded.model, out, force=force)
+    save(loaded.model, out, force=force, made_on=list(loaded.made_on) or None)
     spec = pooling_spec(loaded.model)
     assert spec is not None
     result = {

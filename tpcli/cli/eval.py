@@ -69,7 +69,7 @@ def eval(
     if block is not None and measuring.asked != "dense":
         raise UserError(f"--blocks {block} is for --measure dense; add that, or leave it out.")
 
-    from tpcli.data import warning
+    from tpcli.data import warnings
     from tpcli.evaluation.choose import MeasuredModel, choose
     from tpcli.evaluation.measurer import Measurer
     from tpcli.surgery import pooling_spec
@@ -91,7 +91,7 @@ def eval(
     with render.progress_bars(f"eval {loaded.name}") as begin:
         result = Measurer(loaded.model, task, options).measure(loaded.model, begin)
     spec = pooling_spec(loaded.model)
-    caution = warning(spec and spec.schedule.chosen_on, data)
+    caution = "; ".join(warnings([spec and spec.schedule.chosen_on, *loaded.made_on], data))
     pooled = render.how_pooled(spec)
     low, high = result.ci95
     bank = task.bank

@@ -111,7 +111,7 @@ def finetune(
     low, high = result.best_score_ci95
     label = MEASURES[result.measure].label
     weights = "averaged weights, " if result.best_weights == "average" else ""
-    when = f"{weights}epoch {result.best_epoch}"
+    when = f"{weights}epoch {result.best_epoch}, chosen on these images"
     if result.best_epoch == 0:
         when = "before training, which did harm: try a smaller --lr or more --epochs"
     unreadable = [name for names in result.unreadable.values() for name in names]

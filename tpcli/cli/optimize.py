@@ -133,6 +133,7 @@ def optimize(
     check = partial(check_output, out, force, is_folder=True, kind=OPTIMIZED_MODEL_KIND)
     with resumable(out, "optimize", check, note) as progress:
         from tpcli.bench.clock import BenchOptions
+        from tpcli.data import warnings
         from tpcli.optimize.options import OptimizeOptions
         from tpcli.optimize.run import optimize as run
         from tpcli.system.devices import pick_device
@@ -160,24 +161,26 @@ def optimize(
                 on_pass=begin,
             )
         title = f"{loaded.name}: {targets.words}"
-        images = f"{data.spec}, {data.split}"
+        caution = "; ".join(warnings(loaded.made_on, data))
+        images = f"{data.spec}, {data.split}{caution and f' (warning: {caution})'}"
         context = report_context(title, images, sum(result.images), chosen, dtype != "float32")
         if result.met:
             from tpcli.report.optimized import save_optimized
 
             with progress.finishing():
-                save_optimized(loaded.model, result, context, out, force=force)
+                save_optimized(loaded, result, context, out, force=force)
         if as_json:
-            render.print_json({"model": loaded.name, "out": str(out) if result.met else None,
-                               **result.to_dict()})  # fmt: skip
+            where = str(out) if result.met else None
+            document = {"model": loaded.name, "out": where, "warning": caution or None}
+            render.print_json({**document, **result.to_dict()})
         else:
-            _print(result, out, DEMO if model == DEMO else "DATA")
+            _print(result, out, DEMO if model == DEMO else "DATA", caution)
         if not result.met:
             raise TpcliError(f"{result.reason}; nothing was saved.")
 
 
-def _print(result: Optimized, out: Path, data: str) -> None:
-    facts = [("verdict", result.verdict)]
+def _print(result: Optimized, out: Path, data: str, caution: str) -> None:
+    facts = [("verdict", result.verdict), *([("warning", caution)] if caution else [])]
     if result.chosen is not None:
         c = result.chosen.candidate
         images = f"{result.images[0]:,} images of {result.chosen_on}"

@@ -27,6 +27,7 @@ from .values import BUDGETS, FOLDER, MODEL, SCHEDULE, Value, argument, budgets, 
 from .verbosity import note
 
 if TYPE_CHECKING:
+    from tpcli.config.recipe import Recipe
     from tpcli.evaluation.choose import Task
     from tpcli.finetune import TrainingData
     from tpcli.models.load import LoadedModel
@@ -158,7 +159,7 @@ def pareto(
     render.say_left_out(first.data, first.training.train if first.training else None)
     named = {source.loaded.name: spec for source, spec in zip(sources, specs, strict=True)}
     command_for = CommandFor(named, loading, pooling, source, training)
-    cautions = _warnings(first, schedules)
+    cautions = _warnings(sources, schedules, recipe)
     for caution in cautions:
         note(f"warning: {caution}")
 
@@ -205,15 +206,22 @@ def _training(
     return open_training(source, loaded, recipe, training.train_split)
 
 
-def _warnings(source: ModelSource, schedules: Sequence[str]) -> list[str]:
-    """What the scores can't be trusted for: schedules that were chosen on the images measured."""
+def _warnings(
+    sources: Sequence[ModelSource], schedules: Sequence[str], recipe: Recipe | None
+) -> list[str]:
+    """What the scores can't be trusted for: what was chosen or trained on the images measured."""
     from tpcli.config.schedule import file_chosen_on
-    from tpcli.data import chosen_on, warning
+    from tpcli.data import chosen_on, warnings
 
-    chosen = [file_chosen_on(schedule) for schedule in schedules]
-    if source.calibration is not None:
-        chosen.append(chosen_on(source.calibration))
-    return list(dict.fromkeys(filter(None, (warning(c, source.data) for c in chosen))))
+    first = sources[0]
+    made_on = [file_chosen_on(schedule) for schedule in schedules]
+    if first.calibration is not None:
+        made_on.append(chosen_on(first.calibration))
+    made_on += [each for source in sources for each in source.loaded.made_on]
+    found = warnings(made_on, first.data)
+    if recipe is not None:
+        found.append("fine-tuned points are the best of all epochs on these images")
+    return found
 
 
 def _bank(task: Task) -> str:

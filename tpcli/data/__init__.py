@@ -5,7 +5,7 @@ from .images import UNREADABLE, ImageData
 from .listing import LeftOut, describe
 from .loading import batches
 from .open import count_of, create, match_classes, subset
-from .overlap import chosen_on, overlap, warning
+from .overlap import chosen_on, overlap, warnings
 
 __all__ = [
     "UNREADABLE",
@@ -22,5 +22,5 @@ __all__ = [
     "overlap",
     "read_class_map",
     "subset",
-    "warning",
+    "warnings",
 ]

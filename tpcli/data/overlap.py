@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +26,7 @@ MOST_READ = 200
 """Files of one size that are read for one sampled image."""
 
 LEAST_WARNED = 0.01
-"""The share of measured images from which on `warning` says something."""
+"""The share of measured images from which on `warnings` says something."""
 
 
 def overlap(one: ImageData, other: ImageData) -> bool:
@@ -76,16 +76,26 @@ def seen(digests: Sequence[str], data: ImageData) -> float:
 
 
 def chosen_on(data: ImageData, count: int | None = None) -> dict[str, Any]:
-    """What files remember of the images that a schedule was chosen on."""
+    """What files remember of the images that a schedule, or a model, was made with."""
     count = data.count if count is None else count
     return {"data": data.spec, "split": data.split, "count": count, "sample": sample(data)}
 
 
-def warning(chosen: Any, data: ImageData) -> str:
-    """What must stand beside a score on `data` of a schedule that was chosen on some of them.
+TRAINED, SELECTED = "trained", "selected"
+WHAT = {TRAINED: "the model was trained", SELECTED: "the model's weights were chosen"}
+"""What a model was made with its images for."""
 
-    chosen: what `chosen_on` gave, or anything else. Empty where there is nothing to say.
+
+def warnings(made_on: Iterable[Any], data: ImageData) -> list[str]:
+    """What must stand beside a score on `data` of what was chosen, or trained, on some of them.
+
+    made_on: what `chosen_on` gave, of a model with one of `WHAT` as its `how`; anything else says
+    nothing.
     """
+    return list(dict.fromkeys(filter(None, (_warning(each, data) for each in made_on))))
+
+
+def _warning(chosen: Any, data: ImageData) -> str:
     if not isinstance(chosen, Mapping) or not isinstance(chosen.get("sample"), list):
         return ""
     share = seen([str(digest) for digest in chosen["sample"]], data)
@@ -95,7 +105,8 @@ def warning(chosen: Any, data: ImageData) -> str:
     of_these = min(1.0, share * count / data.count)
     if of_these < LEAST_WARNED:
         return ""
-    return f"the schedule was chosen on about {100 * of_these:.0f}% of these images"
+    what = WHAT.get(str(chosen.get("how")), "the schedule was chosen")
+    return f"{what} on about {100 * of_these:.0f}% of these images"
 
 
 def _unwrapped(data: ImageData) -> tuple[Any, Any]:

@@ -17,7 +17,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from tpcli.config.recipe import Recipe
-from tpcli.data import Head, overlap
+from tpcli.data import Head, chosen_on, overlap
+from tpcli.data.overlap import SELECTED, TRAINED
 from tpcli.errors import UserError
 from tpcli.evaluation.answers import collect, features_of
 from tpcli.evaluation.choose import Task
@@ -167,6 +168,10 @@ def _run(
     measurer: Measurer | HeadMeasurer = base
     answering = DenseFeatures(model) if source == FEATURES else model
     held_out = not overlap(data.train, data.validation)
+    made_on = (
+        {"how": TRAINED, **chosen_on(data.train)},
+        {"how": SELECTED, **chosen_on(data.validation)},
+    )
     model.to(accelerator.device)
     if recipe.caches_features and not data.is_stream:
         watcher.note("computing the features of all images, once")
@@ -251,7 +256,8 @@ def _run(
     )
     if is_main:
         set_drop_path(spare, 0.0)
-        _write_model(spare, out, label_names(data.train, head))
+        classes = list(label_names(data.train, head)) or None
+        _write_model(spare, out, label_names=classes, made_on=[*loaded.made_on, *made_on])
         draw_curve(progress.rows, scores[f"base_{measure}"], out / CURVE, measure)
         write_json(out / RESULT, result.to_dict())
         folder.finish()
@@ -289,12 +295,11 @@ def _scores_before(
     }
 
 
-def _write_model(model: nn.Module, out: Path, classes: Any) -> None:
+def _write_model(model: nn.Module, out: Path, **extra: Any) -> None:
     """Add the model's files to `out`; config.json last, so that the folder is a model or is not."""
     fresh = out / ".model"
     shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed right here
-    names: dict[str, Any] = {"label_names": list(classes)} if classes else {}
-    save(model.cpu().to(memory_format=torch.contiguous_format), fresh, **names)
+    save(model.cpu().to(memory_format=torch.contiguous_format), fresh, **extra)
     for file in sorted(fresh.iterdir(), key=lambda f: f.name == "config.json"):
         file.replace(out / file.name)
     fresh.rmdir()

@@ -30,11 +30,16 @@ SOURCES = (".py", ".c", ".h")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, the name it goes by, and how its images are prepared."""
+    """A model, the name it goes by, and how its images are prepared.
+
+    made_on: what its folder remembers of images that it was trained on, or its weights chosen
+    (`tpcli.data.chosen_on`).
+    """
 
     model: nn.Module
     name: str
     data_config: dict[str, Any]
+    made_on: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         if vit_of(self.model) is not self.model:
@@ -96,7 +101,13 @@ def load(
     if stored is not None:
         remembered = PoolingSpec.from_dict(stored)
         pool(model, remembered.schedule.resized(patch_tokens(model)), remembered.options)
-    return LoadedModel(model, specs.display_name(spec), data_config(model))
+    made_on = config.get("made_on") if use_pretrained else None
+    return LoadedModel(
+        model,
+        specs.display_name(spec),
+        data_config(model),
+        tuple(made_on) if isinstance(made_on, list) else (),
+    )
 
 
 def _check_image_size(model: nn.Module) -> None:

@@ -37,7 +37,7 @@ def save(model: nn.Module, folder: Path, force: bool = False, **extra: Any) -> N
     """Write a folder in timm's local-dir layout, atomically.
 
     Plain timm loads it unpooled; tpcli pools it again, from the key `token_pooling` of
-    `config.json`. `extra` adds keys there.
+    `config.json`. `extra` adds keys there, but for None.
 
     Raises:
         UserError: the folder exists and `force` is off, the model is none of timm's or was built
@@ -58,7 +58,7 @@ def save(model: nn.Module, folder: Path, force: bool = False, **extra: Any) -> N
         )
     weights = _weights(model)
     spec = pooling_spec(model)
-    config = dict(extra)
+    config = {key: value for key, value in extra.items() if value is not None}
     labels = pretrained_cfg.get("label_names")
     if labels:
         config["label_names"] = labels

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from tpcli.config.measures import MEASURES
 from tpcli.config.outputs import OPTIMIZED_DOCUMENT, OPTIMIZED_MODEL_KIND, OPTIMIZED_PAGE
 from tpcli.config.schedule import Schedule
+from tpcli.models.load import LoadedModel
 from tpcli.models.save import save
 from tpcli.optimize.race import Runner
 from tpcli.optimize.result import Optimized
@@ -30,7 +29,7 @@ CHOSEN = "#B00020"
 
 
 def save_optimized(
-    model: nn.Module, result: Optimized, context: ReportContext, folder: Path, *, force: bool
+    loaded: LoadedModel, result: Optimized, context: ReportContext, folder: Path, *, force: bool
 ) -> None:
     """Write the folder, whole or not at all; the model is left as it was.
 
@@ -44,9 +43,10 @@ def save_optimized(
         chosen.tokens, result.patch_tokens, made_by={"chosen_on": dict(result.choice)}
     )
     document = {**result.to_dict(), "made_by": context.to_dict()}
+    model, made_on = loaded.model, list(loaded.made_on) or None
     with unpooled(model), replacing(folder) as fresh:
         insert(model, PoolingSpec(schedule, chosen.plan.options))
-        save(model, fresh)
+        save(model, fresh, made_on=made_on)
         (fresh / OPTIMIZED_DOCUMENT).write_text(
             json.dumps(document, indent=2) + "\n", encoding="utf-8"
         )
