@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from tests.helpers.points import point
 from tpcli.config.outputs import check_report
+from tpcli.errors import UserError
 from tpcli.pareto import SweepResult, headline
 from tpcli.pareto.points import CSV_COLUMNS, FINETUNED
 from tpcli.report import ReportContext, figure_bytes, write_report
@@ -250,6 +251,23 @@ def test_the_file_that_says_whose_a_report_is_comes_first(
                 write_report(result, CONTEXT, out)
         check_report(out)
         write_report(result, CONTEXT, out)
+
+
+def test_a_report_whose_document_the_shell_emptied_is_replaced(
+    result: SweepResult, tmp_path: Path
+) -> None:
+    """As the same command with `--json > plot.json` finds it the second time."""
+    out = tmp_path / "plot.png"
+    write_report(result, CONTEXT, out, is_paper=True)
+    (tmp_path / "plot.json").write_text("")
+    check_report(out, is_paper=True)
+    for suffix in ("csv", "md", "html", "tex", "png"):
+        file = out.with_suffix(f".{suffix}")
+        ours = file.read_bytes()
+        file.write_text("model,owner\nmine,me\n")
+        with pytest.raises(UserError, match=file.name):
+            check_report(out, is_paper=True)
+        file.write_bytes(ours)
 
 
 def test_an_unfinished_report_says_so_in_all_its_forms(result: SweepResult, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ A command replaces nothing but outputs of its own kind (`system.files.check_outp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from tpcli.system.files import Kind, check_output, has_format, holds_only, is_marked, json_object
@@ -19,6 +20,11 @@ MODEL_FILES = ("config.json", "model.safetensors")
 OPTIMIZED_DOCUMENT, OPTIMIZED_PAGE = "optimize.json", "report.html"
 BENCH_COLUMNS = ("model", "method", "schedule", "device", "dtype")
 """The first columns of the table that `bench` writes."""
+REPORT_COLUMNS = {
+    PARETO_FORMAT: ("model", "method", "schedule", "budget", "gflops"),
+    ANALYSIS_FORMAT: ("index", "stage", "relative_log_amplitude"),
+}
+"""The first columns of a report's table."""
 
 
 def _has_keys(*keys: str) -> Callable[[Path], bool]:
@@ -26,15 +32,18 @@ def _has_keys(*keys: str) -> Callable[[Path], bool]:
     return lambda path: json_object(path).keys() >= set(keys)
 
 
-def _is_bench_table(path: Path) -> bool:
+def _has_columns(path: Path, columns: Sequence[str]) -> bool:
+    """Whether a CSV file begins with these columns."""
     with path.open(encoding="utf-8") as file:
-        return file.readline().startswith(",".join(BENCH_COLUMNS))
+        return file.readline().startswith(",".join(columns))
 
 
 FIGURE_KIND = Kind("a figure that tpcli drew", is_marked)
 PROGRAM_KIND = Kind("a program that tpcli exported", is_marked)
 SCHEDULE_KIND = Kind("a schedule file", has_format(SCHEDULE_FORMAT))
-BENCH_TABLE_KIND = Kind("a table that tpcli bench wrote", _is_bench_table)
+BENCH_TABLE_KIND = Kind(
+    "a table that tpcli bench wrote", partial(_has_columns, columns=BENCH_COLUMNS)
+)
 POOLED_MODEL_KIND = Kind(
     "a pooled model that tpcli saved",
     holds_only(MODEL_FILES, "config.json", _has_keys("architecture", "token_pooling")),
@@ -65,8 +74,8 @@ def check_report(plot: Path, form: str = PARETO_FORMAT, *, is_paper: bool = Fals
     document = paths["json"]
 
     def owns(path: Path) -> bool:
-        """The report's .json names its files; the figure is also known by its mark."""
-        if path == plot and is_marked(path):
+        """By the mark in it, by its columns, or where the report's .json names it."""
+        if is_marked(path) or (path == paths["csv"] and _has_columns(path, REPORT_COLUMNS[form])):
             return True
         report = json_object(document)
         if report.get("format") != form:

@@ -14,7 +14,7 @@ from tpcli.config.measures import MEASURES
 from tpcli.config.outputs import PARETO_FORMAT, report_paths
 from tpcli.pareto import Point, Recommendation, SweepResult, frontier
 from tpcli.pareto.points import FINETUNED, spoken
-from tpcli.system.files import replacing, write_text
+from tpcli.system.files import MARK, replacing, write_text
 from tpcli.system.text import CONVENTION, as_code, as_markdown, visible
 
 from .context import ReportContext
@@ -93,7 +93,7 @@ def render(name: str, **values: Any) -> str:
     )
     for function in (as_code, markdown_table, quote):
         environment.filters[function.__name__] = lambda value, f=function: Markup(f(value))
-    return environment.get_template(name).render(**values)
+    return environment.get_template(name).render(mark=Markup(MARK), **values)
 
 
 def write_report(

@@ -14,6 +14,7 @@ from tpcli.pareto.compare import score_at
 from tpcli.pareto.headline import Headline, Saving, kept
 from tpcli.pareto.points import CSV_COLUMNS, PointTime, curve_name, spoken
 from tpcli.stats import signed
+from tpcli.system.files import MARK
 from tpcli.system.text import as_cell, as_markdown, visible
 
 HEADINGS = {
@@ -176,7 +177,7 @@ def latex_table(result: SweepResult) -> str:
     text: str = shown.to_latex(
         index=False, escape=True, column_format="l" * words + "r" * (len(names) - words)
     )
-    return f"% \\usepackage{{booktabs}}\n{text}"
+    return f"% {MARK}: \\usepackage{{booktabs}}\n{text}"
 
 
 def analysis_frame(found: Analysis) -> DataFrame:
