@@ -113,6 +113,7 @@ def test_where_tokens_have_no_grid_spectra_are_left_out(name: str) -> None:
     assert "tokens apart from their mean" in verdict(found)[0]
 
 
+@pytest.mark.long
 def test_the_command_bare(run: Run) -> None:
     outcome = run("analyze", "--limit", "8", "--method", "ward,grid", "--out", "a.png", "--json")
     found = outcome.document

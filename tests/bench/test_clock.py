@@ -44,6 +44,7 @@ def faults() -> tuple[float, float]:
         return outside, each(work)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator only")
 def test_pages_are_kept_while_something_is_timed() -> None:
     """In a process of its own: another test may have left the heap large."""

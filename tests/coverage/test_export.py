@@ -206,6 +206,7 @@ def test_torch_compile_with_inductor(kind: str) -> None:
         torch.testing.assert_close(out, model(x), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_weights_of_other_types_are_exported_as_float32(tmp_path: Path, dtype: torch.dtype) -> None:
     model = tpcli.pool(zoo.small(KINDS["deit"], depth=1), [20], "tome").to(dtype)
@@ -228,6 +229,7 @@ def test_weights_of_other_types_in_onnx(tmp_path: Path, dtype: torch.dtype) -> N
         assert result.max_error is not None
 
 
+@pytest.mark.long
 def test_what_only_wraps_a_model_is_exported_as_it(tmp_path: Path) -> None:
     model = tpcli.pool(zoo.small(KINDS["deit"], depth=1), [20], "tome")
     export_model(nn.DataParallel(model), tmp_path / "m.pt2", file_format="torch-export")

@@ -48,6 +48,7 @@ def two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dic
     return out, two_processes(out.parent, options).document
 
 
+@pytest.mark.long
 def test_same_curve_as_one_process(
     run: Run, two: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_same_curve_as_one_process(
         assert value.numpy() == pytest.approx(first[key].numpy(), abs=1e-4), key
 
 
+@pytest.mark.long
 def test_srun_makes_one_run_too(
     tiny: Path, two: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -73,12 +75,14 @@ def test_srun_makes_one_run_too(
     assert (found["processes"], found["best_top1"]) == (2, two[1]["best_top1"])
 
 
+@pytest.mark.long
 def test_every_image_is_counted_once(two: tuple[Path, dict[str, Any]]) -> None:
     assert LIMIT % 2 == 1  # so one process has more images than the other
     assert two[1]["count"] == LIMIT
     assert two[1]["processes"] == 2
 
 
+@pytest.mark.long
 def test_accumulation_gives_the_curve_too(
     run: Run, two: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -89,6 +93,7 @@ def test_accumulation_gives_the_curve_too(
     )
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_another_number_of_processes(
     run: Run, two: tuple[Path, dict[str, Any]], tiny: Path, tmp_path: Path
 ) -> None:

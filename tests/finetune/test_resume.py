@@ -103,6 +103,7 @@ def test_sigterm_and_resume_end_with_the_same_weights(
     assert [row["epoch"] for row in lines(out)] == ["0", "1", "2"]
 
 
+@pytest.mark.long
 def test_sigkill_at_random_steps_and_resume_end_with_the_same_weights(
     straight: Path, tiny: Path, tmp_path: Path
 ) -> None:
@@ -250,6 +251,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(run: Run, tmp_path: Path) -> No
     run(out)
 
 
+@pytest.mark.long
 def test_sigterm_to_the_process_group(tiny: Path, tmp_path: Path) -> None:
     """As schedulers send it: to the processes that decode images too."""
     out = tmp_path / "out"

@@ -269,6 +269,7 @@ def test_stopped_sweep_goes_on_where_it_was(
     assert not list((tmp_path / "cache" / "points").glob("*.lock"))
 
 
+@pytest.mark.long
 def test_two_processes_split_a_sweep(tmp_path: Path, model_folder: Path) -> None:
     processes = [
         forks.start(tmp_path, [*COMMAND, "--out", f"{name}.svg", "--json", model_folder])

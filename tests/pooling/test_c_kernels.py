@@ -272,6 +272,7 @@ class TestStandAside:
         with torch.no_grad(), FlopCounterMode(display=False):
             self.model(self.batch)
 
+    @pytest.mark.long
     def test_a_compiler_sees_them(self) -> None:
         with torch.no_grad():
             torch.compile(self.model, backend="eager", fullgraph=True)(self.batch)

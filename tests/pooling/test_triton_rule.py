@@ -304,6 +304,7 @@ class TestInGraphs:
         ]
         torch.testing.assert_close(*variants)
 
+    @pytest.mark.long
     @needs_triton
     @pytest.mark.usefixtures("on_cpu")
     @pytest.mark.parametrize("method", ["ward", "tome"])
@@ -325,6 +326,7 @@ class TestInGraphs:
             patch.setattr(triton, "AVAILABLE", False)
             torch.testing.assert_close(logits, model(batch))
 
+    @pytest.mark.long
     @needs_triton
     @pytest.mark.usefixtures("on_cpu")
     def test_a_compiled_model_learns(self) -> None:

@@ -110,6 +110,7 @@ def test_a_search_has_to_beat_the_default_schedule_by_more_than_noise(
     assert result.verdict.startswith("better than the default schedule at 0.")
 
 
+@pytest.mark.long
 def test_the_last_block_is_free_only_where_asked_and_exact(
     model: nn.Module, digits: data.ImageData
 ) -> None:

@@ -223,6 +223,7 @@ def test_a_tracer_of_torch_fx_is_told_what_to_do() -> None:
         torch.fx.symbolic_trace(model, concrete_args={"attn_mask": None, "is_causal": False})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", some_of(["avg"], ["token", "avg"]))
 def test_compiled_without_a_break(kind: str) -> None:
     model = pool(tiny_vit(global_pool=kind, depth=2), [50, 30], metric="keys")

@@ -71,6 +71,7 @@ def test_without_fused_attention_it_is_a_mask() -> None:
         torch.testing.assert_close(own(batch), expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.long
 def test_a_compiled_model_is_one_graph() -> None:
     model, batch = pooled(tiny_vit(), "channel"), images(2)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -193,6 +193,7 @@ def test_unpool_after_training_keeps_the_trained_weights() -> None:
     assert all(torch.equal(model.state_dict()[name], value) for name, value in trained.items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", some_of(["ward"], ["k-medoids", "k-means", "ward"]))
 def test_export(method: str) -> None:
     model = pool(tiny_vit(global_pool="avg"), SCHEDULE, method)

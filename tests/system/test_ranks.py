@@ -205,6 +205,7 @@ def wait_for_nobody(folder: Path, seconds: float) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.long
 def test_a_wait_for_others_has_an_end(tmp_path: Path) -> None:
     process = wait_for_nobody(tmp_path, seconds=1)
     _, err = process.communicate(timeout=120)
@@ -213,6 +214,7 @@ def test_a_wait_for_others_has_an_end(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_wait_for_others(tmp_path: Path, number: signal.Signals) -> None:
     process = wait_for_nobody(tmp_path, seconds=100)

@@ -131,8 +131,9 @@ def bench_runtimes(
 ) -> list[RuntimeResult]:
     """Measure one method and schedule in each runtime on the CPU, on random images.
 
-    The base and the pooled model of all runtimes take turns, one forward each. `model` is left as
-    it was.
+    In each runtime the base and the pooled model take turns, one forward each. Runtimes come one
+    after the other, as the threads of one go on spinning for a while after a forward, and would
+    take the cores from the next. `model` is left as it was.
 
     Args:
         runtimes: names in `RUNTIMES`, of which nothing may be missing.
@@ -167,10 +168,10 @@ def bench_runtimes(
                 calls.append(prepare(name, version, images, threads, place))
                 took.append(time.perf_counter() - began)
                 on_step()
-        whole = BenchOptions(options.batch_size, "cpu", seconds=options.seconds * len(runtimes))
-        with timing_setup(whole):
+        with timing_setup(options):
             apart = _differences(calls, (base, pooled), images)
-            seconds = interleaved(calls, images, whole)
+            pairs = [calls[i : i + 2] for i in range(0, len(calls), 2)]
+            timed = [interleaved(pair, images, options) for pair in pairs]
     return [
         RuntimeResult(
             runtime=name,
@@ -178,15 +179,15 @@ def bench_runtimes(
             schedule=spec.schedule.name,
             batch_size=options.batch_size,
             threads=threads,
-            pooled=timing(seconds[:, 2 * i + 1], options.batch_size),
-            base=timing(seconds[:, 2 * i], options.batch_size),
-            speedup=float(np.median(seconds[:, 2 * i] / seconds[:, 2 * i + 1])),
+            pooled=timing(seconds[:, 1], options.batch_size),
+            base=timing(seconds[:, 0], options.batch_size),
+            speedup=float(np.median(seconds[:, 0] / seconds[:, 1])),
             max_difference=apart[2 * i + 1],
             base_max_difference=apart[2 * i],
             prepared_in=took[2 * i + 1],
             rounds=len(seconds),
         )
-        for i, name in enumerate(runtimes)
+        for i, (name, seconds) in enumerate(zip(runtimes, timed, strict=True))
     ]
 
 

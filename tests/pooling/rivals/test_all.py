@@ -35,6 +35,7 @@ def test_exactly_k_tokens_the_same_every_time(name: str) -> None:
         torch.testing.assert_close(model(x[1:2]), first[1:2])  # alone as in a batch
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_flops_are_counted_and_gradients_flow(name: str) -> None:
     model = pool(tiny_vit(depth=2), "tokens:36,16", name)
