@@ -118,7 +118,7 @@ def test_scores_cost_a_second_product_of_queries_and_keys() -> None:
     assert by_score.total - by_size.total == 65**2 * C
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", some_of(["class token", "map, no class token"], VARIANTS))
 def test_every_cut_adds_up(variant: str) -> None:
     check_cuts(pool(tiny_vit(**VARIANTS[variant], depth=2), [32, 16], "k-medoids"))
 

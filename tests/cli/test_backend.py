@@ -22,6 +22,7 @@ def test_the_variable_is_ignored_by_every_command(
     assert "MPLBACKEND" not in os.environ
 
 
+@pytest.mark.long
 def test_a_figure_is_drawn(tmp_path: Path, pooled_folder: Path, photos: Path) -> None:
     """In a process of its own: matplotlib reads the variable once, on import."""
     command = [sys.executable, "-m", "tpcli", "show", str(pooled_folder), str(photos / "0.png")]

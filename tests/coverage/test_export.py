@@ -303,6 +303,7 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         export_model(pooled("deit", "ward"), tmp_path / "m.onnx")
 
 
+@pytest.mark.long
 def test_the_command(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "m.pt2"
     small = "img_size=48 patch_size=8 embed_dim=48 num_heads=2 depth=1".split()

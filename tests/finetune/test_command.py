@@ -82,6 +82,7 @@ def test_scores_of_a_tuned_model_say_what_it_was_made_on(
     assert "weights were chosen on" in (tmp_path / "x.md").read_text()
 
 
+@pytest.mark.long
 def test_training_that_does_harm_leaves_the_model_as_it_was(run: Run, tmp_path: Path) -> None:
     result = run(
         tmp_path / "out", model=Path("demo"), schedule="r:2", epochs=1, lr=0.3, ema_decay=0.0

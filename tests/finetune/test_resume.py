@@ -88,7 +88,9 @@ def copied(straight: Path, tmp_path: Path) -> Path:
     return shutil.copytree(straight, tmp_path / "copied")
 
 
-@pytest.mark.parametrize("step", [1, 4, 6])
+@pytest.mark.parametrize(
+    "step", [4, *(pytest.param(step, marks=pytest.mark.long) for step in (1, 6))]
+)
 def test_sigterm_and_resume_end_with_the_same_weights(
     run: Run, straight: Path, tmp_path: Path, step: int
 ) -> None:

@@ -91,6 +91,7 @@ def runs(demo: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(stopped, resumed, found)
 
 
+@pytest.mark.long
 def test_a_budget_is_met_with_the_least_loss(demo: LoadedModel, runs: Runs) -> None:
     found = runs.found
     assert found.met

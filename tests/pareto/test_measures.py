@@ -15,6 +15,7 @@ from tests.helpers.points import COUNT, point
 from tpcli.pareto import Point, compare, headline
 
 
+@pytest.mark.long
 def test_a_report_on_similarity(run: Run, headless: Path, photos: Path, tmp_path: Path) -> None:
     line = (
         "pareto",

@@ -102,6 +102,7 @@ def test_points_keep_their_budget_and_count_pooling(source: ModelSource, tmp_pat
     assert {h.curve for h in result.headlines} == {"k-means", "ward"}
 
 
+@pytest.mark.long
 def test_each_family_is_a_curve_of_its_own(source: ModelSource, tmp_path: Path) -> None:
     """No family is chosen by the scores that are reported."""
     both = replace(options(0.5, 0.4, methods=("ward",)), families=("default", "constant"))

@@ -50,7 +50,7 @@ def test_budgets_are_met_by_every_method(method: str) -> None:
         assert count_flops(model).total == round(ratio * solver.cost.base_flops)
 
 
-@pytest.mark.parametrize("variant", some_of(["class token", "map, no class token"], VARIANTS))
+@pytest.mark.parametrize("variant", some_of(["class token"], VARIANTS))
 def test_budgets_are_met_by_every_kind_of_block(variant: str) -> None:
     solver = BudgetSolver(tiny_vit(**VARIANTS[variant]), pooling_options("ward"))
     assert 0.488 < solver.cost.exact(solver.solve(0.5)) <= 0.5

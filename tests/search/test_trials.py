@@ -21,6 +21,7 @@ def cost() -> CostModel:
     return CostModel(tiny_vit(), pooling_options("ward", position="attention"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "method", some_of(["ward", "tome"], ["ward", "k-medoids", "tome", "top-k", "grid"])
 )

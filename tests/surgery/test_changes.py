@@ -37,7 +37,9 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
 }
 DIRECTIONS = [
-    (family, *direction)
+    pytest.param(
+        family, *direction, marks=[pytest.mark.long] if direction[0] == direction[1] else []
+    )
     for family, (_, kinds) in FAMILIES.items()
     for direction in product(kinds, repeat=2)
 ]

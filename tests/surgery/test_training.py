@@ -55,6 +55,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(
     assert_same(plain, gradients(model, images(2)))
 
 
+@pytest.mark.long
 @kinds
 @options
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -334,7 +334,7 @@ def test_devices_and_pipes_are_refused(tmp_path: Path, kind: Kind | None) -> Non
 def test_a_mark_in_metadata_is_found(tmp_path: Path, suffix: str) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 12))
+    figure = Figure(figsize=(6, 6))
     figure.subplots().imshow(np.random.default_rng(0).random((900, 900)))
     field = "Software" if suffix == ".png" else "Creator"
     for name, metadata in (("ours", {field: MARK}), ("theirs", {})):
