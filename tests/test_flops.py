@@ -123,6 +123,7 @@ def test_every_cut_adds_up(variant: str) -> None:
     check_cuts(pool(tiny_vit(**VARIANTS[variant], depth=2), [32, 16], "k-medoids"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", [method.name for method in methods()])
 def test_every_cut_of_every_method_adds_up(method: str) -> None:
     check_cuts(pool(tiny_vit(depth=2), [32, 16], method))

@@ -26,6 +26,7 @@ def model() -> nn.Module:
     return tiny_vit()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("position", ["block", "attention"])
 @pytest.mark.parametrize("stepped", [False, True], ids=["smooth", "in steps"])
 def test_forecasts_are_those_of_the_machine(model: nn.Module, position: str, stepped: bool) -> None:

@@ -132,6 +132,7 @@ def test_apply_chooses_a_name_and_does_not_overwrite(
     assert sorted(os.listdir(tmp_path)) == ["mine-pooled"]
 
 
+@pytest.mark.long
 def test_options_replace_those_of_a_pooled_folder_one_by_one(run: Run, pooled_folder: Path) -> None:
     own = run("flops", pooled_folder, "--json").document
     assert own["tokens"] == [54, 44, 34, 24]

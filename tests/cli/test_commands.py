@@ -33,6 +33,7 @@ def schedule_file(tmp_path: Path) -> Path:
 # --- names
 
 
+@pytest.mark.long
 def test_models_of_one_name_are_told_apart(run: Run, tmp_path: Path, images: Path) -> None:
     for parent, depth in (("a", 4), ("b", 2)):
         save(tiny_vit(depth=depth), tmp_path / parent / "mine")
@@ -114,6 +115,7 @@ def test_the_command_that_is_proposed_works(run: Run, tmp_path: Path) -> None:
     assert run("eval", "my pooled", "--data", "demo", "--limit", 40, "--workers", 0).code == 0
 
 
+@pytest.mark.long
 def test_a_report_replaces_a_report(run: Run, tmp_path: Path) -> None:
     more = ("--limit", 40, "--method", "ward", "--schedule", "r:4", *SWEEP)
     for _ in range(2):

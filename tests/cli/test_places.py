@@ -52,6 +52,7 @@ def test_paths_of_settings_and_schedules(run: Run, home: Path) -> None:
     assert "home/none" in run("finetune", "--config", "r.toml").err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "environment",
     [

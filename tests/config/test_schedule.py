@@ -214,6 +214,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         parse(str(tmp_path / "none.json"), N, DEPTH)
 
 
+@pytest.mark.long
 def test_solver_comes_closest_without_exceeding() -> None:
     """The next weaker cut costs more than the budget, by the count itself."""
     options = pooling_options("k-means", position="attention")

@@ -52,6 +52,7 @@ WRAPPINGS: dict[str, Wrap] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [DEIT, EVA])
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 def test_wrappings_of_training_scripts(tmp_path: Path, name: str, wrapping: str) -> None:

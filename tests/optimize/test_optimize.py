@@ -110,6 +110,7 @@ def test_a_budget_is_met_with_the_least_loss(demo: LoadedModel, runs: Runs) -> N
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_resumes(runs: Runs) -> None:
     assert runs.stopped.raced
     assert not runs.resumed.raced

@@ -87,6 +87,7 @@ def test_early_leaving_makes_no_choice_worse(max_drop: float) -> None:
     assert same >= 36
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("risk", "most"), [("upper", 0.05), ("mean", 0.5)])
 def test_promises_are_kept_on_held_out_images(risk: str, most: float) -> None:
     """Worst case: the drop rises so slowly that many candidates lie near the limit."""

@@ -197,6 +197,7 @@ def test_a_lock_of_another_user_keeps_nobody_out(
         assert mine
 
 
+@pytest.mark.long
 def test_a_cache_that_cannot_be_written_serves_what_it_has(
     source: ModelSource,
     tmp_path: Path,

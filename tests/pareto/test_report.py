@@ -232,6 +232,7 @@ def test_titles_are_no_formulas(draw: Callable[..., Figure]) -> None:
     assert not figure.axes[0].title.get_usetex()
 
 
+@pytest.mark.long
 def test_the_file_that_says_whose_a_report_is_comes_first(
     result: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -230,12 +230,13 @@ class StopInFourth:
         sys.modules[sweep.__module__].measure = measure_or_stop  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("sent", "code", "told"),
     [
         (signal.SIGKILL, -signal.SIGKILL, ""),
-        pytest.param(signal.SIGINT, 130, "interrupted\n", marks=pytest.mark.long),
-        pytest.param(signal.SIGTERM, 130, "interrupted by SIGTERM\n", marks=pytest.mark.long),
+        (signal.SIGINT, 130, "interrupted\n"),
+        (signal.SIGTERM, 130, "interrupted by SIGTERM\n"),
     ],
 )
 def test_stopped_sweep_goes_on_where_it_was(

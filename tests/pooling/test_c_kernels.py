@@ -265,6 +265,7 @@ class TestStandAside:
         with torch.no_grad():
             torch.jit.trace(self.model, self.batch, check_trace=False)
 
+    @pytest.mark.long
     def test_an_export_sees_them(self) -> None:
         torch.export.export(self.model, (self.batch,))
 

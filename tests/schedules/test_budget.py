@@ -64,6 +64,7 @@ def test_a_real_model_meets_a_budget_within_half_a_percent() -> None:
     assert 0.995 * 0.58 < solver.cost.exact(solver.solve(0.58)) <= 0.58
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "share"), BEFORE)
 def test_constant_removal_is_what_budgets_were_before(method: str, share: float) -> None:
     solver = BudgetSolver(tiny_vit(), pooling_options(method))

@@ -57,6 +57,7 @@ def digits() -> data.ImageData:
     return data.create("demo", CONFIG, split="train", limit=12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("by", "method"), CASES)
 def test_a_family_of_nested_schedules_within_their_budgets(
     model: nn.Module, digits: data.ImageData, by: str, method: str

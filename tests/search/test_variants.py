@@ -58,6 +58,7 @@ def digits() -> data.ImageData:
     return data.create("demo", config, split="train", limit=8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("luck", [0.0, 1.0])
 def test_fewer_places_are_taken_where_they_are_surely_better(
     digits: data.ImageData, monkeypatch: pytest.MonkeyPatch, luck: float

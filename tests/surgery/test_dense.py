@@ -160,6 +160,7 @@ def test_autocast() -> None:
     assert torch.cosine_similarity(half.float(), full).mean() > 0.9
 
 
+@pytest.mark.long
 def test_compiled_without_a_break() -> None:
     model = tpcli.pool(tiny_vit(depth=1), [30], "random")
 

@@ -215,6 +215,7 @@ def test_a_wrapper_around_ours_outlives_the_pooling() -> None:
     assert calls == [1, 1, 1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, {"metric": "keys", "metric_dim": 8}])
 def test_offloaded_weights(options: dict[str, Any]) -> None:
     whole = pool(tiny_vit(), SCHEDULE, **options)

@@ -35,6 +35,7 @@ def two_processes(folder: Path, *arguments: object) -> tuple[Outcome, Outcome]:
     return first, second
 
 
+@pytest.mark.long
 def test_an_evaluation_of_two_is_that_of_one_to_the_image(run: Run, tmp_path: Path) -> None:
     asked = ("eval", "--limit", 41, "--workers", 0, "--batch-size", 8, "--device", "cpu", "--json")
     first, second = two_processes(tmp_path / "two", *asked)
