@@ -213,6 +213,31 @@ def test_folders_of_torchvision_keep_sixteen_bits(tmp_path: Path) -> None:
     assert again.fingerprint != found.fingerprint
 
 
+@pytest.mark.parametrize("targets", [["a.xml", "b.xml"], np.arange(2), torch.arange(2)])
+def test_targets_of_any_kind_have_a_fingerprint(
+    monkeypatch: pytest.MonkeyPatch, targets: Any
+) -> None:
+    found = SimpleNamespace(targets=targets, transform=None, classes=["a", "b"])
+    monkeypatch.setattr("tpcli.data.named.create_dataset", lambda *a, **k: Found(found))
+    first = create("torch/some", CONFIG).fingerprint
+    assert create("torch/some", CONFIG).fingerprint == first
+    found.targets = targets[::-1] if isinstance(targets, list) else 1 - targets
+    assert create("torch/some", CONFIG).fingerprint != first
+
+
+class Found:
+    """A data set of torchvision's of two images."""
+
+    def __init__(self, attributes: SimpleNamespace) -> None:
+        vars(self).update(vars(attributes))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return picture(index), index
+
+
 def shard(path: Path, samples: Mapping[str, Mapping[str, bytes]]) -> Path:
     with tarfile.open(path, "w") as tar:
         for key, parts in samples.items():

@@ -107,13 +107,20 @@ def _origin(found: Any) -> tuple[Any, ...]:
     table, builder = getattr(reader, "dataset", None), getattr(reader, "builder", None)
     shards = getattr(getattr(reader, "split_info", None), "filenames", ())
     files = [Path(getattr(reader, "root", None) or "") / name for name in shards]
-    files += [Path(file) for file, _ in getattr(found, "samples", ())]
+    if _is_folder(found):
+        files += [Path(file) for file, _ in found.samples]
+    targets: Any = getattr(found, "targets", None)
     return (
         getattr(table, "_fingerprint", None),
         getattr(getattr(builder, "info", None), "full_name", None),
-        [int(label) for label in getattr(found, "targets", ())],
+        targets.tolist() if hasattr(targets, "tolist") else targets,
         [f"{file} {size_and_time(file)}" for file in files],
     )
+
+
+def _is_folder(found: Any) -> bool:
+    """Whether it is torchvision's data set of class folders, or one that is made from it."""
+    return hasattr(found, "loader") and hasattr(found, "samples")
 
 
 def spec_kind(spec: str) -> str:
@@ -153,7 +160,7 @@ class _Labels:
     ) -> None:
         found.transform = None
         found.input_img_mode = None  # converted by `prepared`
-        if hasattr(found, "loader"):
+        if _is_folder(found):
             found.loader = partial(open, mode="rb")  # torchvision's own cuts 16 bits off
         self.found = found
         self.reader: Any = getattr(found, "reader", None)
