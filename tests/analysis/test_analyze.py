@@ -76,6 +76,7 @@ def test_a_pooled_model_is_measured_without_and_comes_back_pooled() -> None:
     assert "forward" not in vars(plain.blocks[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block_fn", SIDE_BY_SIDE)
 def test_side_by_side_there_is_no_place_between(block_fn: str) -> None:
     model = tiny_vit(block_fn=block_fn, depth=2)
@@ -136,6 +137,7 @@ def test_the_command_bare(run: Run) -> None:
     assert "written: a.svg" in again.out
 
 
+@pytest.mark.long
 def test_images_without_labels_and_broken_ones(run: Run, model_folder: Path) -> None:
     Path("c/one").mkdir(parents=True)
     for i in range(3):

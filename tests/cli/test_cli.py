@@ -150,6 +150,7 @@ def test_options_replace_those_of_a_pooled_folder_one_by_one(run: Run, pooled_fo
     assert none["ratio"] == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["flops", "eval", "apply"])
 def test_bare_commands_run_on_the_demo(run: Run, command: str, tmp_path: Path) -> None:
     few = ("--limit", "20", "--workers", "0") if command == "eval" else ()

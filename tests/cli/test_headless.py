@@ -113,6 +113,7 @@ def test_labels_mean_nothing_to_a_run_without_a_head(
     assert (found.code, json.loads(found.out)["measure"]) == (0, "similarity"), found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("classes", "measure"), [(0, "similarity"), (10, "agreement")])
 def test_a_run_without_labels(
     run: Run, photos: Path, tmp_path: Path, classes: int, measure: str
@@ -134,6 +135,7 @@ def test_a_run_without_labels(
     assert json.loads(found.out)["measure"] == measure
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -94,13 +94,13 @@ def test_a_folder_of_other_origin_is_kept(
     ("line", "again"),
     [
         ("bench MODEL --seconds 0 --schedule r:4 --out plot.svg", ""),
-        ("schedule MODEL --data DATA --trials 1 --images 4 --out plot.json", "--force"),
         ("apply MODEL --out plot", "--force"),
         *(
             pytest.param(line, again, marks=pytest.mark.long)
             for line, again in (
                 (f"{SWEEP} {RUN} --out plot.png", ""),
                 ("show MODEL images/class_0/0.png --out plot.pdf", ""),
+                ("schedule MODEL --data DATA --trials 1 --images 4 --out plot.json", "--force"),
                 (f"analyze MODEL --data DATA {RUN} --out plot.png", ""),
                 ("export MODEL --out plot.pt2 --format torch-export", "--force"),
                 ("export MODEL --out plot.onnx", "--force"),

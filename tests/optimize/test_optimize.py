@@ -189,6 +189,7 @@ def test_too_few_images_are_refused(
         run_demo(demo, targets, limit)
 
 
+@pytest.mark.long
 def test_the_training_split_is_used_where_half_is_too_small(
     demo: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +237,7 @@ def test_the_command_writes_a_model_that_says_how_it_was_made(run: Run, tmp_path
     assert (refused.code, "exists already" in refused.err) == (2, True)
 
 
+@pytest.mark.long
 def test_nothing_is_saved_where_an_aim_is_missed(run: Run, tmp_path: Path) -> None:
     line = ("optimize", "--max-drop", 0, "--risk", "mean", "--budget", 0.15, *LINE[3:])
     said = run(*line)

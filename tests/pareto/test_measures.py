@@ -113,6 +113,7 @@ def test_points_of_numbers_come_back_from_their_file() -> None:
         Point.from_file({**document, "score": 50.0})
 
 
+@pytest.mark.long
 def test_fine_tuning_without_a_head(run: Run, headless: Path, tmp_path: Path) -> None:
     """The model without pooling is what it would learn from, so it stays as it is."""
     for split, count in (("train", 16), ("val", 6)):

@@ -23,6 +23,7 @@ def images(tmp_path: Path) -> Path:
     return class_folders(tmp_path / "my images", per_class=1)
 
 
+@pytest.mark.long
 def test_commands_make_the_points_and_times_stand_beside_gflops(
     run: Run, tmp_path: Path, model_folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

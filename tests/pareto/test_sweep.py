@@ -91,6 +91,7 @@ def test_points_are_measured_once_and_come_in_order(source: ModelSource, tmp_pat
     assert pooling_spec(source.loaded.model) is None
 
 
+@pytest.mark.long
 def test_points_keep_their_budget_and_count_pooling(source: ModelSource, tmp_path: Path) -> None:
     result = sweep([source], options(0.6, methods=("k-means", "ward")), tmp_path)
     base = result.points[0]

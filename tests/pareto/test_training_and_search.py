@@ -35,6 +35,7 @@ def source(model_folder: Path) -> ModelSource:
     )
 
 
+@pytest.mark.long
 def test_every_point_is_trained_once(source: ModelSource, tmp_path: Path) -> None:
     options = SweepOptions(
         [pooling_options("ward")], [0.4], recipe=RECIPE, run=RunOptions(device="cpu")

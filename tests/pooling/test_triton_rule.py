@@ -146,6 +146,7 @@ class TestStandAside:
         with torch.no_grad():
             torch.jit.trace(self.model, self.batch, check_trace=False)
 
+    @pytest.mark.long
     def test_an_export_sees_them(self) -> None:
         program = torch.export.export(self.model, (self.batch,))
         assert "tpcli" not in program.graph_module.code

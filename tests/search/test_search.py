@@ -87,6 +87,7 @@ def test_it_does_no_more_damage_than_the_default_on_images_that_it_has_not_seen(
     assert damage.of(found) < 1.05 * damage.of(solve_budget(model, pooling, 0.35))
 
 
+@pytest.mark.long
 def test_a_search_has_to_beat_the_default_schedule_by_more_than_noise(
     model: nn.Module, digits: data.ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +139,7 @@ def test_damage_is_nothing_without_pooling_and_grows(
         assert all(map(math.isfinite, values))
 
 
+@pytest.mark.long
 def test_a_stopped_search_goes_on_where_it_was(
     model: nn.Module, digits: data.ImageData, tmp_path: Path
 ) -> None:
