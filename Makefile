@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto
 
-test-long: $(VENV)/installed-dev # every architecture, export and budget; interpreter, machine code, two ranks
+test-long: $(VENV)/installed-dev # every architecture, export and budget; interpreter, machine code, ranks, long commands
 	$(BIN)/python -m pytest -n auto --dist load -m 'long and not slow and not third_party and not gpu'
 
 plain: # the wheel without extras in a fresh environment: every command, bare
