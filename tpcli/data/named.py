@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -152,7 +153,7 @@ def class_index(label: Any) -> int | None:
     return max(int(label), NO_LABEL)
 
 
-class _Labels:
+class _Labels(ABC):
     """Base of map-style and streamed data sets: decoding and labels."""
 
     def __init__(
@@ -191,12 +192,13 @@ class _Labels:
             )
         return ""
 
+    @abstractmethod
     def first_label(self) -> Any:
-        raise NotImplementedError
+        """The label of the first image, as it is in the data set."""
 
+    @abstractmethod
     def some(self) -> list[Opener]:
         """Some images, to find their scale."""
-        raise NotImplementedError
 
     def _odd(self, label: Any, position: int) -> str:
         return (
